@@ -1,0 +1,465 @@
+package main
+
+import (
+	"hash/maphash"
+	"io"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/pkg/errors"
+	"github.com/vbatts/tar-split/archive/tar"
+
+	"ostree-image/internal/tarstream"
+)
+
+const (
+	maxPathBytes  = 4095 // PATH_MAX without its NUL: no file system call takes more
+	maxNameBytes  = 255  // NAME_MAX
+	maxLinkFollow = 40   // symbolic links that one path may lead through, as in path_resolution(7)
+)
+
+// errOddLayer says that a layer must be read twice: it names something twice, or puts a file where a link leads.
+var errOddLayer = errors.New("the layer names a path twice, or one below a link")
+
+// layerFilter makes a layer's entries those of a clean stream, which ostree and tar read alike: regular files, directories and links
+// only, every name checked, relative and given once, a hard link to a file that stands before it and is no link
+// itself. It does so as the layer arrives and gives errOddLayer where an entry would change one that is gone by: then
+// planLayer reads the whole layer first.
+type layerFilter struct {
+	perms   permissions
+	out     *tarstream.Writer
+	seed    maphash.Seed
+	seen    map[uint64]tarstream.Kind // by a hash of the name: a layer of 10 million names stays within bounds
+	files   map[string]string         // hard links to what they lead to, where that is a link too
+	links   map[string]tarstream.Entry
+	implied map[string]struct{} // directories that no entry has named yet
+	rooted  bool                // the root has been named
+}
+
+func newLayerFilter(perms permissions, out io.Writer) *layerFilter {
+	return &layerFilter{
+		perms: perms, out: tarstream.NewWriter(out), seed: maphash.MakeSeed(), seen: map[uint64]tarstream.Kind{},
+		files: map[string]string{}, links: map[string]tarstream.Entry{}, implied: map[string]struct{}{},
+	}
+}
+
+// entry takes the next header and returns where its payload is to go, nil for nowhere.
+func (f *layerFilter) entry(hdr *tar.Header) (io.Writer, error) {
+	e, ok, err := cleanEntry(hdr, f.perms)
+	if err != nil || !ok {
+		return nil, err
+	}
+	if e.Name == "" {
+		if f.rooted {
+			return nil, errOddLayer
+		}
+		f.rooted = true
+		return nil, f.out.WriteEntry(e)
+	}
+	if err := f.parents(e.Name); err != nil {
+		return nil, err
+	}
+	key := f.key(e.Name)
+	if _, twice := f.seen[key]; twice {
+		if _, implied := f.implied[e.Name]; !implied || e.Kind != tarstream.Dir {
+			return nil, errOddLayer
+		}
+		delete(f.implied, e.Name)
+	}
+	switch e.Kind {
+	case tarstream.HardLink:
+		if e, err = f.hardLink(e); err != nil {
+			return nil, err
+		}
+	case tarstream.Symlink:
+		f.links[e.Name] = e
+	}
+	f.seen[key] = e.Kind
+	if err := f.out.WriteEntry(e); err != nil {
+		return nil, err
+	}
+	if e.Kind == tarstream.File {
+		return f.out, nil
+	}
+	return nil, nil
+}
+
+// parents notes the directories above name that no entry has named.
+func (f *layerFilter) parents(name string) error {
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		key := f.key(dir)
+		kind, known := f.seen[key]
+		if known && kind == tarstream.Dir {
+			return nil
+		}
+		if known {
+			return errOddLayer
+		}
+		f.seen[key] = tarstream.Dir
+		f.implied[dir] = struct{}{}
+	}
+	return nil
+}
+
+// hardLink leads e to what ostree can link to, which takes no link to a link.
+func (f *layerFilter) hardLink(e tarstream.Entry) (tarstream.Entry, error) {
+	if target, ok := f.files[e.Link]; ok {
+		e.Link = target
+	}
+	kind, known := f.seen[f.key(e.Link)]
+	if !known || kind == tarstream.Dir || e.Link == e.Name {
+		return e, errOddLayer
+	}
+	if kind == tarstream.Symlink { // a second name of a symbolic link: the same link again
+		target := f.links[e.Link]
+		target.Name = e.Name
+		f.links[e.Name] = target
+		return target, nil
+	}
+	f.files[e.Name] = e.Link
+	return e, nil
+}
+
+func (f *layerFilter) key(name string) uint64 { return maphash.String(f.seed, name) }
+
+// finish writes the directories that no entry named, and the end of the stream.
+func (f *layerFilter) finish() error {
+	if err := writeImplied(f.out, f.perms, f.rooted, slices.Sorted(maps.Keys(f.implied))); err != nil {
+		return err
+	}
+	return f.out.Close()
+}
+
+// writeImplied writes what a layer does not name but needs: 0:0 and 0755, whatever made the stream and whoever reads it.
+func writeImplied(out *tarstream.Writer, perms permissions, rooted bool, dirs []string) error {
+	if !rooted {
+		dirs = append([]string{""}, dirs...)
+	}
+	for _, d := range dirs {
+		e := tarstream.Entry{Name: d, Kind: tarstream.Dir, Mode: 0o755}
+		perms.own(&e)
+		if err := out.WriteEntry(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cleanEntry returns what a layer's header becomes in a clean stream. ok is false for what OSTree cannot hold (devices, fifos and
+// sockets) and for headers that are no entries. An error names the entry and says what is wrong with it.
+func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool, err error) {
+	switch hdr.Typeflag {
+	case tar.TypeXGlobalHeader, 'V': // no entry; a GNU volume label
+		return e, false, nil
+	case 'M': // the rest of a file that another volume began (GNU tar)
+		return e, false, errors.Errorf("%q continues a file of another archive", hdr.Name)
+	case tar.TypeDir, 'D': // 'D' is a directory with a list of its files (GNU tar, --incremental)
+		e.Kind = tarstream.Dir
+	case tar.TypeSymlink:
+		e.Kind = tarstream.Symlink
+	case tar.TypeLink:
+		e.Kind = tarstream.HardLink
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		_, err := cleanName(hdr.Name)
+		return e, false, err
+	default: // tar extracts what it does not know as a regular file
+		e.Kind = tarstream.File
+		if strings.HasSuffix(hdr.Name, "/") {
+			e.Kind = tarstream.Dir
+		}
+	}
+	if e.Name, err = cleanName(hdr.Name); err != nil {
+		return e, false, err
+	}
+	if e.Name == "" && e.Kind != tarstream.Dir {
+		return e, false, errors.Errorf("%q is the layer's root, which must be a directory", hdr.Name)
+	}
+	if hdr.Uid < 0 || int64(hdr.Uid) >= 1<<32-1 || hdr.Gid < 0 || int64(hdr.Gid) >= 1<<32-1 {
+		return e, false, errors.Errorf("%q belongs to %d:%d, which no user or group can be", hdr.Name, hdr.Uid, hdr.Gid)
+	}
+	e.UID, e.GID, e.Mode = uint32(hdr.Uid), uint32(hdr.Gid), uint32(hdr.Mode&0o7777)
+	switch e.Kind {
+	case tarstream.File:
+		e.Size = hdr.Size
+	case tarstream.Symlink:
+		e.Mode = 0o777
+		e.Link = hdr.Linkname
+		if err := checkTarget(hdr.Name, e.Link); err != nil {
+			return e, false, err
+		}
+	case tarstream.HardLink:
+		if e.Link, err = cleanName(hdr.Linkname); err != nil {
+			return e, false, errors.WithMessagef(err, "the hard link %q", hdr.Name)
+		}
+	}
+	if e.Kind == tarstream.File || e.Kind == tarstream.Dir {
+		e.Xattrs = perms.xattrs(hdr.Xattrs)
+	}
+	perms.own(&e)
+	return e, true, nil
+}
+
+// cleanName returns name without what leads nowhere ("/", "./", "//"), or an error for one that no archiver extracts.
+// The root of the layer is "".
+func cleanName(name string) (string, error) {
+	if !utf8.ValidString(name) {
+		return "", errors.Errorf("the file name %q is not UTF-8, and OSTree holds no other", name)
+	}
+	if name == "" {
+		return "", errors.New("a file has no name")
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if part == ".." {
+			return "", errors.Errorf("the file name %q leads out of the layer with \"..\"", name)
+		}
+		if len(part) > maxNameBytes {
+			return "", errors.Errorf("the file name %.80q… has a part of %d bytes, and %d is the most", name, len(part), maxNameBytes)
+		}
+	}
+	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
+	if len(clean) > maxPathBytes {
+		return "", errors.Errorf("the file name %.80q… has %d bytes, and %d is the most", name, len(clean), maxPathBytes)
+	}
+	if strings.ContainsRune(clean, 0) {
+		return "", errors.Errorf("the file name %q holds a NUL", name)
+	}
+	return clean, nil
+}
+
+func checkTarget(name, target string) error {
+	switch {
+	case target == "":
+		return errors.Errorf("the symbolic link %q has no target", name)
+	case len(target) > maxPathBytes:
+		return errors.Errorf("the target of the symbolic link %q has %d bytes, and %d is the most", name, len(target), maxPathBytes)
+	case !isText(target):
+		return errors.Errorf("the target %q of the symbolic link %q is not UTF-8, and OSTree holds no other", target, name)
+	}
+	return nil
+}
+
+// layerPlan is what an odd layer comes to once all of it is known: for each of its entries that is still there in the
+// end, the names that it has then.
+type layerPlan struct {
+	perms   permissions
+	root    *planNode
+	index   int
+	rooted  bool
+	emit    map[int][]tarstream.Entry // by the entry's place in the layer: first the thing itself, then hard links to it
+	dangles []string                  // hard links to what the layer does not hold
+}
+
+type planNode struct {
+	kind     tarstream.Kind
+	children map[string]*planNode // of a directory
+	inode    *planInode           // nil for a directory that no entry named
+}
+
+// planInode is a file, a symbolic link, or what a directory's entry says.
+type planInode struct {
+	index int
+	entry tarstream.Entry
+}
+
+func newLayerPlan(perms permissions) *layerPlan {
+	return &layerPlan{perms: perms, root: newPlanDir(), emit: map[int][]tarstream.Entry{}}
+}
+
+func newPlanDir() *planNode {
+	return &planNode{kind: tarstream.Dir, children: map[string]*planNode{}}
+}
+
+// add takes the next header of the layer.
+func (p *layerPlan) add(hdr *tar.Header) error {
+	index := p.index
+	p.index++
+	e, ok, err := cleanEntry(hdr, p.perms)
+	if err != nil || !ok {
+		return err
+	}
+	inode := &planInode{index, e}
+	if e.Name == "" {
+		p.root.inode = inode
+		return nil
+	}
+	dir, base, err := p.parent(e.Name)
+	if err != nil {
+		return err
+	}
+	switch e.Kind {
+	case tarstream.Dir:
+		if old := dir.children[base]; old == nil || old.kind != tarstream.Dir {
+			dir.children[base] = newPlanDir()
+		}
+		dir.children[base].inode = inode
+	case tarstream.HardLink:
+		target, err := p.lookup(e.Link)
+		if err != nil {
+			return errors.WithMessagef(err, "the hard link %q", hdr.Name)
+		}
+		switch {
+		case target == nil: // in a layer below: an empty file keeps its place
+			p.dangles = append(p.dangles, e.Name)
+			inode.entry.Kind, inode.entry.Link = tarstream.File, ""
+			dir.children[base] = &planNode{kind: tarstream.File, inode: inode}
+		case target.kind == tarstream.Dir:
+			return errors.Errorf("the hard link %q leads to the directory %q", hdr.Name, e.Link)
+		default:
+			dir.children[base] = &planNode{kind: target.kind, inode: target.inode}
+		}
+	default:
+		dir.children[base] = &planNode{kind: e.Kind, inode: inode}
+	}
+	return nil
+}
+
+// parent returns the directory that name lies in. Symbolic links of the same layer lead on, from the layer's root at the most; what
+// is missing becomes a directory that nothing names.
+func (p *layerPlan) parent(name string) (*planNode, string, error) {
+	dir, base := path.Split(name)
+	node, err := p.walk(strings.TrimSuffix(dir, "/"), true)
+	if err != nil {
+		return nil, "", errors.WithMessagef(err, "placing %q", name)
+	}
+	return node, base, nil
+}
+
+// lookup returns what stands at name, nil for nothing. A symbolic link at its end is not followed.
+func (p *layerPlan) lookup(name string) (*planNode, error) {
+	dir, base := path.Split(name)
+	node, err := p.walk(strings.TrimSuffix(dir, "/"), false)
+	if err != nil || node == nil {
+		return nil, err
+	}
+	return node.children[base], nil
+}
+
+// walk returns the directory at dir. Without create it is nil where something is missing.
+func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
+	chain := []*planNode{p.root}
+	todo := strings.Split(dir, "/")
+	for follows := 0; len(todo) > 0; {
+		part := todo[0]
+		todo = todo[1:]
+		here := chain[len(chain)-1]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			chain = chain[:max(1, len(chain)-1)]
+			continue
+		}
+		next := here.children[part]
+		switch {
+		case next == nil && !create:
+			return nil, nil
+		case next == nil:
+			next = newPlanDir()
+			here.children[part] = next
+			chain = append(chain, next)
+		case next.kind == tarstream.Dir:
+			chain = append(chain, next)
+		case next.kind == tarstream.Symlink:
+			if follows++; follows > maxLinkFollow {
+				return nil, errors.Errorf("%q leads through more than %d symbolic links", dir, maxLinkFollow)
+			}
+			target := next.inode.entry.Link
+			if strings.HasPrefix(target, "/") {
+				chain = chain[:1]
+			}
+			todo = append(strings.Split(target, "/"), todo...)
+		default:
+			return nil, errors.Errorf("%q lies below a file", dir)
+		}
+	}
+	return chain[len(chain)-1], nil
+}
+
+// finish settles which entry has which names.
+func (p *layerPlan) finish() (implied []string) {
+	p.rooted = p.root.inode != nil
+	first := map[*planInode]string{}
+	var visit func(name string, n *planNode)
+	visit = func(name string, n *planNode) {
+		if n.inode == nil {
+			if name != "" {
+				implied = append(implied, name)
+			}
+		} else {
+			e := n.inode.entry
+			e.Name = name
+			if target, linked := first[n.inode]; linked && n.kind == tarstream.File {
+				e = tarstream.Entry{Name: name, Kind: tarstream.HardLink, Link: target, Mode: e.Mode, UID: e.UID, GID: e.GID}
+			} else {
+				first[n.inode] = name
+			}
+			p.emit[n.inode.index] = append(p.emit[n.inode.index], e)
+		}
+		for _, base := range slices.Sorted(maps.Keys(n.children)) {
+			visit(path.Join(name, base), n.children[base])
+		}
+	}
+	visit("", p.root)
+	return implied
+}
+
+// planFilter writes the clean stream of a layer that has a plan.
+type planFilter struct {
+	plan    *layerPlan
+	implied []string
+	out     *tarstream.Writer
+	index   int
+}
+
+func newPlanFilter(plan *layerPlan, out io.Writer) *planFilter {
+	return &planFilter{plan: plan, implied: plan.finish(), out: tarstream.NewWriter(out)}
+}
+
+func (f *planFilter) entry(*tar.Header) (io.Writer, error) {
+	entries := f.plan.emit[f.index]
+	f.index++
+	if len(entries) == 0 {
+		return nil, nil
+	}
+	if err := f.out.WriteEntry(entries[0]); err != nil {
+		return nil, err
+	}
+	if entries[0].Kind == tarstream.File && entries[0].Size > 0 {
+		return &payloadThenLinks{f.out, entries[0].Size, entries[1:]}, nil
+	}
+	return nil, writeEntries(f.out, entries[1:])
+}
+
+func (f *planFilter) finish() error {
+	if err := writeImplied(f.out, f.plan.perms, f.plan.rooted, f.implied); err != nil {
+		return err
+	}
+	return f.out.Close()
+}
+
+// payloadThenLinks passes a file's payload on and then writes its hard links.
+type payloadThenLinks struct {
+	out     *tarstream.Writer
+	missing int64
+	links   []tarstream.Entry
+}
+
+func (p *payloadThenLinks) Write(b []byte) (int, error) {
+	n, err := p.out.Write(b)
+	if p.missing -= int64(n); p.missing == 0 && err == nil {
+		err = writeEntries(p.out, p.links)
+	}
+	return n, err
+}
+
+func writeEntries(out *tarstream.Writer, entries []tarstream.Entry) error {
+	for _, e := range entries {
+		if err := out.WriteEntry(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containers/image/v5/copy"
+	"github.com/containers/image/v5/manifest"
+	"github.com/containers/image/v5/transports/alltransports"
+	"github.com/containers/image/v5/types"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/pkg/errors"
+)
+
+// copyOptions are the options of copy, pull and push.
+type copyOptions struct {
+	source, destination *types.SystemContext
+	all                 bool
+	format              string // oci, v2s2, or a media type; "" leaves the manifest as it is
+	removeSignatures    bool
+	signBy              string
+	digestFile          string
+	retries             int
+}
+
+// manifestFormats are the names that skopeo has for --format.
+var manifestFormats = map[string]string{
+	"oci":  imgspecv1.MediaTypeImageManifest,
+	"v2s1": manifest.DockerV2Schema1SignedMediaType,
+	"v2s2": manifest.DockerV2Schema2MediaType,
+}
+
+// parseImage reads an image name of any transport.
+func parseImage(name string) (types.ImageReference, error) {
+	ref, err := alltransports.ParseImageName(name)
+	if err == nil {
+		return ref, nil
+	}
+	var notFound notFoundError
+	if errors.As(err, &notFound) {
+		return nil, err
+	}
+	return nil, usagef("%s", err)
+}
+
+// copyImage copies an image between two transports.
+func (s *settings) copyImage(ctx context.Context, source, destination types.ImageReference, o copyOptions) (err error) {
+	format := manifestFormats[o.format]
+	if o.format != "" && format == "" {
+		return usagef("--format %q: it is oci, v2s1 or v2s2", o.format)
+	}
+	policy, err := s.policyContext(o.source)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if derr := policy.Destroy(); err == nil {
+			err = errors.WithStack(derr)
+		}
+	}()
+	events, endEvents := s.progress.follow()
+	defer endEvents()
+	options := &copy.Options{
+		SourceCtx: o.source, DestinationCtx: o.destination,
+		RemoveSignatures: o.removeSignatures, SignBy: o.signBy,
+		PreserveDigests: s.preserveDigests, ForceManifestMIMEType: format,
+		MaxParallelDownloads: s.parallelCopies, ReportWriter: s.progress.report(),
+	}
+	if events != nil {
+		options.Progress, options.ProgressInterval = events, progressInterval
+	}
+	if o.all {
+		options.ImageListSelection = copy.CopyAllImages
+	}
+	var written []byte
+	for attempt := 0; ; attempt++ {
+		written, err = copy.Image(ctx, policy, destination, source, options)
+		if err == nil {
+			break
+		}
+		var vanished *vanishedError
+		again := attempt < o.retries && isPassing(err) || attempt < vanishedRetries && errors.As(err, &vanished)
+		if !again || ctx.Err() != nil {
+			return explainCopy(err)
+		}
+		s.notef("%s: trying again", err)
+		if err := sleep(ctx, time.Second<<min(attempt, 5)); err != nil {
+			return err
+		}
+	}
+	if o.digestFile != "" {
+		sum, err := manifest.Digest(written)
+		if err != nil {
+			return errors.WithStack(err)
+		}
+		if err := os.WriteFile(o.digestFile, []byte(sum), 0o644); err != nil {
+			return errors.Wrap(err, "writing the digest file")
+		}
+	}
+	return nil
+}
+
+// vanishedRetries is how often a copy starts over because another run removed a blob that it had found.
+const vanishedRetries = 3
+
+// isPassing tells whether an error may be gone at the next try. The program's own verdicts stay.
+func isPassing(err error) bool {
+	var usage usageError
+	var notFound notFoundError
+	var check checkError
+	var tool *toolError
+	var missing *missingToolError
+	return !errors.As(err, &usage) && !errors.As(err, &notFound) && !errors.As(err, &check) &&
+		!errors.As(err, &tool) && !errors.As(err, &missing)
+}
+
+// explainCopy adds what the user can do about the library's error.
+func explainCopy(err error) error {
+	if strings.Contains(err.Error(), "Cannot write sigstore signature") || strings.Contains(err.Error(), "unsupported signature format") ||
+		strings.Contains(err.Error(), "sigstore-json") {
+		return errors.WithMessage(err, "the image has sigstore signatures, which ostree: cannot hold; leave them behind with --remove-signatures")
+	}
+	return err
+}
+
+// sleep waits for d, or for the end of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// pullName returns the name under which an image is stored that the user did not name.
+func pullName(source types.ImageReference) (string, error) {
+	if r, ok := source.(ostreeReference); ok {
+		return r.image, nil
+	}
+	if named := source.DockerReference(); named != nil {
+		return named.String(), nil
+	}
+	return "", usagef("%s:%s has no name of its own; give a NAME to store it under", source.Transport().Name(), source.StringWithinTransport())
+}

@@ -1,0 +1,707 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containers/image/v5/docker/reference"
+	"github.com/containers/image/v5/manifest"
+	"github.com/containers/image/v5/types"
+	"github.com/opencontainers/go-digest"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/pkg/errors"
+)
+
+const (
+	maxConfigBytes    = 16 << 20
+	maxManifestBytes  = 16 << 20
+	maxSignatureBytes = 4 << 20
+)
+
+// destination puts one image into a repository (types.ImageDestination). Blobs are imported into a staging repository as
+// they arrive; Commit publishes them, and last the image, so that an image is there with all it needs or not at all.
+type destination struct {
+	ref      ostreeReference
+	settings *settings
+	sys      *types.SystemContext
+	repo     *repository
+	ctx      context.Context // ends with the first failed import, and with Close
+	fail     context.CancelCauseFunc
+	queue    *importQueue
+
+	mu        sync.Mutex
+	refs      map[string]bool // of the repository when the copy began
+	staging   *staging        // nil until something must be committed
+	blobs     map[digest.Digest]*destinationBlob
+	exactBlob bool // layers are kept as they come
+	configs   map[digest.Digest][]byte
+	manifests map[digest.Digest]*destinationManifest
+	order     []digest.Digest // of manifests
+	top       digest.Digest   // the manifest that the image's name stands for
+}
+
+// destinationBlob is a blob that is in the repository, or in the staging repository, or on its way there.
+type destinationBlob struct {
+	info   types.BlobInfo
+	reused bool
+	ref    string         // where it is committed, unless it is a layer
+	layer  *importedLayer // nil for other blobs, and until the import has ended
+	done   chan struct{}  // closed when the blob has arrived and info is known
+	err    error          // of its arrival
+}
+
+type destinationManifest struct {
+	blob       []byte
+	mimeType   string
+	signatures [][]byte
+}
+
+func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemContext) (*destination, error) {
+	if sys == nil {
+		sys = &types.SystemContext{}
+	}
+	s := ref.transport.settings
+	d := &destination{
+		ref: ref, settings: s, sys: sys, repo: ref.repository(),
+		queue: newImportQueue(s.parallelImports()), exactBlob: s.preserveDigests || s.willSign,
+		blobs: map[digest.Digest]*destinationBlob{}, configs: map[digest.Digest][]byte{}, manifests: map[digest.Digest]*destinationManifest{},
+	}
+	s.journal.name(ref.repo, "REPO")
+	if err := s.ensureDefaultRepo(ctx, d.repo); err != nil {
+		return nil, err
+	}
+	refs, err := d.repo.refs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d.refs = refs
+	d.ctx, d.fail = context.WithCancelCause(ctx)
+	return d, nil
+}
+
+func (d *destination) Reference() types.ImageReference { return d.ref }
+
+// Close ends what still runs and removes the staging area.
+func (d *destination) Close() error {
+	d.fail(errors.New("the copy has ended"))
+	d.queue.running.Wait()
+	if d.staging == nil {
+		return nil
+	}
+	<-d.staging.prepared
+	return d.staging.remove()
+}
+
+func (d *destination) SupportedManifestMIMETypes() []string {
+	return []string{
+		imgspecv1.MediaTypeImageManifest, manifest.DockerV2Schema2MediaType,
+		imgspecv1.MediaTypeImageIndex, manifest.DockerV2ListMediaType,
+	}
+}
+
+// SupportsSignatures is asked before any blob of an image with signatures is copied. They are worthless without the
+// exact bytes that they sign, so the layers are kept as they come.
+func (d *destination) SupportsSignatures(context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.exactBlob = true
+	return nil
+}
+
+func (d *destination) DesiredLayerCompression() types.LayerCompression { return types.PreserveOriginal }
+
+func (d *destination) AcceptsForeignLayerURLs() bool { return false }
+
+// MustMatchRuntimeOS is false, since the library would then refuse every artifact, and only log a real mismatch. PutManifest refuses an
+// image for another platform.
+func (d *destination) MustMatchRuntimeOS() bool { return false }
+
+func (d *destination) IgnoresEmbeddedDockerReference() bool { return true }
+
+func (d *destination) HasThreadSafePutBlob() bool { return true }
+
+// stagingArea returns the staging area, made by the first who asks.
+func (d *destination) stagingArea() (*staging, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.staging == nil {
+		st, err := newStaging(d.ctx, d.settings, d.repo)
+		if err != nil {
+			return nil, err
+		}
+		d.staging = st
+	}
+	return d.staging, nil
+}
+
+// PutBlob stages a blob and verifies it. A layer is imported meanwhile and after: what goes wrong there ends the copy,
+// at the latest in Commit.
+func (d *destination) PutBlob(ctx context.Context, stream io.Reader, info types.BlobInfo, _ types.BlobInfoCache, isConfig bool) (types.BlobInfo, error) {
+	if info.Digest != "" {
+		b, mine := d.claim(info)
+		if !mine {
+			<-b.done
+			return b.info, b.err
+		}
+		var err error
+		b.info, err = d.receive(ctx, b, stream, info, isConfig)
+		b.err = err
+		close(b.done)
+		return b.info, err
+	}
+	return d.receive(ctx, &destinationBlob{done: make(chan struct{})}, stream, info, isConfig)
+}
+
+// claim makes a blob the caller's to receive, unless it is there or on its way.
+func (d *destination) claim(info types.BlobInfo) (b *destinationBlob, mine bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if b, ok := d.blobs[info.Digest]; ok {
+		return b, false
+	}
+	b = &destinationBlob{done: make(chan struct{})}
+	d.blobs[info.Digest] = b
+	return b, true
+}
+
+func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io.Reader, info types.BlobInfo, isConfig bool) (types.BlobInfo, error) {
+	if isConfig {
+		return d.putConfig(ctx, b, stream, info)
+	}
+	st, err := d.stagingArea()
+	if err != nil {
+		return types.BlobInfo{}, err
+	}
+	staged, file, err := newStagedBlob(st.blobDir(), info)
+	if err != nil {
+		return types.BlobInfo{}, err
+	}
+	isLayer := isLayerType(info.MediaType)
+	if isLayer {
+		d.queue.add(d.ctx, func() { d.importLayer(st, staged, b) })
+	}
+	stop := context.AfterFunc(ctx, func() { d.fail(context.Cause(ctx)) })
+	defer stop()
+	if err := staged.fill(d.ctx, stream, file); err != nil {
+		d.fail(err)
+		return types.BlobInfo{}, err
+	}
+	info = types.BlobInfo{Digest: staged.digest, Size: staged.size(), MediaType: info.MediaType}
+	if !isLayer {
+		file := treeFile{name: fileContent, from: staged.path, input: staged.name()}
+		if b.ref, err = d.putContent(st, info, file); err != nil {
+			return types.BlobInfo{}, err
+		}
+	}
+	d.mu.Lock()
+	if d.blobs[info.Digest] == nil { // its digest is known only now
+		d.blobs[info.Digest] = b
+		b.info = info
+	}
+	d.mu.Unlock()
+	return info, nil
+}
+
+// importLayer imports a staged layer, while it arrives or after. The first error ends the copy.
+func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinationBlob) {
+	d.mu.Lock()
+	// A digest that is kept as some other blob's content must stay readable as that.
+	exactBlob := d.exactBlob || staged.want.Digest != "" && d.refs[blobRef(staged.want.Digest)]
+	d.mu.Unlock()
+	bar := d.settings.progress.importing(staged.want.Digest, staged.want.Size)
+	defer bar.done()
+	layer, err := st.importLayer(d.ctx, staged, exactBlob)
+	if err != nil {
+		if d.ctx.Err() == nil {
+			d.fail(errors.WithMessage(err, "importing"))
+		}
+		return
+	}
+	d.mu.Lock()
+	b.layer = layer
+	d.mu.Unlock()
+}
+
+// putConfig takes an image's configuration, which is small, and leaves it alone where the repository has it.
+func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream io.Reader, info types.BlobInfo) (types.BlobInfo, error) {
+	content, err := io.ReadAll(io.LimitReader(stream, maxConfigBytes+1))
+	if err != nil {
+		return types.BlobInfo{}, errors.Wrapf(err, "reading config %s", info.Digest)
+	}
+	if len(content) > maxConfigBytes {
+		return types.BlobInfo{}, errors.Errorf("config %s is larger than %d bytes", info.Digest, maxConfigBytes)
+	}
+	got := types.BlobInfo{Digest: digest.FromBytes(content), Size: int64(len(content)), MediaType: info.MediaType}
+	if info.Digest != "" {
+		if err := info.Digest.Validate(); err != nil {
+			return types.BlobInfo{}, errors.Wrapf(err, "config digest %q", info.Digest)
+		}
+		if got.Digest = info.Digest.Algorithm().FromBytes(content); got.Digest != info.Digest {
+			return types.BlobInfo{}, checkf("config %s does not match its digest: what arrived is %s", info.Digest, got.Digest)
+		}
+	}
+	d.mu.Lock()
+	d.configs[got.Digest] = content
+	present := d.refs[blobRef(got.Digest)]
+	d.mu.Unlock()
+	if present {
+		old, err := d.repo.catFile(ctx, blobRef(got.Digest), fileContent, maxConfigBytes)
+		if err == nil && bytes.Equal(old, content) {
+			b.reused = true
+			return got, nil
+		}
+	}
+	st, err := d.stagingArea()
+	if err != nil {
+		return types.BlobInfo{}, err
+	}
+	b.ref, err = d.putContent(st, got, treeFile{name: fileContent, content: content})
+	return got, err
+}
+
+// putContent commits a blob that is no layer and returns its ref. Where its digest is that of a layer already, the layer
+// stays, and the blob goes beside it.
+func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile) (ref string, err error) {
+	o := commitOptions{
+		branch: blobRef(info.Digest), timestamp: st.timestamp(), why: "commit blob " + info.Digest.String(),
+		metadata: []metadataString{{keySize, strconv.FormatInt(info.Size, 10)}},
+	}
+	if d.refs[o.branch] {
+		_, isLayer, err := d.repo.metadataKey(d.ctx, o.branch, keyUncompressedDigest)
+		if err != nil {
+			return "", err
+		}
+		if isLayer {
+			o.branch, o.metadata, file.name = sideRef(info.Digest), nil, fileBlob
+		}
+	}
+	return o.branch, st.commitFiles(d.ctx, []treeFile{file}, o)
+}
+
+// TryReusingBlob finds a blob that is complete in the repository: its size and diffID are known, and its bytes can be
+// given back. A layer that an older layout left without that is imported anew.
+func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _ types.BlobInfoCache, _ bool) (bool, types.BlobInfo, error) {
+	if err := info.Digest.Validate(); err != nil {
+		return false, types.BlobInfo{}, errors.Wrapf(err, "blob digest %q", info.Digest)
+	}
+	d.mu.Lock()
+	b := d.blobs[info.Digest]
+	known, side, exactBlob := d.refs[blobRef(info.Digest)], d.refs[sideRef(info.Digest)], d.exactBlob
+	d.mu.Unlock()
+	if b != nil {
+		<-b.done
+		return b.err == nil, b.info, b.err
+	}
+	if !known {
+		return false, types.BlobInfo{}, nil
+	}
+	size, ok, err := d.complete(ctx, info, side, exactBlob)
+	if err != nil || !ok {
+		// Whatever is wrong with what is there, the blob can still be fetched.
+		d.settings.debugf("blob %s is not reused: %v", info.Digest, err)
+		return false, types.BlobInfo{}, ctx.Err()
+	}
+	found := types.BlobInfo{Digest: info.Digest, Size: size, MediaType: info.MediaType}
+	b = &destinationBlob{info: found, reused: true, done: make(chan struct{})}
+	close(b.done)
+	d.mu.Lock()
+	d.blobs[info.Digest] = b
+	d.mu.Unlock()
+	return true, found, nil
+}
+
+// complete tells whether the repository holds all of a blob, and its size. It asks one question where it can: each is a
+// process.
+func (d *destination) complete(ctx context.Context, info types.BlobInfo, side, exactBlob bool) (size int64, ok bool, err error) {
+	ref := blobRef(info.Digest)
+	if !isLayerType(info.MediaType) {
+		if _, isLayer, err := d.repo.metadataKey(ctx, ref, keyUncompressedDigest); err != nil || isLayer {
+			return 0, false, err
+		}
+		return d.size(ctx, ref, info)
+	}
+	if side {
+		diffID, ok, err := d.repo.metadataKey(ctx, ref, keyUncompressedDigest)
+		if err != nil || !ok {
+			return 0, false, err
+		}
+		if exactBlob && diffID != info.Digest.String() {
+			if ok, err := d.repo.hasFile(ctx, sideRef(info.Digest), fileBlob); err != nil || !ok {
+				return 0, false, err
+			}
+		}
+		return d.size(ctx, ref, info)
+	}
+	if _, ok, err := d.repo.metadataKey(ctx, ref, keyTarSplit); err != nil || !ok {
+		return 0, false, err
+	}
+	if exactBlob {
+		if diffID, ok, err := d.repo.metadataKey(ctx, ref, keyUncompressedDigest); err != nil || !ok || diffID != info.Digest.String() {
+			return 0, false, err
+		}
+	}
+	return d.size(ctx, ref, info)
+}
+
+// size returns a blob's size, from the manifest where that names it.
+func (d *destination) size(ctx context.Context, ref string, info types.BlobInfo) (int64, bool, error) {
+	if info.Size >= 0 {
+		return info.Size, true, nil
+	}
+	text, ok, err := d.repo.metadataKey(ctx, ref, keySize)
+	if err != nil || !ok {
+		return 0, false, err
+	}
+	size, err := strconv.ParseInt(text, 10, 64)
+	return size, err == nil && size >= 0, err
+}
+
+// PutManifest takes the image's manifest, or that of one instance of an index.
+func (d *destination) PutManifest(_ context.Context, blob []byte, instance *digest.Digest) error {
+	if len(blob) > maxManifestBytes {
+		return errors.Errorf("the manifest is larger than %d bytes", maxManifestBytes)
+	}
+	mimeType := manifest.GuessMIMEType(blob)
+	switch mimeType {
+	case imgspecv1.MediaTypeImageManifest, manifest.DockerV2Schema2MediaType:
+	case imgspecv1.MediaTypeImageIndex, manifest.DockerV2ListMediaType:
+		if instance != nil {
+			return errors.New("an index within an index cannot be stored")
+		}
+	default:
+		return types.ManifestTypeRejectedError{Err: errors.Errorf("a manifest of type %q cannot be stored; use --format oci or v2s2", mimeType)}
+	}
+	sum := digest.FromBytes(blob)
+	if instance != nil && *instance != sum {
+		return checkf("manifest %s does not match its digest: what arrived is %s", *instance, sum)
+	}
+	if instance == nil {
+		if err := d.checkTop(blob, mimeType, sum); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.manifests[sum] == nil {
+		d.order = append(d.order, sum)
+	}
+	d.manifests[sum] = &destinationManifest{blob: blob, mimeType: mimeType}
+	if instance == nil {
+		d.top = sum
+	}
+	return nil
+}
+
+// checkTop refuses an image that is not the one that its name or the user asks for.
+func (d *destination) checkTop(blob []byte, mimeType string, sum digest.Digest) error {
+	if named, err := reference.ParseNormalizedNamed(d.ref.image); err == nil {
+		if digested, ok := named.(reference.Digested); ok && digested.Digest().Algorithm() == sum.Algorithm() && digested.Digest() != sum {
+			return checkf("the image's manifest is %s, and its name asks for %s", sum, digested.Digest())
+		}
+	}
+	if manifest.MIMETypeIsMultiImage(mimeType) {
+		return nil
+	}
+	m, err := manifest.FromBlob(blob, mimeType)
+	if err != nil {
+		return errors.Wrap(err, "reading the manifest")
+	}
+	config := m.ConfigInfo()
+	if config.MediaType != imgspecv1.MediaTypeImageConfig && config.MediaType != manifest.DockerV2Schema2ConfigMediaType {
+		return nil // an artifact runs nowhere
+	}
+	d.mu.Lock()
+	content := d.configs[config.Digest]
+	d.mu.Unlock()
+	return checkPlatform(content, d.sys)
+}
+
+// checkPlatform refuses an image for another OS or architecture than wanted.
+func checkPlatform(config []byte, sys *types.SystemContext) error {
+	var image imgspecv1.Image
+	if err := json.Unmarshal(config, &image); err != nil {
+		return nil // whoever reads it as a config will say so
+	}
+	wantOS, wantArch := runtime.GOOS, runtime.GOARCH
+	if sys.OSChoice != "" {
+		wantOS = sys.OSChoice
+	}
+	if sys.ArchitectureChoice != "" {
+		wantArch = sys.ArchitectureChoice
+	}
+	if image.OS != "" && image.OS != wantOS || image.Architecture != "" && image.Architecture != wantArch {
+		return errors.Errorf("the image is for %s/%s, and %s/%s is wanted; to store it all the same, use --override-os=%s --override-arch=%s",
+			image.OS, image.Architecture, wantOS, wantArch, image.OS, image.Architecture)
+	}
+	return nil
+}
+
+// PutSignatures takes the signatures of a manifest that was put before.
+func (d *destination) PutSignatures(_ context.Context, signatures [][]byte, instance *digest.Digest) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	sum := d.top
+	if instance != nil {
+		sum = *instance
+	}
+	m := d.manifests[sum]
+	if m == nil {
+		return errors.Errorf("signatures of a manifest %q that is not stored", sum)
+	}
+	for _, s := range signatures {
+		if len(s) > maxSignatureBytes {
+			return errors.Errorf("a signature is larger than %d bytes", maxSignatureBytes)
+		}
+	}
+	m.signatures = signatures
+	return nil
+}
+
+// Commit publishes the image.
+func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
+	d.queue.running.Wait()
+	if d.ctx.Err() != nil {
+		return context.Cause(d.ctx)
+	}
+	top := d.manifests[d.top]
+	if top == nil {
+		return errors.New("the image has no manifest")
+	}
+	need, err := d.neededBlobs()
+	if err != nil {
+		return err
+	}
+	if err := d.keepSigned(ctx); err != nil {
+		return err
+	}
+	timestamp := d.imageTimestamp(top)
+	unlock, err := lockRepository(ctx, d.repo.path)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	refs, err := d.repo.refs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, blob := range need {
+		if d.isReused(blob) && !refs[blobRef(blob)] {
+			return &vanishedError{blob}
+		}
+	}
+	if d.staging == nil && d.isStored(ctx, refs, top, timestamp) {
+		return nil
+	}
+	return d.publish(ctx, refs, top, timestamp)
+}
+
+// vanishedError says that a blob that was there when the copy began is gone. The copy can be started over.
+type vanishedError struct{ blob digest.Digest }
+
+func (e *vanishedError) Error() string {
+	return fmt.Sprintf("blob %s was removed from the repository while the image was copied; copy it again", e.blob)
+}
+
+func (d *destination) isReused(blob digest.Digest) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	b := d.blobs[blob]
+	return b == nil || b.reused
+}
+
+// neededBlobs returns the blobs that the image's manifests name, each once.
+func (d *destination) neededBlobs() ([]digest.Digest, error) {
+	var need []digest.Digest
+	seen := map[digest.Digest]bool{}
+	for _, sum := range d.order {
+		m := d.manifests[sum]
+		if manifest.MIMETypeIsMultiImage(m.mimeType) {
+			continue
+		}
+		blobs, err := manifestBlobs(m.blob, m.mimeType)
+		if err != nil {
+			return nil, err
+		}
+		for _, b := range blobs {
+			if !seen[b.Digest] {
+				seen[b.Digest] = true
+				need = append(need, b.Digest)
+			}
+		}
+	}
+	return need, nil
+}
+
+// manifestBlobs returns the config and the layers that a manifest names, in that order. Each digest is valid.
+func manifestBlobs(blob []byte, mimeType string) ([]types.BlobInfo, error) {
+	m, err := manifest.FromBlob(blob, mimeType)
+	if err != nil {
+		return nil, errors.Wrap(err, "reading the manifest")
+	}
+	blobs := []types.BlobInfo{m.ConfigInfo()}
+	for _, l := range m.LayerInfos() {
+		blobs = append(blobs, l.BlobInfo)
+	}
+	for _, b := range blobs {
+		if err := b.Digest.Validate(); err != nil {
+			return nil, errors.Wrapf(err, "the manifest names the blob %q", b.Digest)
+		}
+	}
+	return blobs, nil
+}
+
+// keepSigned keeps the exact bytes of the layers that a signature covers, where the copy did not announce signatures.
+func (d *destination) keepSigned(ctx context.Context) error {
+	for _, m := range d.manifests {
+		if len(m.signatures) == 0 || manifest.MIMETypeIsMultiImage(m.mimeType) {
+			continue
+		}
+		blobs, err := manifestBlobs(m.blob, m.mimeType)
+		if err != nil {
+			return err
+		}
+		for _, info := range blobs[1:] {
+			b := d.blobs[info.Digest]
+			if b == nil || b.layer == nil || b.layer.kept || !b.layer.needsBlob(true) {
+				continue
+			}
+			if err := d.staging.keepSide(ctx, b.layer, true); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// imageTimestamp is the config's "created", in seconds since 1970, and 0 where it has none, or one that no file system knows.
+func (d *destination) imageTimestamp(top *destinationManifest) int64 {
+	if d.settings.timestamp != nil {
+		return *d.settings.timestamp
+	}
+	if manifest.MIMETypeIsMultiImage(top.mimeType) {
+		return 0
+	}
+	blobs, err := manifestBlobs(top.blob, top.mimeType)
+	if err != nil {
+		return 0
+	}
+	var image struct {
+		Created *time.Time `json:"created"`
+	}
+	if err := json.Unmarshal(d.configs[blobs[0].Digest], &image); err != nil || image.Created == nil {
+		return 0
+	}
+	return max(0, image.Created.Unix())
+}
+
+// isStored tells whether the repository holds this very image under its name.
+func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest, timestamp int64) bool {
+	if !refs[d.ref.ref()] || manifest.MIMETypeIsMultiImage(top.mimeType) || len(top.signatures) > 0 {
+		return false
+	}
+	info, err := d.repo.commitInfo(ctx, d.ref.ref())
+	return err == nil && info.timestamp == uint64(timestamp) && info.metadata[keyDigest] == d.top.String() &&
+		info.metadata[keySignatures] == "0"
+}
+
+// publish makes the image's commit and moves all that is staged into the repository: first the blobs, then the image, each as one
+// transaction. Within one, ostree writes refs in any order, so an image must come by itself.
+func (d *destination) publish(ctx context.Context, refs map[string]bool, top *destinationManifest, timestamp int64) error {
+	st, err := d.stagingArea()
+	if err != nil {
+		return err
+	}
+	if err := st.ready(ctx); err != nil {
+		return err
+	}
+	fsync := !d.settings.noFsync
+	if blobs := d.stagedRefs(refs); len(blobs) > 0 {
+		if err := d.repo.pullLocal(ctx, st.repo.path, fsync, "publish the blobs", blobs...); err != nil {
+			return errors.WithMessage(err, "publishing the blobs")
+		}
+	}
+	metadata := []metadataString{
+		{keyDigest, d.top.String()},
+		{keySignatures, strconv.Itoa(len(top.signatures))},
+	}
+	if m := (metadataString{keyManifest, string(top.blob)}); m.fits() {
+		metadata = append([]metadataString{m}, metadata...)
+	}
+	o := commitOptions{
+		branch: d.ref.ref(), metadata: metadata, timestamp: timestamp, why: "commit image " + d.ref.image,
+	}
+	if err := st.commitFiles(ctx, d.imageFiles(), o); err != nil {
+		return err
+	}
+	if err := d.repo.pullLocal(ctx, st.repo.path, fsync, "publish the image", d.ref.ref()); err != nil {
+		return errors.WithMessage(err, "publishing the image")
+	}
+	return nil
+}
+
+// stagedRefs returns the refs of blobs to publish. Side commits that another copy has published meanwhile stay, unless ours holds a blob.
+func (d *destination) stagedRefs(refs map[string]bool) []string {
+	var list []string
+	for sum, b := range d.blobs {
+		if b.ref != "" {
+			list = append(list, b.ref)
+		}
+		if l := b.layer; l != nil {
+			list = append(list, blobRef(sum))
+			if side := sideRef(sum); l.kept || l.exact && !l.inline && !refs[side] {
+				list = append(list, side)
+			}
+		}
+	}
+	return list
+}
+
+// imageFiles returns the tree of the image's commit.
+func (d *destination) imageFiles() []treeFile {
+	var files []treeFile
+	for _, sum := range d.order {
+		m := d.manifests[sum]
+		prefix := ""
+		if sum != d.top {
+			prefix = dirInstances + "/" + sum.Encoded() + "/"
+		}
+		files = append(files, treeFile{name: prefix + fileManifest, content: m.blob})
+		for i, s := range m.signatures {
+			files = append(files, treeFile{name: prefix + fileSignature + strconv.Itoa(i+1), content: s})
+		}
+	}
+	return files
+}
+
+// parallelImports is how many layers are imported at a time.
+func (s *settings) parallelImports() int {
+	n := runtime.GOMAXPROCS(0)
+	if s.parallelCopies > 0 {
+		n = min(n, int(s.parallelCopies))
+	}
+	return n
+}
+
+// ensureDefaultRepo makes the embedded default repository at its first use. Any other must exist.
+func (s *settings) ensureDefaultRepo(ctx context.Context, r *repository) error {
+	path, err := embeddedRepo()
+	if err != nil || path != r.path {
+		return nil
+	}
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		return nil
+	}
+	mode := modeBareUser
+	if os.Geteuid() == 0 {
+		mode = modeBare
+	}
+	return errors.WithMessage(r.init(ctx, mode), "making the default repository")
+}

@@ -1,0 +1,437 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/pkg/errors"
+)
+
+// oldestOSTree is the oldest release that the program is tested with.
+const oldestOSTree = "2022.7"
+
+// repository is an OSTree repository, used by running ostree(1). It is safe for parallel use.
+type repository struct {
+	path string // absolute
+	run  *runner
+}
+
+// errNoRef says that a repository has no such ref.
+var errNoRef = errors.New("no such ref")
+
+// commitInfo is what a commit object says.
+type commitInfo struct {
+	metadata  map[string]string // its metadata of type string
+	timestamp uint64            // seconds since 1970
+	root      string            // checksum of the root's dirtree
+	rootMeta  string            // checksum of the root's dirmeta
+}
+
+// ostreeFeatures is what an ostree program says of itself.
+type ostreeFeatures struct {
+	version  string
+	features []string
+}
+
+func (f ostreeFeatures) has(feature string) bool { return slices.Contains(f.features, feature) }
+
+// ostreeVersion asks the program for its version and features. One that is too old is a *missingToolError.
+func ostreeVersion(ctx context.Context, r *runner) (ostreeFeatures, error) {
+	out, err := r.output(ctx, command{tool: toolOSTree, args: []string{"--version"}, why: "which ostree this is", read: true})
+	if err != nil {
+		return ostreeFeatures{}, err
+	}
+	f, err := parseOSTreeVersion(string(out))
+	if err != nil {
+		return f, errors.WithMessagef(err, "asking %s for its version", r.programs[toolOSTree])
+	}
+	if compareVersions(f.version, oldestOSTree) < 0 {
+		return f, &missingToolError{Tool: r.programs[toolOSTree], Why: "version " + f.version + " is too old: " + packages[toolOSTree]}
+	}
+	return f, nil
+}
+
+var ostreeVersionLine = regexp.MustCompile(`^ *Version: *'([0-9][0-9.]*)[^']*'$`)
+
+func parseOSTreeVersion(text string) (ostreeFeatures, error) {
+	var f ostreeFeatures
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		if m := ostreeVersionLine.FindStringSubmatch(line); m != nil {
+			f.version = m[1]
+		}
+		if feature, ok := strings.CutPrefix(strings.TrimSpace(line), "- "); ok {
+			f.features = append(f.features, feature)
+		}
+	}
+	if f.version == "" {
+		return f, errors.Errorf("it answers %.80q, which is not what ostree says", text)
+	}
+	return f, nil
+}
+
+// compareVersions compares dotted numbers, as strings.Compare does strings.
+func compareVersions(a, b string) int {
+	as, bs := strings.Split(a, "."), strings.Split(b, ".")
+	for i := range max(len(as), len(bs)) {
+		an, bn := 0, 0
+		if i < len(as) {
+			an, _ = strconv.Atoi(as[i])
+		}
+		if i < len(bs) {
+			bn, _ = strconv.Atoi(bs[i])
+		}
+		if an != bn {
+			return an - bn
+		}
+	}
+	return 0
+}
+
+// explain turns what ostree says of a repository or a ref that is not there into the program's own errors.
+func (r *repository) explain(err error) error {
+	var terr *toolError
+	if !errors.As(err, &terr) {
+		return err
+	}
+	switch s := terr.Stderr; {
+	case strings.Contains(s, "opendir(objects): No such file or directory"),
+		strings.Contains(s, "openat(config): No such file or directory"):
+		return notFoundf("%s is no OSTree repository; create one elsewhere with: ostree init --repo=PATH --mode=bare-user", r.path)
+	case strings.Contains(s, "opening repo: opendir(") && strings.Contains(s, "No such file or directory"):
+		return notFoundf("no repository at %s; create it with: ostree init --repo=%s --mode=bare-user", r.path, r.path)
+	case strings.Contains(s, "opening repo: opendir(") && strings.Contains(s, "Not a directory"):
+		return notFoundf("%s is no OSTree repository", r.path)
+	case strings.Contains(s, "Refspec '") && strings.Contains(s, "' not found"):
+		return errors.WithMessage(errNoRef, terr.lastLines(1))
+	}
+	return err
+}
+
+func (r *repository) command(why string, verb string, args ...string) command {
+	return command{tool: toolOSTree, args: append([]string{verb, "--repo=" + r.path}, args...), why: why}
+}
+
+func (r *repository) query(ctx context.Context, why, verb string, args ...string) ([]byte, error) {
+	c := r.command(why, verb, args...)
+	c.read = true
+	out, err := r.run.output(ctx, c)
+	return out, r.explain(err)
+}
+
+func (r *repository) perform(ctx context.Context, why, verb string, args ...string) error {
+	return r.explain(r.run.run(ctx, r.command(why, verb, args...)))
+}
+
+// refs returns all refs of the repository. Those of a remote stand as REMOTE:REF.
+func (r *repository) refs(ctx context.Context) (map[string]bool, error) {
+	out, err := r.query(ctx, "the refs of the repository", "refs")
+	if err != nil {
+		return nil, err
+	}
+	refs := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		refs[strings.TrimSuffix(line, "\n")] = true
+	}
+	return refs, nil
+}
+
+// metadataKey returns a string of a commit's metadata. ok is false where the commit has no such key.
+func (r *repository) metadataKey(ctx context.Context, ref, key string) (value string, ok bool, err error) {
+	out, err := r.query(ctx, "what "+ref+" says of "+key, "show", "--print-metadata-key="+key, ref)
+	if err != nil {
+		var terr *toolError
+		if errors.As(err, &terr) && strings.Contains(terr.Stderr, "No such metadata key '"+key+"'") {
+			return "", false, nil
+		}
+		return "", false, err
+	}
+	value, err = parseGVariantString(string(out))
+	if err != nil {
+		return "", false, errors.WithMessagef(err, "metadata %s of %s", key, ref)
+	}
+	return value, true, nil
+}
+
+// commitInfo returns what the commit of a ref or checksum says, with one process.
+func (r *repository) commitInfo(ctx context.Context, rev string) (commitInfo, error) {
+	out, err := r.query(ctx, "all that "+rev+" says", "show", "--raw", rev)
+	if err != nil {
+		return commitInfo{}, err
+	}
+	info, err := parseCommit(string(out))
+	return info, errors.WithMessagef(err, "reading the commit of %s", rev)
+}
+
+// parseCommit reads what "ostree show --raw" prints: a line "commit CHECKSUM" and the commit object, whose type is
+// (a{sv}aya(say)sstayay): metadata, parent, related, subject, body, timestamp, root dirtree, root dirmeta.
+func parseCommit(text string) (commitInfo, error) {
+	head, body, _ := strings.Cut(text, "\n")
+	if !strings.HasPrefix(head, "commit ") {
+		return commitInfo{}, errors.Errorf("not a commit: %.40q", head)
+	}
+	v, err := parseGVariant(strings.TrimRight(body, "\n"))
+	if err != nil {
+		return commitInfo{}, err
+	}
+	fields, ok := v.([]any)
+	if !ok || len(fields) != 8 {
+		return commitInfo{}, errors.New("not a commit object")
+	}
+	metadata, ok1 := fields[0].(map[string]any)
+	timestamp, ok2 := fields[5].(uint64)
+	root, ok3 := fields[6].([]byte)
+	meta, ok4 := fields[7].([]byte)
+	if !ok1 || !ok2 || !ok3 || !ok4 {
+		return commitInfo{}, errors.New("not a commit object")
+	}
+	info := commitInfo{
+		metadata: map[string]string{}, timestamp: timestamp, root: hex.EncodeToString(root), rootMeta: hex.EncodeToString(meta),
+	}
+	for k, v := range metadata {
+		if s, ok := v.(string); ok {
+			info.metadata[k] = s
+		}
+	}
+	return info, nil
+}
+
+var checksumPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// revParse returns the checksums that revs stand for, in their order. Any that does not exist is an error.
+func (r *repository) revParse(ctx context.Context, revs ...string) ([]string, error) {
+	out, err := r.query(ctx, "the commits of refs", "rev-parse", revs...)
+	if err != nil {
+		return nil, err
+	}
+	sums := strings.Fields(string(out))
+	if len(sums) != len(revs) {
+		return nil, errors.Errorf("ostree rev-parse: %d answers for %d refs", len(sums), len(revs))
+	}
+	for _, s := range sums {
+		if !checksumPattern.MatchString(s) {
+			return nil, errors.Errorf("ostree rev-parse: %.80q is no checksum", s)
+		}
+	}
+	return sums, nil
+}
+
+// config returns a key of the repository's configuration, such as core.mode, and "" where it is not set.
+func (r *repository) config(ctx context.Context, key string) (string, error) {
+	out, err := r.query(ctx, "the repository's "+key, "config", "get", key)
+	if err != nil {
+		var terr *toolError
+		if errors.As(err, &terr) && (strings.Contains(terr.Stderr, "does not have key") ||
+			strings.Contains(terr.Stderr, "does not have group")) {
+			return "", nil
+		}
+		return "", err
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// catArgs has a slash before each path: ostree takes none for a path below the root, "./x" is refused.
+func catArgs(rev string, paths []string) []string {
+	args := make([]string, 0, len(paths)+1)
+	args = append(args, rev)
+	for _, p := range paths {
+		args = append(args, "/"+strings.TrimPrefix(p, "/"))
+	}
+	return args
+}
+
+// cat returns the contents of regular files, one after another.
+func (r *repository) cat(ctx context.Context, rev string, paths ...string) (io.ReadCloser, error) {
+	c := r.command(fmt.Sprintf("read %d files of %s", len(paths), rev), "cat", catArgs(rev, paths)...)
+	c.read = true
+	return r.run.reader(ctx, c)
+}
+
+// catFile returns the contents of a file of at most limit bytes.
+func (r *repository) catFile(ctx context.Context, rev, path string, limit int64) (content []byte, err error) {
+	rc, err := r.cat(ctx, rev, path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rc.Close() }()
+	content, err = io.ReadAll(io.LimitReader(rc, limit+1))
+	if err != nil {
+		return nil, r.explain(err)
+	}
+	if int64(len(content)) > limit {
+		return nil, checkf("%s of %s is larger than %d bytes", path, rev, limit)
+	}
+	return content, nil
+}
+
+// hasFile tells whether a commit holds a file.
+func (r *repository) hasFile(ctx context.Context, rev, path string) (bool, error) {
+	_, err := r.query(ctx, "whether "+rev+" holds "+path, "ls", rev, "/"+path)
+	var terr *toolError
+	if errors.As(err, &terr) && strings.Contains(terr.Stderr, "No such file or directory") {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// init makes the directory a repository of the given mode.
+func (r *repository) init(ctx context.Context, mode string) error {
+	return r.perform(ctx, "make a repository", "init", "--mode="+mode)
+}
+
+// commitOptions are the parts of a commit beside its tree.
+type commitOptions struct {
+	branch    string // "" for a commit without a ref
+	metadata  []metadataString
+	timestamp int64 // seconds since 1970
+	why       string
+}
+
+type metadataString struct{ key, value string }
+
+// arg is the argument that sets m.
+func (m metadataString) arg() string { return "--add-metadata-string=" + m.key + "=" + m.value }
+
+// maxArgument is how long one argument of a program may be, its NUL not counted (MAX_ARG_STRLEN of execve(2)).
+const maxArgument = 128<<10 - 1
+
+// fits tells whether m can be given to ostree: it must fit into one argument, be UTF-8 and hold no NUL.
+func (m metadataString) fits() bool {
+	return len(m.arg()) <= maxArgument && isText(m.value)
+}
+
+// commitArgs are the arguments of every commit that the program makes. Each is there for the same checksum every time: without
+// --parent=none a branch's last commit becomes the parent, without a timestamp it is the time of day, and "@" is needed since
+// ostree takes a bare small number for an hour of today. A staging repository needs no fsync: what is published from it is synced then.
+func commitArgs(o commitOptions) []string {
+	args := []string{"--parent=none", "--timestamp=@" + strconv.FormatInt(o.timestamp, 10), "--fsync=false"}
+	if o.branch == "" {
+		args = append(args, "--orphan")
+	} else {
+		args = append(args, "--branch="+o.branch)
+	}
+	for _, m := range o.metadata {
+		args = append(args, m.arg())
+	}
+	return args
+}
+
+// commitRef commits the tree of another commit again, which reads and writes none of its files.
+func (r *repository) commitRef(ctx context.Context, tree string, o commitOptions) error {
+	_, err := r.commit(ctx, o, "--tree=ref="+tree)
+	return err
+}
+
+// treeOptions say how a directory becomes a commit's tree.
+type treeOptions struct {
+	owner        bool   // everything belongs to 0:0
+	statOverride string // a file of modes, see ostree-commit(1); "" for none
+	consume      bool   // the files may be moved away
+	noXattrs     bool
+}
+
+// treeArgs commit the directory dir.
+func treeArgs(dir string, o treeOptions) []string {
+	args := []string{"--tree=dir=" + dir}
+	if o.owner {
+		args = append(args, "--owner-uid=0", "--owner-gid=0")
+	}
+	if o.noXattrs {
+		args = append(args, "--no-xattrs")
+	}
+	if o.statOverride != "" {
+		args = append(args, "--statoverride="+o.statOverride)
+	}
+	if o.consume {
+		args = append(args, "--consume")
+	}
+	return args
+}
+
+// commitTree commits a directory and returns the commit's checksum.
+func (r *repository) commitTree(ctx context.Context, dir string, t treeOptions, o commitOptions) (string, error) {
+	return r.commit(ctx, o, treeArgs(dir, t)...)
+}
+
+func (r *repository) commit(ctx context.Context, o commitOptions, tree ...string) (string, error) {
+	c := r.command(o.why, "commit", append(commitArgs(o), tree...)...)
+	out, err := r.run.output(ctx, c)
+	if err != nil {
+		return "", r.explain(err)
+	}
+	return commitChecksum(out)
+}
+
+func commitChecksum(out []byte) (string, error) {
+	sum := strings.TrimSuffix(string(out), "\n")
+	if !checksumPattern.MatchString(sum) {
+		return "", errors.Errorf("ostree commit: %.80q is no checksum", out)
+	}
+	return sum, nil
+}
+
+// streamCommit is a running commit of a tar stream.
+type streamCommit struct {
+	process *process
+	stdin   *os.File
+	out     *limitedBuffer
+}
+
+// commitStream starts a commit without a ref whose tree is the tar stream that is written to the result. input is what the journal
+// calls that stream. The stream must be clean: see layerFilter.
+func (r *repository) commitStream(ctx context.Context, input, why string) (*streamCommit, error) {
+	args := append(commitArgs(commitOptions{}), "--tar-autocreate-parents", "--tree=tar=-")
+	c := r.command(why, "commit", args...)
+	c.input = input
+	s := &streamCommit{out: &limitedBuffer{limit: 4 << 10}}
+	p, stdin, err := r.run.writer(ctx, c, s.out)
+	if err != nil {
+		return nil, r.explain(err)
+	}
+	s.process, s.stdin = p, stdin
+	return s, nil
+}
+
+func (s *streamCommit) Write(b []byte) (int, error) { return s.stdin.Write(b) }
+
+// finish ends the stream and returns the commit's checksum.
+func (s *streamCommit) finish(ctx context.Context) (string, error) {
+	cerr := s.stdin.Close()
+	if err := s.process.wait(); err != nil {
+		return "", err
+	}
+	if cerr != nil {
+		return "", errors.WithStack(cerr)
+	}
+	return commitChecksum(s.out.bytes)
+}
+
+// abort ends the commit so that nothing comes of it. ostree is killed before its input ends: given a short stream it can
+// write to its standard error forever (in archive mode), or commit what there was. The error is what ostree had to say
+// where it had ended before, or nil.
+func (s *streamCommit) abort() error {
+	s.process.kill()
+	_ = s.stdin.Close()
+	err := s.process.wait()
+	var terr *toolError
+	if errors.As(err, &terr) && terr.ExitCode > 0 {
+		return err
+	}
+	return nil
+}
+
+// pullLocal copies refs, or all where none is given, from another repository on this machine, as one transaction.
+func (r *repository) pullLocal(ctx context.Context, source string, fsync bool, why string, refs ...string) error {
+	var args []string
+	if !fsync {
+		args = append(args, "--disable-fsync")
+	}
+	return r.perform(ctx, why, "pull-local", append(append(args, source), refs...)...)
+}

@@ -1,0 +1,205 @@
+package main
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/pkg/errors"
+
+	"ostree-image/internal/tarstream"
+)
+
+// permissions are the rules for owners, modes and attributes, the same for a header and for an extracted tree. They say what a
+// repository of the given mode can hold when this user writes it.
+type permissions struct {
+	uid, gid int  // the user's own, used where asOwn
+	asOwn    bool // everything belongs to the user, without file capabilities
+	readable bool // the owner can read every file: u+r is added
+}
+
+// permissionsFor returns the rules. Only a user who is not root, in a mode that keeps files as they are on disk, gets any
+// exception: there ostree must read the files again, and cannot give them away.
+func permissionsFor(mode string, euid, egid int) permissions {
+	p := permissions{uid: euid, gid: egid}
+	if euid != 0 {
+		p.asOwn = mode == modeBare
+		p.readable = mode == modeBare || mode == modeBareUserOnly
+	}
+	return p
+}
+
+// exceptions says in words what the rules change, "" for nothing.
+func (p permissions) exceptions(mode string, engine engineName) string {
+	var texts []string
+	if p.asOwn {
+		texts = append(texts, fmt.Sprintf("all files belong to %d:%d and have no file capabilities", p.uid, p.gid))
+	} else if p.uid != 0 && engine == engineTar && mode != modeBareUserOnly {
+		texts = append(texts, "the tar engine keeps no owners and no file capabilities, and a name with a newline keeps the mode it has on disk")
+	}
+	if p.readable {
+		texts = append(texts, "files that their owner cannot read become readable for the owner")
+	}
+	if len(texts) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("not root, repository of mode %s: %s", mode, strings.Join(texts, "; "))
+}
+
+// own applies the rules to an entry.
+func (p permissions) own(e *tarstream.Entry) {
+	if p.asOwn {
+		e.UID, e.GID = uint32(p.uid), uint32(p.gid)
+	}
+	if p.readable && e.Kind == tarstream.File {
+		e.Mode |= 0o400
+	}
+}
+
+const capability = "security.capability"
+
+// xattrs returns the extended attributes that a layer's file keeps, nil for none: its capabilities and the user's own.
+// ostree keeps no empty value, user.ostreemeta is where a bare-user repository keeps its own, and the labels and the marks of
+// overlayfs belong to the machine that made the layer.
+func (p permissions) xattrs(all map[string]string) map[string]string {
+	var kept map[string]string
+	for name, value := range all {
+		switch {
+		case name == capability && !p.asOwn:
+			value = cleanCapability(value)
+		case strings.HasPrefix(name, "user.") && len(name) > len("user.") && len(name) <= 255 && isText(name) &&
+			name != "user.ostreemeta" && !strings.HasPrefix(name, "user.overlay."):
+		default:
+			continue
+		}
+		if value == "" || len(value) > 64<<10 {
+			continue
+		}
+		if kept == nil {
+			kept = map[string]string{}
+		}
+		kept[name] = value
+	}
+	return kept
+}
+
+// cleanCapability returns a value that the kernel takes and gives back unchanged, or "" (linux/capability.h): revision 2 has
+// 20 bytes, revision 3 ends with the id of a user namespace's root, and with 0 there the kernel gives revision 2 back.
+func cleanCapability(value string) string {
+	const (
+		revision     = 0xff000000
+		revision2    = 0x02000000
+		revision3    = 0x03000000
+		size2, size3 = 20, 24
+	)
+	b := []byte(value)
+	if len(b) < 4 {
+		return ""
+	}
+	magic := binary.LittleEndian.Uint32(b)
+	switch {
+	case magic&revision == revision2 && len(b) == size2:
+		return value
+	case magic&revision == revision3 && len(b) == size3:
+		if binary.LittleEndian.Uint32(b[size2:]) != 0 {
+			return value
+		}
+		binary.LittleEndian.PutUint32(b, magic&^revision|revision2)
+		return string(b[:size2])
+	}
+	return ""
+}
+
+// fixTree makes the tree at dir, as tar extracted it, one that ostree can read, and returns the lines of a --statoverride file that
+// give the commit the modes back. Devices, fifos and sockets go. It never follows a link, and does not leave
+// dir: the paths it changes are those of directories and regular files, found by lstat(2) below an open directory.
+func (p permissions) fixTree(dir string) (overrides []string, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	defer func() { _ = root.Close() }()
+	err = p.fixDir(root, ".", "", &overrides)
+	return overrides, err
+}
+
+// fixDir does the work of fixTree below one directory. name is its path for root, path the one within the commit.
+func (p permissions) fixDir(root *os.Root, name, path string, overrides *[]string) error {
+	names, err := readNames(root, name)
+	if err != nil {
+		return err
+	}
+	for _, base := range names {
+		child, childPath := base, path+"/"+base
+		if name != "." {
+			child = name + "/" + child
+		}
+		info, err := root.Lstat(child)
+		if err != nil {
+			return errors.WithStack(err)
+		}
+		mode := info.Mode()
+		switch {
+		case mode.IsDir():
+			if err := p.open(root, child, childPath, mode, 0o700, overrides); err != nil {
+				return err
+			}
+			if err := p.fixDir(root, child, childPath, overrides); err != nil {
+				return err
+			}
+		case mode.IsRegular():
+			if err := p.open(root, child, childPath, mode, 0o400, overrides); err != nil {
+				return err
+			}
+		case mode&fs.ModeSymlink != 0:
+		default:
+			if err := root.Remove(child); err != nil {
+				return errors.WithStack(err)
+			}
+		}
+	}
+	return nil
+}
+
+// readNames returns what a directory holds. io/fs would refuse a name that is not UTF-8.
+func readNames(root *os.Root, name string) ([]string, error) {
+	dir, err := root.Open(name)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	defer func() { _ = dir.Close() }()
+	names, err := dir.Readdirnames(-1)
+	return names, errors.WithStack(err)
+}
+
+// open adds the bits to what is at child where they are missing, and notes the mode that it had.
+func (p permissions) open(root *os.Root, child, path string, mode fs.FileMode, bits fs.FileMode, overrides *[]string) error {
+	if p.uid == 0 || mode&bits == bits {
+		return nil
+	}
+	if err := root.Chmod(child, mode|bits); err != nil {
+		return errors.WithStack(err)
+	}
+	if strings.Contains(path, "\n") || (p.readable && mode.IsRegular()) {
+		return nil // a line cannot name it; or the commit is to have the bits too
+	}
+	*overrides = append(*overrides, fmt.Sprintf("=%d %s", unixMode(mode), path))
+	return nil
+}
+
+// unixMode returns the permission bits as the kernel counts them.
+func unixMode(mode fs.FileMode) uint32 {
+	m := uint32(mode.Perm())
+	if mode&fs.ModeSetuid != 0 {
+		m |= 0o4000
+	}
+	if mode&fs.ModeSetgid != 0 {
+		m |= 0o2000
+	}
+	if mode&fs.ModeSticky != 0 {
+		m |= 0o1000
+	}
+	return m
+}

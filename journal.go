@@ -1,0 +1,208 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pkg/errors"
+
+	"ostree-image/internal/shellquote"
+)
+
+// journal writes down every command that runs, and every step that Go itself does to files that a command will read,
+// as lines that a POSIX shell runs to the same effect. Each line is written when its step starts, after all that it
+// needs has ended, so the lines can be run from top to bottom although layers are imported side by side.
+// It is safe for parallel use.
+type journal struct {
+	mu     sync.Mutex
+	log    *os.File  // --log-commands, nil without
+	debug  io.Writer // --debug, nil without
+	header bool      // the log's header is written
+	number int       // of the last line
+	places []place
+	err    error // the first failure to write the log
+}
+
+// place is a directory that the journal calls by a shell variable, so that a script can be aimed elsewhere.
+type place struct{ path, variable string }
+
+// entry is one line of the journal.
+type entry struct {
+	why   string   // what it is for, written as a comment before it
+	words []string // the command and its arguments, not quoted
+	input string   // a file in the journal's BLOBS that is its standard input, "" for none
+	out   bool     // its standard output is data that the program reads
+	read  bool     // it only reads the repository and may fail without harm
+}
+
+const journalHeader = `
+# ostree-image %s, %s
+# Run it with: BLOBS=directory sh FILE. BLOBS holds what the commands read: the blobs, each named by the hex part of its
+# digest, and the clean tar streams made of them, named HEX.tar. REPO is a fresh repository unless it is set.
+set -eu
+%s
+WORK=${WORK:-$(mktemp -d)}
+REPO=${REPO:-$WORK/repo}
+BLOBS=${BLOBS:-.}
+`
+
+// openJournal returns the journal of a run. path is the log's file, "" for none: it is appended to, created with mode
+// 0600 since commands can hold what is private, and never followed when it is a symbolic link.
+func openJournal(path string, debug io.Writer) (*journal, error) {
+	j := &journal{debug: debug}
+	if path != "" {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|oNoFollow, 0o600)
+		if err != nil {
+			return nil, errors.Wrap(err, "opening the command log")
+		}
+		j.log = f
+	}
+	return j, nil
+}
+
+// name makes the journal write path as $variable from now on, and what lies within it accordingly.
+func (j *journal) name(path, variable string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.places = append(slices.Clip(j.places), place{path, variable})
+	// Where one place lies within another, the inner one is to be found first.
+	slices.SortStableFunc(j.places, func(a, b place) int { return len(b.path) - len(a.path) })
+}
+
+// forget ends the name of a directory that is gone.
+func (j *journal) forget(path string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for i, p := range j.places {
+		if p.path == path {
+			j.places = slices.Delete(j.places, i, i+1)
+			return
+		}
+	}
+}
+
+// command writes down a process that is about to start and returns its number.
+func (j *journal) command(e entry) int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.debug != nil {
+		_, _ = fmt.Fprintf(j.debug, "+ %s\n", shellquote.Words(e.words...))
+	}
+	return j.write(e)
+}
+
+// step writes down what Go does to files that a command will read, as the command of the same effect.
+func (j *journal) step(why string, words ...string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.write(entry{why: why, words: words})
+}
+
+// shell is step for a line that is more than one command and its arguments. The caller quotes, with word.
+func (j *journal) shell(why, line string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.writeLine(why, line)
+}
+
+// ended writes down that a command did not end well.
+func (j *journal) ended(number int, err error, took time.Duration) {
+	if err == nil {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	j.print(fmt.Sprintf("# %d failed after %.2f s: %s\n", number, took.Seconds(), text))
+}
+
+// path returns how a line of the journal names a path.
+func (j *journal) path(path string) string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.word(path)
+}
+
+func (j *journal) write(e entry) int {
+	words := make([]string, len(e.words))
+	for i, w := range e.words {
+		words[i] = j.word(w)
+	}
+	line := strings.Join(words, " ")
+	if e.input != "" {
+		line += ` <"$BLOBS"/` + shellquote.Word(e.input)
+	}
+	if e.out {
+		line += " >/dev/null"
+	}
+	if e.read {
+		line += " || :"
+	}
+	return j.writeLine(e.why, line)
+}
+
+func (j *journal) writeLine(why, line string) int {
+	j.number++
+	if j.log == nil {
+		return j.number
+	}
+	if !j.header {
+		j.header = true
+		j.print(fmt.Sprintf(journalHeader, version, time.Now().UTC().Format(time.RFC3339), shellquote.Prelude))
+	}
+	if why == "" {
+		j.print(line + "\n")
+	} else {
+		j.print(fmt.Sprintf("# %d: %s\n%s\n", j.number, why, line))
+	}
+	return j.number
+}
+
+func (j *journal) print(text string) {
+	if j.log == nil {
+		return
+	}
+	if _, err := j.log.WriteString(text); err != nil && j.err == nil {
+		j.err = errors.Wrap(err, "writing the command log")
+	}
+}
+
+// word quotes one argument. A named directory at its start, or behind the first "=" of an option, becomes a variable.
+func (j *journal) word(arg string) string {
+	for _, p := range j.places {
+		at := strings.Index(arg, p.path)
+		if at < 0 || (at > 0 && arg[at-1] != '=') {
+			continue
+		}
+		rest := arg[at+len(p.path):]
+		if rest != "" && rest[0] != '/' {
+			continue
+		}
+		quoted := `"$` + p.variable + `"`
+		if at > 0 {
+			quoted = shellquote.Word(arg[:at]) + quoted
+		}
+		if rest != "" {
+			quoted += shellquote.Word(rest)
+		}
+		return quoted
+	}
+	return shellquote.Word(arg)
+}
+
+// close ends the journal. Its error is the first that writing it met.
+func (j *journal) close() (err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.log == nil {
+		return nil
+	}
+	err = j.err
+	closeWith(&err, j.log)
+	return err
+}

@@ -1,0 +1,604 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/containers/image/v5/pkg/compression"
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+	"github.com/vbatts/tar-split/archive/tar"
+
+	"ostree-image/internal/shellquote"
+)
+
+// engineName is how a layer's clean stream becomes a commit.
+type engineName string
+
+const (
+	engineAuto   engineName = "auto"   // stream where this ostree can, tar otherwise
+	engineStream engineName = "stream" // piped into ostree commit
+	engineTar    engineName = "tar"    // extracted by tar, then committed as a directory
+)
+
+// staging is where a run makes its commits before they are published: a repository of the target's mode on the
+// target's file system, without fsync.
+type staging struct {
+	settings *settings
+	target   *repository
+	work     *workDir // in the target's tmp/, holds all below
+	blobWork *workDir // of --tmpdir, nil where the blobs lie in work
+	repo     *repository
+	mode     string
+	engine   engineName
+	perms    permissions
+	warned   atomic.Bool
+	trees    atomic.Int64 // how many small trees were committed
+
+	prepared chan struct{} // closed when repo can be used, or err is set
+	err      error
+}
+
+// newStaging makes the directories at once and the repository in the background, while the first blob arrives.
+func newStaging(ctx context.Context, s *settings, target *repository) (st *staging, err error) {
+	st = &staging{settings: s, target: target, prepared: make(chan struct{})}
+	if st.work, err = newWorkDir(filepath.Join(target.path, "tmp"), s.runner); err != nil {
+		return nil, errors.WithMessagef(err, "the repository %s cannot be written", target.path)
+	}
+	s.journal.name(st.work.path, "WORK")
+	if s.tmpdir != "" {
+		if st.blobWork, err = newWorkDir(s.tmpdir, s.runner); err != nil {
+			_ = st.remove()
+			return nil, errors.WithMessagef(err, "the temporary directory %s cannot be used", s.tmpdir)
+		}
+	}
+	go func() {
+		defer close(st.prepared)
+		st.err = st.prepare(ctx)
+	}()
+	return st, nil
+}
+
+// blobDir is where blobs are staged.
+func (st *staging) blobDir() string {
+	if st.blobWork != nil {
+		return st.blobWork.path
+	}
+	return st.work.path
+}
+
+// prepare makes the staging repository as the target is, as far as objects are concerned.
+func (st *staging) prepare(ctx context.Context) error {
+	mode, err := st.target.config(ctx, "core.mode")
+	if err != nil {
+		return err
+	}
+	if mode == "archive-z2" {
+		mode = modeArchive
+	}
+	if !slices.Contains([]string{modeBare, modeBareUser, modeBareUserOnly, modeArchive}, mode) {
+		return errors.Errorf("repository %s has the unknown mode %q", st.target.path, mode)
+	}
+	st.mode = mode
+	j := st.settings.journal
+	j.shell("a fresh repository where REPO is none", fmt.Sprintf(`[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s`,
+		shellquote.Word(mode)))
+	st.repo = &repository{path: st.work.join("stage"), run: st.settings.runner}
+	if err := st.repo.init(ctx, mode); err != nil {
+		return errors.WithMessage(err, "making the staging repository")
+	}
+	if mode == modeArchive {
+		if level, err := st.target.config(ctx, "archive.zlib-level"); err != nil {
+			return err
+		} else if level != "" {
+			if err := st.repo.perform(ctx, "compress as the repository does", "config", "set", "archive.zlib-level", level); err != nil {
+				return err
+			}
+		}
+	}
+	if st.engine, err = chooseEngine(ctx, st.settings.runner, st.settings.unpack); err != nil {
+		return err
+	}
+	st.perms = permissionsFor(mode, os.Geteuid(), os.Getegid())
+	return nil
+}
+
+// chooseEngine settles which engine is used, and that its programs can do what it needs.
+func chooseEngine(ctx context.Context, r *runner, wanted engineName) (engineName, error) {
+	features, err := ostreeVersion(ctx, r)
+	if err != nil {
+		return "", err
+	}
+	canStream := features.has("libarchive")
+	if wanted == engineStream && !canStream {
+		return "", errors.Errorf("--unpack=stream: this ostree (%s) is built without libarchive; use --unpack=tar", features.version)
+	}
+	if wanted == engineStream || wanted == engineAuto && canStream {
+		return engineStream, nil
+	}
+	_, err = tarVersion(ctx, r)
+	return engineTar, err
+}
+
+// ready waits until the staging repository can be used.
+func (st *staging) ready(ctx context.Context) error {
+	select {
+	case <-st.prepared:
+		return st.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// warnExceptions says once what this user and this repository cannot keep.
+func (st *staging) warnExceptions() {
+	if text := st.perms.exceptions(st.mode, st.engine); text != "" && !st.warned.Swap(true) {
+		st.settings.warnf("%s", text)
+	}
+}
+
+// remove ends the staging area. It waits for what prepares it.
+func (st *staging) remove() error {
+	var err error
+	if st.blobWork != nil {
+		err = st.blobWork.remove()
+	}
+	if werr := st.work.remove(); err == nil {
+		err = werr
+	}
+	st.settings.journal.forget(st.work.path)
+	return errors.WithMessage(err, "removing the staging area")
+}
+
+// timestamp is that of every commit that holds no image.
+func (st *staging) timestamp() int64 {
+	if st.settings.timestamp != nil {
+		return *st.settings.timestamp
+	}
+	return 0
+}
+
+// importedLayer is a layer that is committed in the staging repository.
+type importedLayer struct {
+	blob   *stagedBlob
+	digest digest.Digest
+	plain  bool // the blob is the tar stream itself
+	exact  bool // tree and record give the tar stream back
+	split  *splitFile
+	inline bool // the record is in the commit's metadata
+	kept   bool // the side commit holds the blob
+}
+
+// needsBlob tells whether the blob must be kept for what is asked: its exact bytes, or just those of its tar stream.
+func (l *importedLayer) needsBlob(exactBlob bool) bool { return !l.exact || exactBlob && !l.plain }
+
+// cleanSink makes a clean stream of the entries that it is given, and ends it.
+type cleanSink interface {
+	entrySink
+	finish() error
+}
+
+// importLayer commits the layer in b while it arrives, and what is needed to give its bytes back. Nothing is committed
+// before b is verified. exactBlob asks to keep the blob as it came.
+func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob bool) (*importedLayer, error) {
+	if err := st.ready(ctx); err != nil {
+		return nil, err
+	}
+	st.warnExceptions()
+	split, err := newSplitFile(b.path + "." + fileSplit)
+	if err != nil {
+		return nil, err
+	}
+	scan := &layerScan{packer: split.packer()}
+	tree, plain, err := st.unpack(ctx, b, scan, func(w io.Writer) cleanSink { return newLayerFilter(st.perms, w) })
+	if cerr := split.close(); err == nil {
+		err = cerr
+	}
+	if err == nil && scan.odd {
+		tree, err = st.unpackOdd(ctx, b)
+	}
+	if err != nil {
+		return nil, err
+	}
+	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split}
+	st.logChecks(l, scan.diffID)
+	options := commitOptions{
+		branch: blobRef(l.digest), timestamp: st.timestamp(), why: "commit layer " + l.digest.String(),
+		metadata: []metadataString{
+			{keySize, strconv.FormatInt(b.size(), 10)},
+			{keyUncompressedSize, strconv.FormatInt(scan.size, 10)},
+			{keyUncompressedDigest, scan.diffID.String()},
+		},
+	}
+	if l.exact {
+		m, ok, err := split.inline()
+		if err != nil {
+			return nil, err
+		}
+		if l.inline = ok; ok {
+			options.metadata = append(options.metadata, m)
+		}
+	}
+	if _, err := st.repo.commit(ctx, options, tree...); err != nil {
+		return nil, err
+	}
+	if err := st.removeTree(ctx, b); err != nil {
+		return nil, err
+	}
+	if err := st.keepSide(ctx, l, exactBlob); err != nil {
+		return nil, err
+	}
+	if scan.skipped > 0 {
+		st.settings.notef("layer %s: %d devices, fifos or sockets left out", l.digest, scan.skipped)
+	}
+	return l, nil
+}
+
+// unpackOdd commits a layer that names something twice, or reaches through its own links: it is read once to learn what
+// it comes to, and once more to commit that.
+func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree []string, err error) {
+	plan := newLayerPlan(st.perms)
+	if _, err := st.scan(ctx, b, &layerScan{sink: planSink{plan}}); err != nil {
+		return nil, err
+	}
+	if n := len(plan.dangles); n > 0 {
+		st.settings.warnf("layer %s: %d hard links lead to files of layers below, %q first: empty files keep their places",
+			b.digest, n, plan.dangles[0])
+	}
+	tree, _, err = st.unpack(ctx, b, &layerScan{}, func(w io.Writer) cleanSink { return newPlanFilter(plan, w) })
+	return tree, err
+}
+
+// planSink gives a layer's headers to a plan.
+type planSink struct{ plan *layerPlan }
+
+func (s planSink) entry(hdr *tar.Header) (io.Writer, error) { return nil, s.plan.add(hdr) }
+
+// scan reads the layer in b once and tells whether it is not compressed.
+func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (plain bool, err error) {
+	in, err := b.open()
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = in.Close() }()
+	stream, plain, err := decompress(st.settings.progress.reading(b.want.Digest, in))
+	if err == nil {
+		defer func() { _ = stream.Close() }()
+		err = scan.run(ctx, stream)
+	}
+	if err == nil {
+		return plain, b.wait()
+	}
+	// Where the blob itself is wrong, what follows from that is of no interest.
+	if serr := b.failure(); serr != nil {
+		return plain, serr
+	}
+	return plain, errors.WithMessagef(err, "layer %s", b.name())
+}
+
+// decompress returns the tar stream in r.
+func decompress(r io.Reader) (stream io.ReadCloser, plain bool, err error) {
+	_, decompressor, r, err := compression.DetectCompressionFormat(r)
+	if err != nil {
+		return nil, false, errors.WithMessage(err, "finding out its compression")
+	}
+	if decompressor == nil {
+		return io.NopCloser(r), true, nil
+	}
+	stream, err = decompressor(r)
+	return stream, false, errors.WithMessage(err, "decompressing")
+}
+
+// unpack feeds the clean stream that makeSink makes of b to the engine and returns the arguments that commit the tree.
+// Where the scan finds the layer odd there is no tree.
+func (st *staging) unpack(ctx context.Context, b *stagedBlob, scan *layerScan, makeSink func(io.Writer) cleanSink) (tree []string, plain bool, err error) {
+	w, err := st.startEngine(ctx, b)
+	if err != nil {
+		return nil, false, err
+	}
+	buffered := bufio.NewWriterSize(w, copyBuffer)
+	sink := makeSink(buffered)
+	scan.sink = sink
+	plain, err = st.scan(ctx, b, scan)
+	if err == nil && !scan.odd {
+		if err = sink.finish(); err == nil {
+			err = buffered.Flush()
+		}
+		if err == nil {
+			tree, err = w.finish(ctx)
+			return tree, plain, errors.WithMessagef(err, "layer %s", b.name())
+		}
+	}
+	aborted := w.abort()
+	if aborted != nil && errors.Is(err, syscall.EPIPE) {
+		err = errors.WithMessagef(aborted, "layer %s", b.name())
+	}
+	if err == nil {
+		err = st.removeTree(ctx, b)
+	}
+	return nil, plain, err
+}
+
+// layerWriter takes a clean stream. One of finish and abort is called, once.
+type layerWriter interface {
+	io.Writer
+	finish(ctx context.Context) (tree []string, err error)
+	// abort ends the engine, and returns why it failed if it had failed by itself before.
+	abort() error
+}
+
+func (st *staging) startEngine(ctx context.Context, b *stagedBlob) (layerWriter, error) {
+	input := b.name() + ".tar"
+	if st.engine == engineStream {
+		s, err := st.repo.commitStream(ctx, input, "commit the files of layer "+b.name())
+		if err != nil {
+			return nil, err
+		}
+		return streamEngine{s}, nil
+	}
+	dir := st.treeDir(b)
+	st.settings.journal.step("a directory for the files of layer "+b.name(), "mkdir", dir)
+	if err := makeDir(dir); err != nil {
+		return nil, err
+	}
+	p, stdin, err := untar(ctx, st.settings.runner, dir, input, "extract layer "+b.name())
+	if err != nil {
+		return nil, err
+	}
+	return &tarEngine{st: st, dir: dir, process: p, stdin: stdin}, nil
+}
+
+func (st *staging) treeDir(b *stagedBlob) string { return st.work.join(b.name() + ".tree") }
+
+// removeTree removes what the tar engine extracted.
+func (st *staging) removeTree(_ context.Context, b *stagedBlob) error {
+	if st.engine != engineTar {
+		return nil
+	}
+	dir := st.treeDir(b)
+	st.settings.journal.step("the extracted files are committed", "rm", "-rf", dir)
+	return removeTree(dir)
+}
+
+// makeDir makes a directory of mode 0755, whatever the umask, without what the directory above it hands down.
+func makeDir(path string) error {
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return errors.WithStack(err)
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Lchown(path, 0, 0); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	return errors.WithStack(os.Chmod(path, 0o755))
+}
+
+type streamEngine struct{ *streamCommit }
+
+func (e streamEngine) finish(ctx context.Context) ([]string, error) {
+	sum, err := e.streamCommit.finish(ctx)
+	return []string{"--tree=ref=" + sum}, err
+}
+
+type tarEngine struct {
+	st      *staging
+	dir     string
+	process *process
+	stdin   *os.File
+}
+
+func (e *tarEngine) Write(b []byte) (int, error) { return e.stdin.Write(b) }
+
+func (e *tarEngine) abort() error {
+	s := streamCommit{process: e.process, stdin: e.stdin}
+	return s.abort()
+}
+
+// finish waits for tar, makes what it extracted readable for ostree, and says how to commit it with the modes that the
+// layer has.
+func (e *tarEngine) finish(context.Context) ([]string, error) {
+	cerr := e.stdin.Close()
+	if err := e.process.wait(); err != nil {
+		return nil, err
+	}
+	if cerr != nil {
+		return nil, errors.WithStack(cerr)
+	}
+	j, perms := e.st.settings.journal, e.st.perms
+	overrides, err := perms.fixTree(e.dir)
+	if err != nil {
+		return nil, errors.WithMessage(err, "making the extracted files readable")
+	}
+	options := treeOptions{
+		owner:   perms.uid != 0 && !perms.asOwn,
+		consume: e.st.mode == modeBare,
+	}
+	if perms.uid != 0 {
+		j.shell("make the extracted files readable", fmt.Sprintf(
+			`find %[1]s -type d ! -perm -0700 -exec chmod u+rwx {} \; ; find %[1]s -type f ! -perm -0400 -exec chmod u+r {} \;`, j.path(e.dir)))
+	}
+	if len(overrides) > 0 {
+		options.statOverride = e.dir + ".modes"
+		if err := e.st.writeFile(options.statOverride, []byte(strings.Join(overrides, "\n")+"\n"), "the modes that they have in the layer"); err != nil {
+			return nil, err
+		}
+	}
+	return treeArgs(e.dir, options), nil
+}
+
+// logChecks writes the checks that a blob passed into the journal.
+func (st *staging) logChecks(l *importedLayer, diffID digest.Digest) {
+	blob := `"$BLOBS"/` + shellquote.Word(l.blob.name())
+	st.settings.journal.shell("the blob's digest holds", fmt.Sprintf(`echo "%s  $BLOBS/%s" | %ssum -c -`,
+		l.digest.Encoded(), l.blob.name(), l.digest.Algorithm()))
+	if l.plain && diffID == l.digest {
+		return
+	}
+	st.settings.journal.shell("so does that of its tar stream", fmt.Sprintf(
+		`for z in gzip zstd bzip2 xz cat; do "$z" -dc <%s 2>/dev/null | sha256sum; done | grep -q %s`, blob, diffID.Encoded()))
+}
+
+// keepSide commits what a layer's exact bytes need beside its tree: the tar-split record that does not fit into the
+// commit of the layer, and the blob as it came where the record does not do.
+func (st *staging) keepSide(ctx context.Context, l *importedLayer, exactBlob bool) error {
+	blob := l.needsBlob(exactBlob)
+	record := l.exact && !l.inline
+	if l.kept = blob; !blob && !record {
+		return nil
+	}
+	var files []treeFile
+	if record {
+		files = append(files, treeFile{name: fileSplit, from: l.split.path, input: l.blob.name() + "." + fileSplit})
+	}
+	if blob {
+		files = append(files, treeFile{name: fileBlob, from: l.blob.path, input: l.blob.name()})
+	}
+	return st.commitFiles(ctx, files, commitOptions{
+		branch: sideRef(l.digest), timestamp: st.timestamp(), why: "what the exact bytes of layer " + l.digest.String() + " need",
+	})
+}
+
+// treeFile is a file of a commit that holds no layer: bytes, or a file on disk.
+type treeFile struct {
+	name    string // its path in the tree
+	content []byte
+	from    string // the file to take, "" for content
+	input   string // what the journal calls that file
+}
+
+// commitFiles commits files that belong to 0:0 with mode 0644, in directories of mode 0755, whoever does it.
+func (st *staging) commitFiles(ctx context.Context, files []treeFile, o commitOptions) error {
+	if err := st.ready(ctx); err != nil {
+		return err
+	}
+	j := st.settings.journal
+	tree := st.work.join(fmt.Sprintf("tree-%d", st.trees.Add(1)))
+	defer func() { _ = removeTree(tree) }()
+	made := map[string]bool{}
+	mkdir := func(path string) error {
+		if made[path] {
+			return nil
+		}
+		made[path] = true
+		j.step("a tree to commit", "mkdir", "-p", path)
+		return makeDir(path)
+	}
+	if err := mkdir(tree); err != nil {
+		return err
+	}
+	for _, f := range files {
+		parent := tree
+		for _, part := range strings.Split(filepath.Dir(f.name), "/") {
+			parent = filepath.Join(parent, part)
+			if err := mkdir(parent); err != nil {
+				return err
+			}
+		}
+		if err := st.placeFile(filepath.Join(tree, f.name), f); err != nil {
+			return err
+		}
+	}
+	j.step("readable whatever the umask", "chmod", "-R", "u=rwX,go=rX", tree)
+	options := treeOptions{owner: os.Geteuid() == 0 || st.mode != modeBare, noXattrs: true}
+	if _, err := st.repo.commitTree(ctx, tree, options, o); err != nil {
+		return err
+	}
+	j.step("the tree is committed", "rm", "-rf", tree)
+	return nil
+}
+
+func (st *staging) placeFile(path string, f treeFile) error {
+	if f.from == "" {
+		return st.writeFile(path, f.content, "")
+	}
+	st.settings.journal.shell("", fmt.Sprintf(`cp "$BLOBS"/%s %s`, shellquote.Word(f.input), st.settings.journal.path(path)))
+	if err := os.Link(f.from, path); err != nil {
+		if err := copyFile(f.from, path); err != nil {
+			return err
+		}
+	}
+	return errors.WithStack(os.Chmod(path, 0o644))
+}
+
+// writeFile writes a small file of mode 0644, and the same into the journal.
+func (st *staging) writeFile(path string, content []byte, why string) error {
+	j := st.settings.journal
+	j.shell(why, fmt.Sprintf("printf %s >%s", printfFormat(content), j.path(path)))
+	if err := os.WriteFile(path, content, 0o644); err != nil {
+		return errors.WithStack(err)
+	}
+	return errors.WithStack(os.Chmod(path, 0o644))
+}
+
+// printfFormat returns the arguments with which printf(1) writes content.
+func printfFormat(content []byte) string {
+	if isText(string(content)) {
+		return "%s " + shellquote.Word(string(content))
+	}
+	var b strings.Builder
+	for _, c := range content {
+		fmt.Fprintf(&b, `\%03o`, c)
+	}
+	return shellquote.Word(b.String())
+}
+
+// copyFile copies a file where it cannot be linked.
+func copyFile(from, to string) (err error) {
+	in, err := os.Open(from)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer func() { _ = in.Close() }()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer closeWith(&err, out)
+	_, err = io.Copy(out, in)
+	return errors.WithStack(err)
+}
+
+// importQueue imports layers in the background, a bounded number at a time.
+type importQueue struct {
+	slots   chan struct{}
+	running sync.WaitGroup
+}
+
+func newImportQueue(n int) *importQueue { return &importQueue{slots: make(chan struct{}, max(1, n))} }
+
+// add runs f when there is room, or never if ctx ends before.
+func (q *importQueue) add(ctx context.Context, f func()) {
+	q.running.Go(func() {
+		select {
+		case q.slots <- struct{}{}:
+			defer func() { <-q.slots }()
+			f()
+		case <-ctx.Done():
+		}
+	})
+}
+
+// name is what the journal and errors call the blob: the hex part of its digest where that is known before it is here.
+func (b *stagedBlob) name() string {
+	if b.want.Digest != "" {
+		return b.want.Digest.Encoded()
+	}
+	return filepath.Base(b.path)
+}
+
+// failure returns why the blob is not what it should be, nil where it is or is still to come.
+func (b *stagedBlob) failure() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/pkg/errors"
+	"golang.org/x/sys/unix"
+)
+
+const oNoFollow = unix.O_NOFOLLOW
+
+// growPipe asks for a larger pipe. A refusal does no harm.
+func growPipe(f *os.File) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeCapacity)
+	})
+}
+
+// tryLock takes an exclusive flock(2) on f without waiting and tells whether it got it. The lock belongs to the open
+// file, so it lasts until every process that inherited it has closed it.
+func tryLock(f *os.File) (bool, error) {
+	var lockErr error
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	if err := raw.Control(func(fd uintptr) {
+		lockErr = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB)
+	}); err != nil {
+		return false, err
+	}
+	if lockErr == unix.EWOULDBLOCK {
+		return false, nil
+	}
+	return lockErr == nil, lockErr
+}
+
+const lockPoll = 20 * time.Millisecond
+
+// lockRepository waits for the lock that publishing, remove and prune share: a flock(2) on the repository's directory, which
+// ostree does not use and which leaves nothing behind. It ends with the returned function, or with the process.
+func lockRepository(ctx context.Context, path string) (unlock func(), err error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, errors.Wrap(err, "locking the repository")
+	}
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for {
+		ok, err := tryLock(dir)
+		if err != nil {
+			_ = dir.Close()
+			return nil, errors.Wrapf(err, "locking the repository %s", path)
+		}
+		if ok {
+			return func() { _ = dir.Close() }, nil
+		}
+		select {
+		case <-ctx.Done():
+			_ = dir.Close()
+			return nil, context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}

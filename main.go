@@ -1,0 +1,461 @@
+// Ostree-image puts OCI and Docker images into an OSTree repository and gets them back byte for byte, by running the
+// programs ostree and tar.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/containers/image/v5/transports"
+	"github.com/containers/image/v5/types"
+	"github.com/containers/storage/pkg/reexec"
+	"github.com/docker/go-units"
+	"github.com/pkg/errors"
+	"github.com/sirupsen/logrus"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+)
+
+// version is the program's. A build sets it.
+var version = "0.1.0"
+
+func main() {
+	if reexec.Init() { // the containers-storage transport starts this program again, under other names
+		return
+	}
+	os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr))
+}
+
+// run is the program but for its process: it returns the exit status.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	ctx, stop := notifyContext(ctx)
+	defer stop()
+	p := &program{stdout: stdout, stderr: stderr}
+	err := p.app().RunContext(ctx, withoutExtensionName(args))
+	if p.settings != nil {
+		if cerr := p.settings.close(ctx); err == nil {
+			err = cerr
+		}
+	}
+	if err != nil {
+		_, _ = fmt.Fprintf(stderr, "ostree-image: %s\n", oneLine(err))
+	}
+	return exitStatus(ctx, err)
+}
+
+// oneLine is the text of an error without line breaks.
+func oneLine(err error) string {
+	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), " ")
+}
+
+// withoutExtensionName drops the "image" that ostree puts first when it runs the program as its own subcommand, "ostree
+// image …". Options that were given to ostree may stand before it.
+func withoutExtensionName(args []string) []string {
+	for i := 1; i < len(args); i++ {
+		if args[i] == "image" {
+			return append(args[:i:i], args[i+1:]...)
+		}
+		if !strings.HasPrefix(args[i], "--repo=") {
+			break
+		}
+	}
+	return args
+}
+
+// program is one call of the program.
+type program struct {
+	stdout, stderr io.Writer
+	settings       *settings
+
+	global struct {
+		settings
+		logCommands, ostree, tar, tmpdir               string
+		timeout                                        time.Duration
+		os, arch, variant, registriesConf, registriesD string
+		authFile                                       string
+		preserve, all, removeSignatures, noFsync       bool
+		unpack, timestamp, format, signBy, digestFile  string
+		retries                                        int
+		parallel                                       uint
+		outputFormat                                   string
+		source, destination                            endpoint
+	}
+}
+
+// endpoint are the options of one side of a copy.
+type endpoint struct {
+	tlsVerify                               bool
+	noCreds                                 bool
+	creds, certDir, authFile, registryToken string
+}
+
+func (p *program) app() *cli.App {
+	g := &p.global
+	app := &cli.App{
+		Name:            "ostree-image",
+		Usage:           "put OCI and Docker images into an OSTree repository, and get them back byte for byte",
+		Version:         version,
+		HideVersion:     true,
+		Writer:          p.stdout,
+		ErrWriter:       p.stderr,
+		HideHelpCommand: true,
+		ExitErrHandler:  func(*cli.Context, error) {},
+		OnUsageError:    onUsageError,
+		Before:          p.before,
+		Action: func(c *cli.Context) error {
+			if name := c.Args().First(); name != "" {
+				return usagef("unknown command %q; see ostree-image --help", name)
+			}
+			return cli.ShowAppHelp(c)
+		},
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "repo", Usage: "use the OSTree repository at `PATH`", Destination: &g.repo},
+			&cli.BoolFlag{Name: "debug", Usage: "show each command on standard error as it starts", Destination: &g.debug},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress", Destination: &g.quiet},
+			&cli.StringFlag{Name: "log-commands", Usage: "append each command that runs to `FILE`, for a shell to run again", EnvVars: []string{"OSTREE_IMAGE_LOG"}, Destination: &g.logCommands},
+			&cli.StringFlag{Name: "tmpdir", Usage: "stage blobs below `DIR` (default: the repository's tmp/)", EnvVars: []string{"TMPDIR"}, Destination: &g.tmpdir},
+			&cli.DurationFlag{Name: "command-timeout", Usage: "stop a command that runs longer than `DURATION`, such as 10m (default: never)", Destination: &g.timeout},
+			&cli.StringFlag{Name: "ostree", Usage: "run `PROGRAM` as ostree", Value: "ostree", EnvVars: []string{"OSTREE_IMAGE_OSTREE"}, Destination: &g.ostree},
+			&cli.StringFlag{Name: "tar", Usage: "run `PROGRAM` as tar", Value: "tar", EnvVars: []string{"OSTREE_IMAGE_TAR"}, Destination: &g.tar},
+			&cli.StringFlag{Name: "policy", Usage: "read the signature policy from `FILE`", Destination: &g.policyFile},
+			&cli.BoolFlag{Name: "insecure-policy", Usage: "accept every image, whatever the signature policy says", Destination: &g.insecurePolicy},
+			&cli.StringFlag{Name: "override-os", Usage: "want images for `OS` instead of this machine's", Destination: &g.os},
+			&cli.StringFlag{Name: "override-arch", Usage: "want images for `ARCH` instead of this machine's", Destination: &g.arch},
+			&cli.StringFlag{Name: "override-variant", Usage: "want images for the architecture's `VARIANT` instead of this machine's", Destination: &g.variant},
+			&cli.StringFlag{Name: "registries-conf", Usage: "read the registries' configuration from `FILE`", Destination: &g.registriesConf},
+			&cli.StringFlag{Name: "registries.d", Usage: "read where registries keep signatures from `DIR`", Destination: &g.registriesD},
+			&cli.StringFlag{Name: "authfile", Usage: "read credentials from `FILE`", EnvVars: []string{"REGISTRY_AUTH_FILE"}, Destination: &g.authFile},
+		},
+		Commands: []*cli.Command{
+			{
+				Name: "copy", Usage: "copy an image between any two transports",
+				ArgsUsage: "SOURCE DESTINATION",
+				Description: "ostree-image copy oci:/images/debian:12 ostree:debian:12@/ostree/repo\n" +
+					"ostree-image copy ostree:debian:12@/ostree/repo docker://registry.example.com/debian:12",
+				Flags: append(p.copyFlags(), p.importFlags()...), Before: wantArgs(2, 2), Action: p.copy,
+			},
+			{
+				Name: "pull", Usage: "copy an image into the repository",
+				ArgsUsage: "SOURCE [NAME]",
+				Description: "ostree-image pull docker://docker.io/library/debian:12\n" +
+					"ostree-image --repo=/ostree/repo pull oci-archive:debian.tar debian:12",
+				Flags: append(p.copyFlags(), p.importFlags()...), Before: wantArgs(1, 2), Action: p.pull,
+			},
+			{
+				Name: "list", Aliases: []string{"ls"}, Usage: "show the images of the repository",
+				Description: "ostree-image list\nostree-image --repo=/ostree/repo list --format=json",
+				Flags:       []cli.Flag{p.formatFlag()}, Before: wantArgs(0, 0), Action: p.list,
+			},
+			{
+				Name: "version", Usage: "show the versions of this program, ostree and tar",
+				Description: "ostree-image version\nostree-image --ostree=/opt/bin/ostree version",
+				Before:      wantArgs(0, 0), Action: p.version,
+			},
+		},
+	}
+	for _, c := range app.Commands {
+		c.OnUsageError = onUsageError
+		c.HideHelpCommand = true
+	}
+	return app
+}
+
+func onUsageError(_ *cli.Context, err error, _ bool) error { return usageError{err.Error()} }
+
+// wantArgs checks how many arguments a command gets. The flag library takes an option behind an argument for one more
+// argument.
+func wantArgs(least, most int) cli.BeforeFunc {
+	return func(c *cli.Context) error {
+		for _, a := range c.Args().Slice() {
+			if strings.HasPrefix(a, "-") && a != "-" {
+				return usagef("%s: options stand before the arguments: move %s to the front", c.Command.Name, a)
+			}
+		}
+		if n := c.NArg(); n < least || n > most {
+			return usagef("%s: %d arguments given; usage: ostree-image %s %s", c.Command.Name, n, c.Command.Name, c.Command.ArgsUsage)
+		}
+		return nil
+	}
+}
+
+func (p *program) formatFlag() cli.Flag {
+	return &cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "print as `FORMAT`: table or json", Value: "table", Destination: &p.global.outputFormat}
+}
+
+// copyFlags are the options of every command that copies.
+func (p *program) copyFlags() []cli.Flag {
+	g := &p.global
+	flags := []cli.Flag{
+		&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "copy all instances of a multi-architecture image", Destination: &g.all},
+		&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "convert the manifest to `TYPE`: oci, v2s1 or v2s2", Destination: &g.format},
+		&cli.BoolFlag{Name: "preserve-digests", Usage: "keep the manifest's digest, or fail", Destination: &g.preserve},
+		&cli.BoolFlag{Name: "remove-signatures", Usage: "leave the image's signatures behind", Destination: &g.removeSignatures},
+		&cli.StringFlag{Name: "sign-by", Usage: "sign the image with the GPG key `FINGERPRINT`", Destination: &g.signBy},
+		&cli.StringFlag{Name: "digestfile", Usage: "write the digest of the copied manifest to `FILE`", Destination: &g.digestFile},
+		&cli.IntFlag{Name: "retry-times", Usage: "try again up to `N` times when a copy fails", Destination: &g.retries},
+		&cli.UintFlag{Name: "image-parallel-copies", Usage: "copy at most `N` blobs at a time (default: 6)", Destination: &g.parallel},
+	}
+	for _, side := range []struct {
+		prefix, what string
+		e            *endpoint
+	}{{"src", "source", &g.source}, {"dest", "destination", &g.destination}} {
+		e := side.e
+		flags = append(flags,
+			&cli.BoolFlag{Name: side.prefix + "-tls-verify", Usage: "require HTTPS and verify the certificates of the " + side.what, Value: true, Destination: &e.tlsVerify},
+			&cli.StringFlag{Name: side.prefix + "-creds", Usage: "log in at the " + side.what + " as `USER[:PASSWORD]`", Destination: &e.creds},
+			&cli.BoolFlag{Name: side.prefix + "-no-creds", Usage: "use no credentials at the " + side.what, Destination: &e.noCreds},
+			&cli.StringFlag{Name: side.prefix + "-cert-dir", Usage: "use the certificates in `DIR` for the " + side.what, Destination: &e.certDir},
+			&cli.StringFlag{Name: side.prefix + "-authfile", Usage: "read the credentials for the " + side.what + " from `FILE`", Destination: &e.authFile},
+			&cli.StringFlag{Name: side.prefix + "-registry-token", Usage: "use the bearer `TOKEN` at the " + side.what, Destination: &e.registryToken},
+		)
+	}
+	return flags
+}
+
+// importFlags are the options of commands that write into a repository.
+func (p *program) importFlags() []cli.Flag {
+	g := &p.global
+	return []cli.Flag{
+		&cli.StringFlag{Name: "unpack", Usage: "turn layers into commits with `ENGINE`: auto, stream or tar", Value: string(engineAuto), Destination: &g.unpack},
+		&cli.StringFlag{Name: "timestamp", Usage: "give all commits the time `now|SECONDS` (default: the same for the same image)", EnvVars: []string{"SOURCE_DATE_EPOCH"}, Destination: &g.timestamp},
+		&cli.BoolFlag{Name: "no-fsync", Usage: "do not wait until the repository is on disk", Destination: &g.noFsync},
+	}
+}
+
+// before settles what all commands share.
+func (p *program) before(*cli.Context) error {
+	logrus.SetOutput(p.stderr)
+	logrus.SetLevel(logrus.WarnLevel)
+	g := &p.global
+	s := &g.settings
+	s.stderr = p.stderr
+	file, isFile := p.stderr.(*os.File)
+	s.progress = newProgress(p.stderr, isFile && term.IsTerminal(int(file.Fd())), s.quiet)
+	var debug io.Writer
+	if s.debug {
+		debug = p.stderr
+	}
+	journal, err := openJournal(g.logCommands, debug)
+	if err != nil {
+		return err
+	}
+	s.journal = journal
+	p.settings = s
+	if g.timeout < 0 {
+		return usagef("--command-timeout %s: it cannot be negative", g.timeout)
+	}
+	if g.tmpdir != "" {
+		if s.tmpdir, err = filepath.Abs(g.tmpdir); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	s.unpack = engineAuto
+	s.runner = newRunner(g.ostree, g.tar, g.timeout, journal)
+	transports.Delete(transportName) // the library's stub, which only says that the transport was removed
+	transports.Register(ostreeTransport{settings: s})
+	return nil
+}
+
+// systemContext returns what the library is told about one side of a copy.
+func (p *program) systemContext(e endpoint, tlsGiven bool) (*types.SystemContext, error) {
+	g := &p.global
+	sys := &types.SystemContext{
+		OSChoice: g.os, ArchitectureChoice: g.arch, VariantChoice: g.variant,
+		SystemRegistriesConfPath: g.registriesConf, RegistriesDirPath: g.registriesD,
+		AuthFilePath: g.authFile, SignaturePolicyPath: g.policyFile,
+		DockerCertPath: e.certDir, OCICertPath: e.certDir, DockerDaemonCertPath: e.certDir,
+		DockerBearerRegistryToken: e.registryToken, DockerRegistryUserAgent: "ostree-image/" + version,
+		BigFilesTemporaryDir: p.settings.tmpdir,
+		// Nothing can be made there, so the library keeps its cache of blobs in memory, where it is without cgo anyway.
+		BlobInfoCacheDir: "/dev/null/none",
+	}
+	if e.authFile != "" {
+		sys.AuthFilePath = e.authFile
+	}
+	if tlsGiven {
+		sys.DockerInsecureSkipTLSVerify = types.NewOptionalBool(!e.tlsVerify)
+		sys.OCIInsecureSkipTLSVerify = !e.tlsVerify
+		sys.DockerDaemonInsecureSkipTLSVerify = !e.tlsVerify
+	}
+	switch {
+	case e.creds != "" && e.noCreds:
+		return nil, usagef("credentials are given, and are not to be used")
+	case e.noCreds:
+		sys.DockerAuthConfig = &types.DockerAuthConfig{}
+	case e.creds != "":
+		user, password, ok := strings.Cut(e.creds, ":")
+		if user == "" || !ok || password == "" {
+			return nil, usagef("the credentials are not USER:PASSWORD")
+		}
+		sys.DockerAuthConfig = &types.DockerAuthConfig{Username: user, Password: password}
+	}
+	return sys, nil
+}
+
+// copySettings reads the options of a copy.
+func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
+	g, s := &p.global, p.settings
+	o := copyOptions{
+		all: g.all, format: g.format, removeSignatures: g.removeSignatures, signBy: g.signBy, digestFile: g.digestFile, retries: g.retries,
+	}
+	s.preserveDigests, s.willSign, s.noFsync, s.parallelCopies = g.preserve, g.signBy != "", g.noFsync, g.parallel
+	if g.unpack != "" {
+		s.unpack = engineName(g.unpack)
+	}
+	switch s.unpack {
+	case engineAuto, engineStream, engineTar:
+	default:
+		return o, usagef("--unpack %q: it is auto, stream or tar", g.unpack)
+	}
+	if g.timestamp != "" {
+		t, err := parseTimestamp(g.timestamp, time.Now())
+		if err != nil {
+			return o, err
+		}
+		s.timestamp = &t
+	}
+	var err error
+	if o.source, err = p.systemContext(g.source, c.IsSet("src-tls-verify")); err != nil {
+		return o, errors.WithMessage(err, "the source")
+	}
+	if o.destination, err = p.systemContext(g.destination, c.IsSet("dest-tls-verify")); err != nil {
+		return o, errors.WithMessage(err, "the destination")
+	}
+	return o, nil
+}
+
+func (p *program) copy(c *cli.Context) error {
+	o, err := p.copySettings(c)
+	if err != nil {
+		return err
+	}
+	source, err := parseImage(c.Args().Get(0))
+	if err != nil {
+		return err
+	}
+	destination, err := parseImage(c.Args().Get(1))
+	if err != nil {
+		return err
+	}
+	return p.settings.copyImage(c.Context, source, destination, o)
+}
+
+func (p *program) pull(c *cli.Context) error {
+	o, err := p.copySettings(c)
+	if err != nil {
+		return err
+	}
+	source, err := parseImage(c.Args().Get(0))
+	if err != nil {
+		return err
+	}
+	name := c.Args().Get(1)
+	if name == "" {
+		if name, err = pullName(source); err != nil {
+			return err
+		}
+	}
+	destination, err := p.reference(name)
+	if err != nil {
+		return err
+	}
+	return p.settings.copyImage(c.Context, source, destination, o)
+}
+
+// reference reads the name of an image in the repository: a plain NAME, or ostree:NAME@/PATH.
+func (p *program) reference(name string) (ostreeReference, error) {
+	return ostreeTransport{p.settings}.parse(strings.TrimPrefix(name, transportName+":"))
+}
+
+// repository returns the repository of a command that names no image.
+func (p *program) repository(ctx context.Context) (*repository, error) {
+	path, err := p.settings.defaultRepo()
+	if err != nil {
+		return nil, err
+	}
+	if path, err = normalizeRepo(path); err != nil {
+		return nil, err
+	}
+	r := &repository{path: path, run: p.settings.runner}
+	p.settings.journal.name(path, "REPO")
+	return r, p.settings.ensureDefaultRepo(ctx, r)
+}
+
+func (p *program) list(c *cli.Context) error {
+	asJSON, err := p.wantsJSON()
+	if err != nil {
+		return err
+	}
+	repo, err := p.repository(c.Context)
+	if err != nil {
+		return err
+	}
+	var failed error
+	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), func(name string, err error) {
+		p.settings.progress.print(fmt.Sprintf("ostree-image: image %s: %s\n", name, oneLine(err)))
+		failed = checkf("some images cannot be read")
+	})
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		err = p.printJSON(images)
+	} else {
+		err = p.printTable(images)
+	}
+	if err == nil {
+		err = failed
+	}
+	return err
+}
+
+func (p *program) wantsJSON() (bool, error) {
+	switch f := p.global.outputFormat; f {
+	case "table":
+		return false, nil
+	case "json":
+		return true, nil
+	default:
+		return false, usagef("--format %q: it is table or json", f)
+	}
+}
+
+func (p *program) printJSON(v any) error {
+	e := json.NewEncoder(p.stdout)
+	e.SetIndent("", "    ")
+	e.SetEscapeHTML(false)
+	return errors.Wrap(e.Encode(v), "writing the result")
+}
+
+func (p *program) printTable(images []imageInfo) error {
+	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "NAME\tDIGEST\tLAYERS\tSIZE\tCREATED")
+	for _, i := range images {
+		short := strings.TrimPrefix(i.Digest, "sha256:")
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", i.Name, short[:min(shortDigest, len(short))], i.Layers,
+			units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
+	}
+	return errors.Wrap(w.Flush(), "writing the result")
+}
+
+func (p *program) version(c *cli.Context) error {
+	features, err := ostreeVersion(c.Context, p.settings.runner)
+	if err != nil {
+		return err
+	}
+	tar, err := tarVersion(c.Context, p.settings.runner)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(p.stdout, "ostree-image %s (%s, %s/%s)\nostree %s (%s)\ntar %s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH,
+		features.version, strings.Join(features.features, " "), tar)
+	return errors.Wrap(err, "writing the result")
+}

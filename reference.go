@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/containers/image/v5/directory/explicitfilepath"
+	"github.com/containers/image/v5/docker/reference"
+	"github.com/containers/image/v5/image"
+	"github.com/containers/image/v5/types"
+	"github.com/pkg/errors"
+)
+
+const (
+	transportName   = "ostree"
+	refPrefix       = "ociimage/"
+	splitPrefix     = "ociimage/tarsplit/"
+	maxRefComponent = 255 // bytes: one file name (NAME_MAX)
+)
+
+// ostreeTransport is the "ostree:" of image names. Its settings are those of the run.
+type ostreeTransport struct{ settings *settings }
+
+// ostreeReference is an image in a repository.
+type ostreeReference struct {
+	transport ostreeTransport
+	image     string // with tag or digest, otherwise as it was written
+	repo      string // absolute, symbolic links resolved
+}
+
+func (t ostreeTransport) Name() string { return transportName }
+
+// ParseReference reads NAME[:TAG|@DIGEST][@/PATH/OF/REPO], the syntax that skopeo had.
+func (t ostreeTransport) ParseReference(text string) (types.ImageReference, error) {
+	return t.parse(text)
+}
+
+func (t ostreeTransport) parse(text string) (ostreeReference, error) {
+	name, path, named := strings.Cut(text, "@/")
+	if named {
+		path = "/" + path
+	} else {
+		var err error
+		if path, err = t.settings.defaultRepo(); err != nil {
+			return ostreeReference{}, err
+		}
+	}
+	return newReference(t, name, path)
+}
+
+// newReference returns the reference of an image in the repository at path. The name becomes NAME:latest where it has
+// neither tag nor digest and stays as it was written otherwise.
+func newReference(t ostreeTransport, name, path string) (ostreeReference, error) {
+	name, err := normalizeName(name)
+	if err != nil {
+		return ostreeReference{}, err
+	}
+	path, err = normalizeRepo(path)
+	if err != nil {
+		return ostreeReference{}, err
+	}
+	return ostreeReference{transport: t, image: name, repo: path}, nil
+}
+
+func normalizeName(name string) (string, error) {
+	if name == "" {
+		return "", usagef("the image name is empty; it is NAME[:TAG|@DIGEST]")
+	}
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return "", usagef("image name %q: %s", name, err)
+	}
+	if reference.IsNameOnly(named) {
+		name += ":latest"
+	}
+	if n := len(encodeName(name)); n > maxRefComponent {
+		return "", usagef("image name %q is too long: its ref has %d bytes, and %d is the most", name, n, maxRefComponent)
+	}
+	return name, nil
+}
+
+// normalizeRepo makes a repository's path absolute and resolves symbolic links. A colon would make the
+// policy's scopes ambiguous, so the old transport refused it, and so does this.
+func normalizeRepo(path string) (string, error) {
+	if strings.Contains(path, ":") {
+		return "", usagef("repository path %q: a colon cannot stand in it", path)
+	}
+	resolved, err := explicitfilepath.ResolvePathToFullyExplicit(path)
+	if err != nil {
+		if os.IsNotExist(errors.Cause(err)) {
+			return "", notFoundf("repository path %q: its parent directory does not exist", path)
+		}
+		return "", usagef("repository path %q: %s", path, err)
+	}
+	if strings.Contains(resolved, ":") {
+		return "", usagef("repository path %q: a colon cannot stand in it", resolved)
+	}
+	return resolved, nil
+}
+
+var scopeName = regexp.MustCompile(`^[^@]+$`)
+
+// ValidatePolicyConfigurationScope accepts what the two methods below give: /REPO:NAME with any number of the name's
+// last components left out.
+func (t ostreeTransport) ValidatePolicyConfigurationScope(scope string) error {
+	repo, name, ok := strings.Cut(scope, ":")
+	if !ok {
+		return errors.Errorf("invalid scope %q: it is /REPO:NAME", scope)
+	}
+	if !strings.HasPrefix(repo, "/") || filepath.Clean(repo) != repo {
+		return errors.Errorf("invalid scope %q: the repository's path is not absolute and clean", scope)
+	}
+	if !scopeName.MatchString(name) && !strings.Contains(name, "@sha256:") {
+		return errors.Errorf("invalid scope %q: no image name", scope)
+	}
+	return nil
+}
+
+func (r ostreeReference) Transport() types.ImageTransport { return r.transport }
+
+func (r ostreeReference) StringWithinTransport() string { return r.image + "@" + r.repo }
+
+// DockerReference returns the name where it is written in full, so that signatures can name it, and nil otherwise:
+// "debian:latest" in a repository is not docker.io/library/debian:latest.
+func (r ostreeReference) DockerReference() reference.Named {
+	named, err := reference.ParseNormalizedNamed(r.image)
+	if err != nil || named.String() != r.image {
+		return nil
+	}
+	return named
+}
+
+func (r ostreeReference) PolicyConfigurationIdentity() string { return r.repo + ":" + r.image }
+
+func (r ostreeReference) PolicyConfigurationNamespaces() []string {
+	name := r.image
+	if i := strings.LastIndexByte(name, '@'); i >= 0 {
+		name = name[:i]
+	}
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		name = name[:i]
+	}
+	var spaces []string
+	for {
+		spaces = append(spaces, r.repo+":"+name)
+		i := strings.LastIndexByte(name, '/')
+		if i < 0 {
+			return spaces
+		}
+		name = name[:i]
+	}
+}
+
+func (r ostreeReference) NewImage(ctx context.Context, sys *types.SystemContext) (types.ImageCloser, error) {
+	source, err := r.NewImageSource(ctx, sys)
+	if err != nil {
+		return nil, err
+	}
+	img, err := image.FromSource(ctx, sys, source)
+	if err != nil {
+		_ = source.Close()
+	}
+	return img, err
+}
+
+func (r ostreeReference) NewImageDestination(ctx context.Context, sys *types.SystemContext) (types.ImageDestination, error) {
+	return newDestination(ctx, r, sys)
+}
+
+// ref is where the image is in the repository.
+func (r ostreeReference) ref() string { return refPrefix + encodeName(r.image) }
+
+// repository returns the reference's repository.
+func (r ostreeReference) repository() *repository {
+	return &repository{path: r.repo, run: r.transport.settings.runner}
+}
+
+// encodeName makes an image name one component of a ref: every byte outside [A-Za-z0-9.-] becomes "_" and two upper-case
+// hex digits.
+func encodeName(name string) string {
+	const digits = "0123456789ABCDEF"
+	var b strings.Builder
+	for i := range len(name) {
+		c := name[i]
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '.', c == '-':
+			b.WriteByte(c)
+		default:
+			b.WriteByte('_')
+			b.WriteByte(digits[c>>4])
+			b.WriteByte(digits[c&15])
+		}
+	}
+	return b.String()
+}
+
+// decodeName is the inverse of encodeName. ok is false for what that never writes.
+func decodeName(encoded string) (name string, ok bool) {
+	var b strings.Builder
+	for i := 0; i < len(encoded); i++ {
+		if encoded[i] != '_' {
+			b.WriteByte(encoded[i])
+			continue
+		}
+		if i+3 > len(encoded) {
+			return "", false
+		}
+		c, err := hex.DecodeString(encoded[i+1 : i+3])
+		if err != nil {
+			return "", false
+		}
+		b.WriteByte(c[0])
+		i += 2
+	}
+	name = b.String()
+	return name, encodeName(name) == encoded
+}
+
+// imageName returns the name of the image that a ref holds. ok is false for the refs of blobs, and all others.
+func imageName(ref string) (name string, ok bool) {
+	encoded, ok := strings.CutPrefix(ref, refPrefix)
+	if !ok || strings.Contains(encoded, "/") {
+		return "", false
+	}
+	name, ok = decodeName(encoded)
+	if !ok || !strings.ContainsAny(name, ":@") || !utf8.ValidString(name) {
+		return "", false
+	}
+	return name, true
+}
+
+// isText tells whether s can be an argument that ostree accepts: UTF-8 without NUL.
+func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }

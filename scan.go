@@ -1,0 +1,271 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"hash"
+	"hash/crc64"
+	"hash/maphash"
+	"io"
+	"os"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+	"github.com/vbatts/tar-split/archive/tar"
+	"github.com/vbatts/tar-split/tar/storage"
+)
+
+// entrySink takes a layer's entries, in their order.
+type entrySink interface {
+	// entry takes a header and returns where its payload is to go, nil for nowhere.
+	entry(hdr *tar.Header) (io.Writer, error)
+}
+
+// layerScan is one reading of a layer's tar stream: its digest and size, what tar-split records of it, and, through the
+// sink, the clean stream for an engine.
+//
+// The loop is that of tar-split's NewInputTarStream, with the library's own tar reader and packer. It is written again since that
+// function gives away neither headers nor where a payload ends, so the layer would have to be parsed a second time.
+type layerScan struct {
+	packer storage.Packer // nil where no record is wanted
+	sink   entrySink      // nil where no clean stream is wanted
+
+	diffID  digest.Digest // of the whole stream
+	size    int64         // bytes of the whole stream
+	entries int
+	skipped int  // devices, fifos and sockets
+	exact   bool // the record and the tree give back the very same bytes
+	odd     bool // the sink gave errOddLayer and took nothing more
+}
+
+const maxZeroReads = 100
+
+// run reads the layer. The stream is uncompressed; ctx ends it between two entries.
+func (s *layerScan) run(ctx context.Context, r io.Reader) error {
+	seed := maphash.MakeSeed()
+	raw := &rawHash{r: r, sum: sha256.New()}
+	raw.fast.SetSeed(seed)
+	var rebuilt maphash.Hash // of the bytes that the record and the payloads come to
+	rebuilt.SetSeed(seed)
+
+	s.exact = s.packer != nil
+	in := bufio.NewReaderSize(raw, copyBuffer)
+	tr := tar.NewReader(in)
+	tr.RawAccounting = true
+	crc := crc64.New(storage.CRCTable)
+	buf := make([]byte, copyBuffer)
+	segment := func(b []byte) error {
+		if len(b) == 0 {
+			return nil
+		}
+		_, _ = rebuilt.Write(b)
+		return s.pack(storage.Entry{Type: storage.SegmentType, Payload: b})
+	}
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		hdr, err := tr.Next()
+		if err == io.EOF {
+			if err := segment(tr.RawBytes()); err != nil {
+				return err
+			}
+			break
+		}
+		if err != nil {
+			return s.readError(err)
+		}
+		if err := segment(tr.RawBytes()); err != nil {
+			return err
+		}
+		s.entries++
+		payload, err := s.offer(hdr)
+		if err != nil {
+			return err
+		}
+		crc.Reset()
+		n, err := copyPayload(buf, tr, crc, &rebuilt, payload)
+		if err != nil {
+			var sinkErr *sinkError
+			if errors.As(err, &sinkErr) {
+				return sinkErr.err
+			}
+			return s.readError(err)
+		}
+		if n > 0 && payload == nil {
+			s.exact = false // the tree does not hold these bytes
+		}
+		e := storage.Entry{Type: storage.FileType, Size: n}
+		if n > 0 {
+			e.Payload = crc.Sum(nil)
+		}
+		e.SetName(hdr.Name)
+		if err := s.pack(e); err != nil {
+			return err
+		}
+		if err := segment(tr.RawBytes()); err != nil {
+			return err
+		}
+	}
+	// What follows the archive's end belongs to the layer's bytes too.
+	for {
+		n, err := in.Read(buf)
+		if perr := segment(buf[:n]); perr != nil {
+			return perr
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	s.diffID, s.size = digest.NewDigest(digest.SHA256, raw.sum), raw.n
+	s.exact = s.exact && !s.odd && raw.fast.Sum64() == rebuilt.Sum64()
+	return nil
+}
+
+// offer gives a header to the sink.
+func (s *layerScan) offer(hdr *tar.Header) (io.Writer, error) {
+	switch hdr.Typeflag {
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		s.skipped++
+	}
+	if s.sink == nil {
+		return nil, nil
+	}
+	w, err := s.sink.entry(hdr)
+	if errors.Is(err, errOddLayer) {
+		s.sink, s.odd = nil, true
+		return nil, nil
+	}
+	return w, err
+}
+
+// pack records an entry. A layer that tar-split cannot record is not exact, and no error.
+func (s *layerScan) pack(e storage.Entry) error {
+	if s.packer == nil {
+		return nil
+	}
+	_, err := s.packer.AddEntry(e)
+	if errors.Is(err, storage.ErrDuplicatePath) {
+		s.packer, s.exact = nil, false
+		return nil
+	}
+	return errors.WithMessage(err, "recording the layer's tar stream")
+}
+
+// readError names a stream that is no tar archive.
+func (s *layerScan) readError(err error) error {
+	switch {
+	case errors.Is(err, tar.ErrHeader) && s.entries == 0:
+		return errors.New("not a tar archive")
+	case errors.Is(err, tar.ErrHeader):
+		return errors.Errorf("not a tar archive after its entry %d", s.entries)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return errors.Errorf("the tar archive breaks off in its entry %d", s.entries+1)
+	}
+	return errors.WithMessagef(err, "reading the layer after its entry %d", s.entries)
+}
+
+// sinkError is an error of the clean stream's reader, not of the layer.
+type sinkError struct{ err error }
+
+func (e *sinkError) Error() string { return e.err.Error() }
+
+// copyPayload copies an entry's payload to both sums, and to w unless that is nil. It returns the payload's size.
+func copyPayload(buf []byte, r io.Reader, crc hash.Hash64, sum *maphash.Hash, w io.Writer) (int64, error) {
+	var total int64
+	for idle := 0; ; {
+		n, err := r.Read(buf)
+		if n > 0 {
+			total += int64(n)
+			_, _ = crc.Write(buf[:n])
+			_, _ = sum.Write(buf[:n])
+			if w != nil {
+				if _, werr := w.Write(buf[:n]); werr != nil {
+					return total, &sinkError{werr}
+				}
+			}
+			idle = 0
+		}
+		if err == io.EOF {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+		if n == 0 {
+			if idle++; idle > maxZeroReads {
+				return total, io.ErrNoProgress
+			}
+		}
+	}
+}
+
+// rawHash sums up all that is read through it.
+type rawHash struct {
+	r    io.Reader
+	n    int64
+	sum  hash.Hash
+	fast maphash.Hash
+}
+
+func (h *rawHash) Read(p []byte) (int, error) {
+	n, err := h.r.Read(p)
+	h.n += int64(n)
+	_, _ = h.sum.Write(p[:n])
+	_, _ = h.fast.Write(p[:n])
+	return n, err
+}
+
+// splitFile is a layer's tar-split record on disk: gzip of one JSON object a line.
+type splitFile struct {
+	path string
+	file *os.File
+	buf  *bufio.Writer
+	gz   *gzip.Writer
+}
+
+func newSplitFile(path string) (*splitFile, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, errors.Wrap(err, "recording the layer's tar stream")
+	}
+	s := &splitFile{path: path, file: f, buf: bufio.NewWriterSize(f, copyBuffer)}
+	s.gz = gzip.NewWriter(s.buf)
+	return s, nil
+}
+
+func (s *splitFile) packer() storage.Packer { return storage.NewJSONPacker(s.gz) }
+
+// close ends the file.
+func (s *splitFile) close() error {
+	err := s.gz.Close()
+	if ferr := s.buf.Flush(); err == nil {
+		err = ferr
+	}
+	closeWith(&err, s.file)
+	return errors.WithMessage(err, "recording the layer's tar stream")
+}
+
+// inline returns the file in base64 as metadata of a commit. ok is false where it does not fit into one argument.
+func (s *splitFile) inline() (m metadataString, ok bool, err error) {
+	m.key = keyTarSplit
+	info, err := os.Stat(s.path)
+	if err != nil {
+		return m, false, errors.WithStack(err)
+	}
+	if len(m.arg())+base64.StdEncoding.EncodedLen(int(min(info.Size(), maxArgument))) > maxArgument {
+		return m, false, nil
+	}
+	content, err := os.ReadFile(s.path)
+	if err != nil {
+		return m, false, errors.WithStack(err)
+	}
+	m.value = base64.StdEncoding.EncodeToString(content)
+	return m, m.fits(), nil
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containers/image/v5/signature"
+	"github.com/containers/image/v5/types"
+	"github.com/pkg/errors"
+)
+
+// settings are what one run of the program was told, and what all its parts share.
+type settings struct {
+	repo            string // --repo, "" for the first of the defaults
+	quiet           bool
+	debug           bool
+	tmpdir          string // where blobs are staged, "" for the repository's tmp/
+	policyFile      string
+	insecurePolicy  bool
+	unpack          engineName
+	preserveDigests bool   // keep every layer as it came
+	willSign        bool   // the image gets a signature
+	timestamp       *int64 // of every commit, seconds since 1970; nil for the reproducible ones
+	noFsync         bool
+	parallelCopies  uint // blobs that are copied at a time, 0 for the library's own number
+
+	stderr   io.Writer
+	journal  *journal
+	runner   *runner
+	progress *progress
+
+	said sync.Map // the warnings that were given
+}
+
+// warnf says on standard error what the user should know, once.
+func (s *settings) warnf(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if _, twice := s.said.LoadOrStore(text, true); !twice {
+		s.progress.print("ostree-image: warning: " + text + "\n")
+	}
+}
+
+// notef says a step of the work, unless the user wants quiet.
+func (s *settings) notef(format string, args ...any) {
+	if !s.quiet {
+		s.progress.print(fmt.Sprintf(format, args...) + "\n")
+	}
+}
+
+// debugf says what only a search for an error needs.
+func (s *settings) debugf(format string, args ...any) {
+	if s.debug {
+		s.progress.print("# " + fmt.Sprintf(format, args...) + "\n")
+	}
+}
+
+// embeddedRepo is the repository that is used where no other is named or there, made at its first use.
+func embeddedRepo() (string, error) {
+	base := os.Getenv("XDG_DATA_HOME")
+	if base == "" || !filepath.IsAbs(base) { // the XDG base directory specification ignores relative paths
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", errors.Wrap(err, "finding the default repository")
+		}
+		base = filepath.Join(home, ".local", "share")
+	}
+	return filepath.Join(base, "ostree-image", "repo"), nil
+}
+
+// systemRepo is the repository of an OSTree system.
+const systemRepo = "/ostree/repo"
+
+// defaultRepo is the repository of image names that name none.
+func (s *settings) defaultRepo() (string, error) {
+	path := s.repo
+	if path == "" {
+		path = os.Getenv("OSTREE_REPO")
+	}
+	if path != "" {
+		abs, err := filepath.Abs(path)
+		return abs, errors.WithStack(err)
+	}
+	if _, err := os.Stat(systemRepo); err == nil {
+		return systemRepo, nil
+	}
+	path, err := embeddedRepo()
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", errors.Wrap(err, "making the default repository")
+	}
+	return path, nil
+}
+
+// parseTimestamp reads --timestamp: "now" or seconds since 1970.
+func parseTimestamp(text string, now time.Time) (int64, error) {
+	if text == "now" {
+		return now.Unix(), nil
+	}
+	var n int64
+	if _, err := fmt.Sscanf(text+"\n", "%d\n", &n); err != nil || n < 0 || fmt.Sprint(n) != text {
+		return 0, usagef("timestamp %q: it is \"now\" or a number of seconds since 1970", text)
+	}
+	return n, nil
+}
+
+// policyContext returns what decides which images may be copied.
+func (s *settings) policyContext(sys *types.SystemContext) (*signature.PolicyContext, error) {
+	var policy *signature.Policy
+	var err error
+	switch {
+	case s.insecurePolicy:
+		policy = &signature.Policy{Default: []signature.PolicyRequirement{signature.NewPRInsecureAcceptAnything()}}
+	case s.policyFile != "":
+		policy, err = signature.NewPolicyFromFile(s.policyFile)
+	default:
+		policy, err = signature.DefaultPolicy(sys)
+	}
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, errors.Wrap(err, "reading the signature policy (name one with --policy, or accept every image with --insecure-policy)")
+		}
+		return nil, errors.Wrap(err, "reading the signature policy")
+	}
+	pc, err := signature.NewPolicyContext(policy)
+	return pc, errors.Wrap(err, "reading the signature policy")
+}
+
+// close ends what the settings hold open.
+func (s *settings) close(context.Context) error {
+	s.progress.close()
+	return s.journal.close()
+}

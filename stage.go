@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"hash"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/containers/image/v5/types"
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+)
+
+const copyBuffer = 256 << 10
+
+// stagedBlob is a blob that is written to disk as it arrives. Others can read it from its start at the same time,
+// as often as they need, and learn at its end whether it is what its digest and size say.
+type stagedBlob struct {
+	path string
+	want types.BlobInfo // Digest "" or Size -1 where unknown
+
+	mu      sync.Mutex
+	more    *sync.Cond
+	written int64
+	ended   bool
+	err     error         // why it is not to be used, once ended
+	digest  digest.Digest // of what arrived, once ended well
+}
+
+// newStagedBlob makes an empty blob in dir.
+func newStagedBlob(dir string, want types.BlobInfo) (*stagedBlob, *os.File, error) {
+	f, err := os.CreateTemp(dir, "blob-")
+	if err != nil {
+		return nil, nil, errors.Wrap(err, "staging a blob")
+	}
+	b := &stagedBlob{path: f.Name(), want: want}
+	b.more = sync.NewCond(&b.mu)
+	return b, f, nil
+}
+
+// fill writes r into the blob, to r's end, and verifies it. The error is also what the blob's readers get.
+func (b *stagedBlob) fill(ctx context.Context, r io.Reader, f *os.File) error {
+	sum, algorithm, err := b.hasher()
+	if err == nil {
+		err = b.copy(ctx, r, f, sum)
+	}
+	closeWith(&err, f)
+	var got digest.Digest
+	if err == nil {
+		got = digest.NewDigest(algorithm, sum)
+		err = b.verify(got)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended, b.err, b.digest = true, err, got
+	b.more.Broadcast()
+	return err
+}
+
+// hasher returns the hash of the wanted digest's algorithm.
+func (b *stagedBlob) hasher() (hash.Hash, digest.Algorithm, error) {
+	if b.want.Digest == "" {
+		return sha256.New(), digest.SHA256, nil
+	}
+	if err := b.want.Digest.Validate(); err != nil {
+		return nil, "", errors.Wrapf(err, "blob digest %q", b.want.Digest)
+	}
+	a := b.want.Digest.Algorithm()
+	return a.Hash(), a, nil
+}
+
+func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.Writer) error {
+	buf := make([]byte, copyBuffer)
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := r.Read(buf)
+		if n > 0 {
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				return errors.Wrap(werr, "staging a blob")
+			}
+			_, _ = sum.Write(buf[:n])
+			b.mu.Lock()
+			b.written += int64(n)
+			over := b.want.Size >= 0 && b.written > b.want.Size
+			b.more.Broadcast()
+			b.mu.Unlock()
+			if over {
+				return checkf("blob %s is larger than the %d bytes that its manifest names", b.want.Digest, b.want.Size)
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return errors.WithMessagef(err, "reading blob %s after %d bytes", b.want.Digest, b.size())
+		}
+	}
+}
+
+func (b *stagedBlob) verify(got digest.Digest) error {
+	if b.want.Size >= 0 && b.size() != b.want.Size {
+		return checkf("blob %s has %d bytes, and its manifest names %d: it was cut short", b.want.Digest, b.size(), b.want.Size)
+	}
+	if b.want.Digest != "" && got != b.want.Digest {
+		return checkf("blob %s does not match its digest: what arrived is %s", b.want.Digest, got)
+	}
+	return nil
+}
+
+func (b *stagedBlob) size() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.written
+}
+
+// wait waits for the blob's end and returns what its readers get there.
+func (b *stagedBlob) wait() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for !b.ended {
+		b.more.Wait()
+	}
+	return b.err
+}
+
+// open returns a reader of the whole blob that waits where the blob is still to come. It gives io.EOF only if the blob
+// is what it should be, and the reason otherwise.
+func (b *stagedBlob) open() (io.ReadCloser, error) {
+	f, err := os.Open(b.path)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	return &stagedReader{b: b, f: f}, nil
+}
+
+type stagedReader struct {
+	b  *stagedBlob
+	f  *os.File
+	at int64
+}
+
+func (r *stagedReader) Read(p []byte) (int, error) {
+	r.b.mu.Lock()
+	for r.at == r.b.written && !r.b.ended {
+		r.b.more.Wait()
+	}
+	ready, ended, err := r.b.written-r.at, r.b.ended, r.b.err
+	r.b.mu.Unlock()
+	if ended && err != nil {
+		return 0, err
+	}
+	if ready == 0 {
+		return 0, io.EOF
+	}
+	n, err := r.f.Read(p[:min(int64(len(p)), ready)])
+	r.at += int64(n)
+	if err == io.EOF {
+		err = errors.Errorf("staged blob %s became shorter", r.b.path)
+	}
+	return n, err
+}
+
+func (r *stagedReader) Close() error { return r.f.Close() }

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+	"os"
+	"regexp"
+
+	"github.com/pkg/errors"
+)
+
+// oldestTar is the oldest GNU tar with --xattrs-include.
+const oldestTar = "1.27"
+
+var tarVersionLine = regexp.MustCompile(`^tar \(GNU tar\) ([0-9][0-9.]*)`)
+
+// tarVersion asks tar for its version. One that is not GNU tar, or too old, is a *missingToolError.
+func tarVersion(ctx context.Context, r *runner) (string, error) {
+	out, err := r.output(ctx, command{tool: toolTar, args: []string{"--version"}, why: "which tar this is", read: true})
+	if err != nil {
+		return "", err
+	}
+	m := tarVersionLine.FindSubmatch(out)
+	if m == nil {
+		return "", &missingToolError{Tool: r.programs[toolTar], Why: "not GNU tar: " + packages[toolTar]}
+	}
+	version := string(m[1])
+	if compareVersions(version, oldestTar) < 0 {
+		return version, &missingToolError{Tool: r.programs[toolTar], Why: "version " + version + " is too old: " + packages[toolTar]}
+	}
+	return version, nil
+}
+
+// untarArgs extract a clean stream into dir with all that a commit keeps. -m leaves the times alone, which no commit
+// holds; nothing looks up the names of users.
+func untarArgs(dir string, asRoot bool) []string {
+	args := []string{"-x", "-p", "-m", "-f", "-", "--numeric-owner", "--directory=" + dir}
+	if asRoot {
+		return append(args, "--same-owner", "--xattrs", "--xattrs-include=user.*", "--xattrs-include="+capability)
+	}
+	return append(args, "--no-same-owner", "--xattrs", "--xattrs-include=user.*")
+}
+
+// untar starts tar on a clean stream, which the caller writes to the returned pipe.
+func untar(ctx context.Context, r *runner, dir, input, why string) (*process, *os.File, error) {
+	c := command{tool: toolTar, args: untarArgs(dir, os.Geteuid() == 0), why: why, input: input}
+	p, stdin, err := r.writer(ctx, c, nil)
+	return p, stdin, errors.WithMessage(err, "starting the extraction")
+}

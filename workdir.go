@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pkg/errors"
+)
+
+const (
+	workPrefix    = "ostree-image-"
+	newWorkPrefix = ".ostree-image-new-"
+
+	// touchInterval keeps a work directory in a repository's tmp/ younger than a day: ostree removes older ones there.
+	touchInterval = time.Hour
+	// abandonedAfter is when a directory that was never locked belongs to a process that was killed while it made it.
+	abandonedAfter = time.Hour
+)
+
+// workDir is a private directory of one run. A lock on it, which every child inherits, lasts until the last process that
+// could still write there has ended; what a dead run left behind is removed by the next.
+type workDir struct {
+	path string
+	lock *os.File
+	done []func()
+}
+
+// newWorkDir makes a work directory below parent, after it has removed those that dead runs left there.
+func newWorkDir(parent string, r *runner) (w *workDir, err error) {
+	sweepWorkDirs(parent)
+	fresh, err := os.MkdirTemp(parent, newWorkPrefix)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	w = &workDir{path: fresh}
+	defer func() {
+		if err != nil {
+			_ = w.remove()
+		}
+	}()
+	if w.lock, err = os.Open(fresh); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	if ok, err := tryLock(w.lock); err != nil || !ok {
+		return nil, errors.Errorf("locking %s: %v", fresh, err)
+	}
+	// Only now does it get a name that others sweep.
+	final := filepath.Join(parent, workPrefix+strings.TrimPrefix(filepath.Base(fresh), newWorkPrefix))
+	if err := os.Rename(fresh, final); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	w.path = final
+	w.done = append(w.done, r.inheriting(w.lock), w.keepYoung())
+	return w, nil
+}
+
+// keepYoung sets the directory's time now and then.
+func (w *workDir) keepYoung() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		tick := time.NewTicker(touchInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case now := <-tick.C:
+				_ = os.Chtimes(w.path, now, now)
+			}
+		}
+	}()
+	return cancel
+}
+
+// join returns a path within the directory.
+func (w *workDir) join(names ...string) string {
+	return filepath.Join(append([]string{w.path}, names...)...)
+}
+
+// remove ends the directory and all that is in it.
+func (w *workDir) remove() error {
+	err := removeTree(w.path)
+	for _, f := range w.done {
+		f()
+	}
+	if w.lock != nil {
+		_ = w.lock.Close()
+	}
+	return err
+}
+
+// sweepWorkDirs removes the work directories below parent whose owners are gone, as far as they are this user's own.
+func sweepWorkDirs(parent string) {
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return // the caller is about to learn it
+	}
+	for _, e := range entries {
+		fresh := strings.HasPrefix(e.Name(), newWorkPrefix)
+		if !fresh && !strings.HasPrefix(e.Name(), workPrefix) {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil || !info.IsDir() || !ownedByUser(info) {
+			continue
+		}
+		if fresh && time.Since(info.ModTime()) < abandonedAfter {
+			continue
+		}
+		path := filepath.Join(parent, e.Name())
+		lock, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|oNoFollow, 0)
+		if err != nil {
+			continue
+		}
+		if ok, err := tryLock(lock); err == nil && ok {
+			_ = removeTree(path)
+		}
+		_ = lock.Close()
+	}
+}
+
+func ownedByUser(info fs.FileInfo) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(stat.Uid) == os.Geteuid()
+}
+
+// removeTree removes a directory of ours. A layer can hold directories that not even their owner may enter.
+func removeTree(path string) error {
+	err := os.RemoveAll(path)
+	if err == nil || !errors.Is(err, fs.ErrPermission) {
+		return errors.WithStack(err)
+	}
+	_ = filepath.WalkDir(path, func(name string, d fs.DirEntry, _ error) error {
+		if d != nil && d.IsDir() {
+			_ = os.Chmod(name, 0o700)
+		}
+		return nil
+	})
+	return errors.WithStack(os.RemoveAll(path))
+}
