@@ -1,12 +1,107 @@
-# Everything is built without cgo, with one set of tags.
+# Everything is built without cgo, with one set of tags; only the race detector needs a C compiler.
+SHELL = /bin/bash
+.SHELLFLAGS = -eu -o pipefail -c
+.DEFAULT_GOAL = help
 export CGO_ENABLED = 0
-GO ?= go
+
+# The go command: GO=..., the one in PATH, or the one that deps-build puts into .tools. Looked for when first needed.
+ifeq ($(origin GO),undefined)
+FIND_GO = scripts/find-go
+GO = $(eval GO := $(shell $(FIND_GO)))$(GO)
+else
+FIND_GO = command -v '$(GO)'
+endif
 TAGS = containers_image_openpgp
+# With cgo, what the library would link against C libraries for goes too.
+RACE_TAGS = $(TAGS) exclude_graphdriver_btrfs exclude_graphdriver_devicemapper
 VERSION = 0.1.0
 LDFLAGS = -s -w -X main.version=$(VERSION)
+BUILD = build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '$(LDFLAGS)'
 BIN = bin/ostree-image
+ARCHES = amd64 arm64 arm riscv64
 
-build:
-	$(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $(BIN) .
+PREFIX = /usr/local
+DESTDIR =
+FUZZTIME = 60s
+JOBS = $(shell nproc)
 
-.PHONY: build
+# Names of Debian packages. What is there already is left alone, whoever put it there.
+PACKAGES_RUN = ostree tar gzip
+PACKAGES_TEST = $(PACKAGES_RUN) bats parallel umoci skopeo jq zstd bzip2 xz-utils attr libcap2-bin gnupg procps gcc libc6-dev
+PACKAGES_LINT = shellcheck
+GOLANGCI_LINT = .tools/bin/golangci-lint
+GOLANGCI_LINT_VERSION = v2.15.0
+SHELL_FILES = .ci/run scripts/apt-install scripts/demo scripts/find-go scripts/get-go $(wildcard integration/*.bash integration/*.bats bench/*.sh)
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: deps-build ## build bin/ostree-image
+	$(GO) $(BUILD) -o $(BIN) .
+
+build-all: $(ARCHES:%=build-%) ## build bin/ostree-image-linux-ARCH for amd64, arm64, arm and riscv64
+
+build-%: deps-build
+	GOOS=linux GOARCH=$* $(GO) $(BUILD) -o $(BIN)-linux-$* .
+
+test: deps-test build ## install what the tests need, and run them all
+	@failed=; \
+	$(MAKE) --no-print-directory unit || failed="$$failed unit"; \
+	$(MAKE) --no-print-directory integration || failed="$$failed integration"; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+unit: deps-build ## run the Go tests, with the race detector where there is a C compiler
+	@if echo '#include <stdlib.h>' | $${CC:-gcc} -E - >/dev/null 2>&1; then \
+		$(MAKE) --no-print-directory race; \
+	else \
+		set -x; $(GO) test -v -count=1 -tags '$(TAGS)' ./... | awk -f scripts/count-tests; \
+	fi
+
+race: export CGO_ENABLED = 1
+race: deps-build ## run the Go tests with the race detector
+	$(GO) test -race -v -count=1 -tags '$(RACE_TAGS)' ./... | awk -f scripts/count-tests
+
+integration: build ## run the bats tests, as many at a time as there are processors
+	@jobs=; if parallel --version 2>/dev/null | grep -q '^GNU'; then jobs='--jobs $(JOBS)'; fi; \
+	if [ -t 1 ]; then set -x; bats $$jobs integration/*.bats; \
+	else set -x; bats $$jobs --formatter tap integration/*.bats | awk -f scripts/count-tests; fi
+
+fuzz: deps-build ## run each fuzz test for FUZZTIME (60s)
+	@for package in $$($(GO) list -tags '$(TAGS)' ./...); do \
+		for target in $$($(GO) test -tags '$(TAGS)' -list '^Fuzz' "$$package" | grep '^Fuzz' || :); do \
+			(set -x; $(GO) test -tags '$(TAGS)' -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZTIME)' "$$package"); \
+		done; \
+	done
+
+lint: deps-build deps-lint ## check the source: golangci-lint (gofumpt and goimports with it), go vet, shellcheck
+	$(GO) vet -tags '$(TAGS)' ./...
+	PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" $(GOLANGCI_LINT) run --build-tags '$(TAGS)'
+	shellcheck -x $(SHELL_FILES)
+
+check: lint ## lint, and compile every test without running any
+	$(GO) test -c -o /dev/null -tags '$(TAGS)' ./...
+	bats --count integration/*.bats
+
+demo: deps-build ## import a Debian base image, or IMAGE=docker://..., into a repository in .demo
+	@scripts/apt-install $(PACKAGES_RUN)
+	@$(MAKE) --no-print-directory build
+	@scripts/demo
+
+install: ## install below DESTDIR and PREFIX (/usr/local) what build has built
+	install -D -m 755 $(BIN) '$(DESTDIR)$(PREFIX)/bin/ostree-image'
+
+clean: ## remove what was built, downloaded and imported here
+	rm -rf bin .build .demo .tools
+
+deps-build: ## get a go command that is new enough, if there is none
+	@$(FIND_GO) >/dev/null || scripts/get-go
+
+deps-test: deps-build ## install what the tests run
+	@scripts/apt-install $(PACKAGES_TEST)
+
+deps-lint: deps-build
+	@scripts/apt-install $(PACKAGES_LINT)
+	@$(GOLANGCI_LINT) version --short 2>/dev/null | grep -qx '$(GOLANGCI_LINT_VERSION:v%=%)' || \
+		(set -x; GOBIN='$(CURDIR)/.tools/bin' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION))
+
+.PHONY: help build build-all test unit race integration fuzz lint check demo install clean deps-build deps-test deps-lint
