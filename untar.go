@@ -31,9 +31,9 @@ func tarVersion(ctx context.Context, r *runner) (string, error) {
 }
 
 // untarArgs extract a clean stream into dir with all that a commit keeps. -m leaves the times alone, which no commit
-// holds; nothing looks up the names of users.
+// holds; nothing looks up the names of users. The unknown keyword is hdrcharset, which libarchive needs and tar does not.
 func untarArgs(dir string, asRoot bool) []string {
-	args := []string{"-x", "-p", "-m", "-f", "-", "--numeric-owner", "--directory=" + dir}
+	args := []string{"-x", "-p", "-m", "-f", "-", "--numeric-owner", "--warning=no-unknown-keyword", "--directory=" + dir}
 	if asRoot {
 		return append(args, "--same-owner", "--xattrs", "--xattrs-include=user.*", "--xattrs-include="+capability)
 	}

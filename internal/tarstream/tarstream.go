@@ -14,7 +14,10 @@ import (
 	"github.com/pkg/errors"
 )
 
-const blockSize = 512
+const (
+	blockSize = 512
+	nameField = 100 // bytes that a header has for a name. They are taken as they are, ASCII or not
+)
 
 // Kind is the type of an entry, the type flag of its header.
 type Kind byte
@@ -64,12 +67,17 @@ func (t *Writer) WriteEntry(e Entry) error {
 	if e.Kind == Dir && e.Name != "" {
 		name += "/"
 	}
-	if !fits(name, 100) {
+	link := e.Link
+	longName, longLink := len(name) > nameField, len(link) > nameField
+	if longName && !isASCII(name) || longLink && !isASCII(link) {
+		// Or libarchive takes them for UTF-8 to be normalized, and gives "e" with a combining accent back as one character.
+		t.record("hdrcharset", "BINARY")
+	}
+	if longName {
 		t.record("path", name)
 		name = "path"
 	}
-	link := e.Link
-	if !fits(link, 100) {
+	if longLink {
 		t.record("linkpath", link)
 		link = "linkpath"
 	}
@@ -159,11 +167,7 @@ func (t *Writer) write(b []byte) error {
 
 func padding(size int64) int { return int(-size & (blockSize - 1)) }
 
-// fits tells whether s can stand in a header's field of n bytes as it is.
-func fits(s string, n int) bool {
-	if len(s) > n {
-		return false
-	}
+func isASCII(s string) bool {
 	for i := range len(s) {
 		if s[i] >= 0x80 {
 			return false
