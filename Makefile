@@ -27,7 +27,8 @@ JOBS = $(shell nproc)
 
 # Names of Debian packages. What is there already is left alone, whoever put it there.
 PACKAGES_RUN = ostree tar gzip
-PACKAGES_TEST = $(PACKAGES_RUN) bats parallel umoci skopeo jq zstd bzip2 xz-utils attr libcap2-bin gnupg procps gcc libc6-dev
+PACKAGES_TEST = $(PACKAGES_RUN) bats parallel umoci skopeo docker-registry apache2-utils openssl python3 jq zstd bzip2 \
+	xz-utils attr libcap2-bin gnupg passwd procps gcc libc6-dev
 PACKAGES_LINT = shellcheck
 GOLANGCI_LINT = .tools/bin/golangci-lint
 GOLANGCI_LINT_VERSION = v2.15.0
