@@ -48,36 +48,10 @@ func newLayerFilter(perms permissions, out io.Writer) *layerFilter {
 
 // entry takes the next header and returns where its payload is to go, nil for nowhere.
 func (f *layerFilter) entry(hdr *tar.Header) (io.Writer, error) {
-	e, ok, err := cleanEntry(hdr, f.perms)
+	e, ok, err := f.take(hdr)
 	if err != nil || !ok {
 		return nil, err
 	}
-	if e.Name == "" {
-		if f.rooted {
-			return nil, errOddLayer
-		}
-		f.rooted = true
-		return nil, f.out.WriteEntry(e)
-	}
-	if err := f.parents(e.Name); err != nil {
-		return nil, err
-	}
-	key := f.key(e.Name)
-	if _, twice := f.seen[key]; twice {
-		if _, implied := f.implied[e.Name]; !implied || e.Kind != tarstream.Dir {
-			return nil, errOddLayer
-		}
-		delete(f.implied, e.Name)
-	}
-	switch e.Kind {
-	case tarstream.HardLink:
-		if e, err = f.hardLink(e); err != nil {
-			return nil, err
-		}
-	case tarstream.Symlink:
-		f.links[e.Name] = e
-	}
-	f.seen[key] = e.Kind
 	if err := f.out.WriteEntry(e); err != nil {
 		return nil, err
 	}
@@ -85,6 +59,41 @@ func (f *layerFilter) entry(hdr *tar.Header) (io.Writer, error) {
 		return f.out, nil
 	}
 	return nil, nil
+}
+
+// take returns what the next header becomes in the clean stream. ok is false for what that leaves out.
+func (f *layerFilter) take(hdr *tar.Header) (e tarstream.Entry, ok bool, err error) {
+	e, ok, err = cleanEntry(hdr, f.perms)
+	if err != nil || !ok {
+		return e, false, err
+	}
+	if e.Name == "" {
+		if f.rooted {
+			return e, false, errOddLayer
+		}
+		f.rooted = true
+		return e, true, nil
+	}
+	if err := f.parents(e.Name); err != nil {
+		return e, false, err
+	}
+	key := f.key(e.Name)
+	if _, twice := f.seen[key]; twice {
+		if _, implied := f.implied[e.Name]; !implied || e.Kind != tarstream.Dir {
+			return e, false, errOddLayer
+		}
+		delete(f.implied, e.Name)
+	}
+	switch e.Kind {
+	case tarstream.HardLink:
+		if e, err = f.hardLink(e); err != nil {
+			return e, false, err
+		}
+	case tarstream.Symlink:
+		f.links[e.Name] = e
+	}
+	f.seen[key] = e.Kind
+	return e, true, nil
 }
 
 // parents notes the directories above name that no entry has named.
@@ -249,7 +258,7 @@ type layerPlan struct {
 	index   int
 	rooted  bool
 	emit    map[int][]tarstream.Entry // by the entry's place in the layer: first the thing itself, then hard links to it
-	dangles []string                  // hard links to what the layer does not hold
+	dangles map[string]string         // hard links to what the layer does not hold, and what they name
 }
 
 type planNode struct {
@@ -265,7 +274,7 @@ type planInode struct {
 }
 
 func newLayerPlan(perms permissions) *layerPlan {
-	return &layerPlan{perms: perms, root: newPlanDir(), emit: map[int][]tarstream.Entry{}}
+	return &layerPlan{perms: perms, root: newPlanDir(), emit: map[int][]tarstream.Entry{}, dangles: map[string]string{}}
 }
 
 func newPlanDir() *planNode {
@@ -302,7 +311,7 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 		}
 		switch {
 		case target == nil: // in a layer below: an empty file keeps its place
-			p.dangles = append(p.dangles, e.Name)
+			p.dangles[e.Name] = e.Link
 			inode.entry.Kind, inode.entry.Link = tarstream.File, ""
 			dir.children[base] = &planNode{kind: tarstream.File, inode: inode}
 		case target.kind == tarstream.Dir:

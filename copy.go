@@ -51,6 +51,7 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 	if o.format != "" && format == "" {
 		return usagef("--format %q: it is oci, v2s1 or v2s2", o.format)
 	}
+	s.removeSignatures, s.sameRepository = o.removeSignatures, inOneRepository(source, destination)
 	policy, err := s.policyContext(o.source)
 	if err != nil {
 		return err
@@ -100,6 +101,13 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 		}
 	}
 	return nil
+}
+
+// inOneRepository tells whether both sides of a copy are in the same OSTree repository.
+func inOneRepository(source, destination types.ImageReference) bool {
+	from, ok1 := source.(ostreeReference)
+	to, ok2 := destination.(ostreeReference)
+	return ok1 && ok2 && from.repo == to.repo
 }
 
 // vanishedRetries is how often a copy starts over because another run removed a blob that it had found.

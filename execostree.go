@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"regexp"
 	"slices"
@@ -28,6 +29,7 @@ var errNoRef = errors.New("no such ref")
 
 // commitInfo is what a commit object says.
 type commitInfo struct {
+	checksum  string
 	metadata  map[string]string // its metadata of type string
 	timestamp uint64            // seconds since 1970
 	root      string            // checksum of the root's dirtree
@@ -174,7 +176,8 @@ func (r *repository) commitInfo(ctx context.Context, rev string) (commitInfo, er
 // (a{sv}aya(say)sstayay): metadata, parent, related, subject, body, timestamp, root dirtree, root dirmeta.
 func parseCommit(text string) (commitInfo, error) {
 	head, body, _ := strings.Cut(text, "\n")
-	if !strings.HasPrefix(head, "commit ") {
+	checksum, ok := strings.CutPrefix(head, "commit ")
+	if !ok || !checksumPattern.MatchString(checksum) {
 		return commitInfo{}, errors.Errorf("not a commit: %.40q", head)
 	}
 	v, err := parseGVariant(strings.TrimRight(body, "\n"))
@@ -193,7 +196,7 @@ func parseCommit(text string) (commitInfo, error) {
 		return commitInfo{}, errors.New("not a commit object")
 	}
 	info := commitInfo{
-		metadata: map[string]string{}, timestamp: timestamp, root: hex.EncodeToString(root), rootMeta: hex.EncodeToString(meta),
+		checksum: checksum, metadata: map[string]string{}, timestamp: timestamp, root: hex.EncodeToString(root), rootMeta: hex.EncodeToString(meta),
 	}
 	for k, v := range metadata {
 		if s, ok := v.(string); ok {
@@ -279,6 +282,21 @@ func (r *repository) hasFile(ctx context.Context, rev, path string) (bool, error
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// fileNames returns the names of the files in a directory of a commit, "" or with a slash at its end.
+func (r *repository) fileNames(ctx context.Context, rev, dir string) ([]string, error) {
+	out, err := r.query(ctx, "the files of "+rev, "ls", "--nul-filenames-only", rev, "/"+dir)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for path := range strings.SplitSeq(strings.TrimSuffix(string(out), "\x00"), "\x00") {
+		if name, ok := strings.CutPrefix(path, "/"+dir); ok && name != "" && !strings.Contains(name, "/") {
+			names = append(names, name)
+		}
+	}
+	return names, nil
 }
 
 // init makes the directory a repository of the given mode.
@@ -434,4 +452,81 @@ func (r *repository) pullLocal(ctx context.Context, source string, fsync bool, w
 		args = append(args, "--disable-fsync")
 	}
 	return r.perform(ctx, why, "pull-local", append(append(args, source), refs...)...)
+}
+
+// explainPath explains an error of opening the repository's directory.
+func (r *repository) explainPath(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return notFoundf("no repository at %s; create it with: ostree init --repo=%s --mode=bare-user", r.path, r.path)
+	}
+	return err
+}
+
+// maxRefsPerCall keeps the arguments of one process well below the 2 MB that execve(2) takes.
+const maxRefsPerCall = 2000
+
+// deleteRefs deletes refs. Each must be a whole ref: ostree takes the argument for a prefix, and none of ours is the prefix
+// of another.
+func (r *repository) deleteRefs(ctx context.Context, why string, specs ...string) error {
+	for chunk := range slices.Chunk(specs, maxRefsPerCall) {
+		if err := r.perform(ctx, why, "refs", append([]string{"--delete"}, chunk...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropCommits deletes commits that no ref names, but not yet the objects that they alone need. One that some other
+// branch names stays.
+func (r *repository) dropCommits(ctx context.Context, commits []string) error {
+	for _, c := range commits {
+		err := r.perform(ctx, "drop a commit", "prune", "--commit-only", "--delete-commit="+c)
+		var terr *toolError
+		if errors.As(err, &terr) && (strings.Contains(terr.Stderr, "is referenced by") || strings.Contains(terr.Stderr, "No such file or directory")) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteCommits deletes commits that no ref names, and then all objects that no commit needs. Commits of others
+// stay, whether a ref names them or not.
+func (r *repository) deleteCommits(ctx context.Context, commits []string) error {
+	if err := r.dropCommits(ctx, commits); err != nil {
+		return err
+	}
+	return r.perform(ctx, "remove the objects that no commit needs", "prune")
+}
+
+// fsckLimit is how much of what fsck finds is read: a line for each broken object.
+const fsckLimit = 1 << 20
+
+// fsckClosing is the line with which fsck ends where it has found anything.
+const fsckClosing = "error: Repository corruption encountered"
+
+// fsck checks all objects and returns what is wrong, a line each.
+func (r *repository) fsck(ctx context.Context) ([]string, error) {
+	c := r.command("check all objects", "fsck", "--all", "--quiet")
+	c.read, c.errLimit = true, fsckLimit
+	_, err := r.run.output(ctx, c)
+	var terr *toolError
+	if !errors.As(err, &terr) || terr.ExitCode <= 0 {
+		return nil, r.explain(err)
+	}
+	if err := r.explain(err); !errors.As(err, &terr) {
+		return nil, err
+	}
+	var lines []string
+	for line := range strings.Lines(terr.Stderr) {
+		if line = strings.TrimSpace(line); line != "" && line != fsckClosing {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) == 0 {
+		return nil, err
+	}
+	return lines, nil
 }

@@ -44,12 +44,12 @@ func newImageReader(repo *repository) *imageReader {
 }
 
 // readManifest returns the manifest of an image's commit, verified, and its media type.
-func (r *repository) readManifest(ctx context.Context, commit string, info commitInfo) ([]byte, string, error) {
+func (r *repository) readManifest(ctx context.Context, info commitInfo) ([]byte, string, error) {
 	want := digest.Digest(info.metadata[keyDigest])
 	blob := []byte(info.metadata[keyManifest])
 	if len(blob) == 0 || want.Validate() != nil || want.Algorithm().FromBytes(blob) != want {
 		var err error
-		if blob, err = r.catFile(ctx, commit, fileManifest, maxManifestBytes); err != nil {
+		if blob, err = r.catFile(ctx, info.checksum, fileManifest, maxManifestBytes); err != nil {
 			return nil, "", errors.WithMessage(err, "reading the manifest")
 		}
 	}
@@ -65,18 +65,19 @@ func (r *repository) readManifest(ctx context.Context, commit string, info commi
 }
 
 // info reads one image. What cannot be read is an error that comes with what could.
-func (r *imageReader) info(ctx context.Context, name, ref, commit string) (imageInfo, error) {
-	image := imageInfo{Name: name, Ref: ref, Commit: commit}
-	info, err := r.repo.commitInfo(ctx, commit)
+func (r *imageReader) info(ctx context.Context, name, ref string) (imageInfo, error) {
+	image := imageInfo{Name: name, Ref: ref}
+	info, err := r.repo.commitInfo(ctx, ref)
 	if err != nil {
 		return image, err
 	}
+	image.Commit = info.checksum
 	if text := info.metadata[keySignatures]; text != "" {
 		if image.Signatures, err = strconv.Atoi(text); err != nil {
 			return image, checkf("the commit says that it has %q signatures", text)
 		}
 	}
-	blob, mimeType, err := r.repo.readManifest(ctx, commit, info)
+	blob, mimeType, err := r.repo.readManifest(ctx, info)
 	if err != nil {
 		return image, err
 	}
@@ -153,11 +154,7 @@ func (r *repository) listImages(ctx context.Context, parallel int, broken func(n
 	group.SetLimit(max(1, parallel))
 	for i, ref := range refs {
 		group.Go(func() error {
-			commit, err := r.revParse(ctx, ref)
-			if err == nil {
-				images[i], err = reader.info(ctx, names[i], ref, commit[0])
-			}
-			failures[i] = err
+			images[i], failures[i] = reader.info(ctx, names[i], ref)
 			return nil
 		})
 	}

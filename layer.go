@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -252,8 +253,8 @@ func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree []string,
 		return nil, err
 	}
 	if n := len(plan.dangles); n > 0 {
-		st.settings.warnf("layer %s: %d hard links lead to files of layers below, %q first: empty files keep their places",
-			b.digest, n, plan.dangles[0])
+		st.settings.warnf("layer %s: %d hard links lead to files of layers below, such as %q: empty files keep their places",
+			b.digest, n, slices.Min(slices.Collect(maps.Keys(plan.dangles))))
 	}
 	tree, _, err = st.unpack(ctx, b, &layerScan{}, func(w io.Writer) cleanSink { return newPlanFilter(plan, w) })
 	return tree, err

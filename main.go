@@ -77,16 +77,17 @@ type program struct {
 
 	global struct {
 		settings
-		logCommands, ostree, tar, tmpdir               string
-		timeout                                        time.Duration
-		os, arch, variant, registriesConf, registriesD string
-		authFile                                       string
-		preserve, all, removeSignatures, noFsync       bool
-		unpack, timestamp, format, signBy, digestFile  string
-		retries                                        int
-		parallel                                       uint
-		outputFormat                                   string
-		source, destination                            endpoint
+		logCommands, ostree, tar, tmpdir                                       string
+		timeout                                                                time.Duration
+		os, arch, variant, registriesConf, registriesD                         string
+		authFile                                                               string
+		preserve, all, removeSignatures, noFsync, raw, config, noPrune, dryRun bool
+		unpack, timestamp, format, signBy, digestFile                          string
+		retries                                                                int
+		parallel                                                               uint
+		outputFormat                                                           string
+		source, destination                                                    endpoint
+		checkout                                                               checkoutOptions
 	}
 }
 
@@ -150,9 +151,59 @@ func (p *program) app() *cli.App {
 				Flags: append(p.copyFlags(), p.importFlags()...), Before: wantArgs(1, 2), Action: p.pull,
 			},
 			{
+				Name: "push", Usage: "copy an image out of the repository",
+				ArgsUsage: "NAME DESTINATION",
+				Description: "ostree-image push debian:12 docker://registry.example.com/debian:12\n" +
+					"ostree-image push debian:12 oci-archive:debian.tar",
+				Flags: p.copyFlags(), Before: wantArgs(2, 2), Action: p.push,
+			},
+			{
 				Name: "list", Aliases: []string{"ls"}, Usage: "show the images of the repository",
 				Description: "ostree-image list\nostree-image --repo=/ostree/repo list --format=json",
-				Flags:       []cli.Flag{p.formatFlag()}, Before: wantArgs(0, 0), Action: p.list,
+				Flags:       []cli.Flag{p.formatFlag("table")}, Before: wantArgs(0, 0), Action: p.list,
+			},
+			{
+				Name: "inspect", Usage: "describe an image of the repository",
+				ArgsUsage:   "NAME",
+				Description: "ostree-image inspect debian:12\nostree-image inspect --raw debian:12",
+				Flags: []cli.Flag{
+					p.formatFlag("json"),
+					&cli.BoolFlag{Name: "raw", Usage: "print the manifest's exact bytes", Destination: &g.raw},
+					&cli.BoolFlag{Name: "config", Usage: "print the config's exact bytes", Destination: &g.config},
+				},
+				Before: wantArgs(1, 1), Action: p.inspect,
+			},
+			{
+				Name: "checkout", Usage: "make DIR the root file system of an image",
+				ArgsUsage:   "NAME DIR",
+				Description: "ostree-image checkout debian:12 /srv/debian\nostree-image checkout --user-mode debian:12 ./rootfs",
+				Flags: []cli.Flag{
+					&cli.BoolFlag{Name: "user-mode", Aliases: []string{"U"}, Usage: "set no owners and no attributes", Destination: &g.checkout.userMode},
+					&cli.BoolFlag{Name: "require-hardlinks", Aliases: []string{"H"}, Usage: "fail rather than copy a file out of the repository", Destination: &g.checkout.requireHardlinks},
+				},
+				Before: wantArgs(2, 2), Action: p.checkout,
+			},
+			{
+				Name: "remove", Aliases: []string{"rm"}, Usage: "remove images, and the blobs that no image needs any more",
+				ArgsUsage:   "NAME…",
+				Description: "ostree-image remove debian:12\nostree-image remove --no-prune debian:11 debian:12",
+				Flags:       []cli.Flag{&cli.BoolFlag{Name: "no-prune", Usage: "leave the blobs, for prune to remove", Destination: &g.noPrune}},
+				Before:      wantArgs(1, -1), Action: p.remove,
+			},
+			{
+				Name: "prune", Usage: "remove the blobs that no image needs",
+				Description: "ostree-image prune\nostree-image prune --dry-run --format=json",
+				Flags: []cli.Flag{
+					p.formatFlag("table"),
+					&cli.BoolFlag{Name: "dry-run", Usage: "only show what would be removed", Destination: &g.dryRun},
+				},
+				Before: wantArgs(0, 0), Action: p.prune,
+			},
+			{
+				Name: "verify", Usage: "rebuild every blob of images and compare the digests",
+				ArgsUsage:   "[NAME…]",
+				Description: "ostree-image verify\nostree-image verify --format=json debian:12",
+				Flags:       []cli.Flag{p.formatFlag("table")}, Before: wantArgs(0, -1), Action: p.verify,
 			},
 			{
 				Name: "version", Usage: "show the versions of this program, ostree and tar",
@@ -170,7 +221,7 @@ func (p *program) app() *cli.App {
 
 func onUsageError(_ *cli.Context, err error, _ bool) error { return usageError{err.Error()} }
 
-// wantArgs checks how many arguments a command gets. The flag library takes an option behind an argument for one more
+// wantArgs checks how many arguments a command gets; most is -1 for any number. The flag library takes an option behind an argument for one more
 // argument.
 func wantArgs(least, most int) cli.BeforeFunc {
 	return func(c *cli.Context) error {
@@ -179,15 +230,15 @@ func wantArgs(least, most int) cli.BeforeFunc {
 				return usagef("%s: options stand before the arguments: move %s to the front", c.Command.Name, a)
 			}
 		}
-		if n := c.NArg(); n < least || n > most {
+		if n := c.NArg(); n < least || most >= 0 && n > most {
 			return usagef("%s: %d arguments given; usage: ostree-image %s %s", c.Command.Name, n, c.Command.Name, c.Command.ArgsUsage)
 		}
 		return nil
 	}
 }
 
-func (p *program) formatFlag() cli.Flag {
-	return &cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "print as `FORMAT`: table or json", Value: "table", Destination: &p.global.outputFormat}
+func (p *program) formatFlag(value string) cli.Flag {
+	return &cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "print as `FORMAT`: table or json", Value: value, Destination: &p.global.outputFormat}
 }
 
 // copyFlags are the options of every command that copies.
@@ -389,6 +440,164 @@ func (p *program) repository(ctx context.Context) (*repository, error) {
 	return r, p.settings.ensureDefaultRepo(ctx, r)
 }
 
+func (p *program) push(c *cli.Context) error {
+	o, err := p.copySettings(c)
+	if err != nil {
+		return err
+	}
+	source, err := p.reference(c.Args().Get(0))
+	if err != nil {
+		return err
+	}
+	destination, err := parseImage(c.Args().Get(1))
+	if err != nil {
+		return err
+	}
+	return p.settings.copyImage(c.Context, source, destination, o)
+}
+
+func (p *program) inspect(c *cli.Context) error {
+	if p.global.raw && p.global.config {
+		return usagef("inspect: --raw and --config exclude each other")
+	}
+	asJSON, err := p.wantsJSON()
+	if err != nil {
+		return err
+	}
+	ref, err := p.reference(c.Args().First())
+	if err != nil {
+		return err
+	}
+	sys, err := p.systemContext(endpoint{}, false)
+	if err != nil {
+		return err
+	}
+	if p.global.raw {
+		return writeRaw(c.Context, ref, p.stdout)
+	}
+	if p.global.config {
+		return writeConfig(c.Context, ref, sys, p.stdout)
+	}
+	info, err := inspectImage(c.Context, ref, sys)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return p.printJSON(info)
+	}
+	created := "unknown"
+	if info.Created != nil {
+		created = info.Created.Format(time.DateTime)
+	}
+	return p.printRows("NAME\tDIGEST\tOS/ARCH\tLAYERS\tCREATED", func(row func(...any)) {
+		row(info.Name, info.Digest, info.Os+"/"+info.Architecture, len(info.Layers), created)
+	})
+}
+
+func (p *program) checkout(c *cli.Context) error {
+	ref, err := p.reference(c.Args().Get(0))
+	if err != nil {
+		return err
+	}
+	sys, err := p.systemContext(endpoint{}, false)
+	if err != nil {
+		return err
+	}
+	return checkoutImage(c.Context, ref, c.Args().Get(1), sys, p.global.checkout)
+}
+
+// references reads the arguments of a command as images of one repository.
+func (p *program) references(c *cli.Context) (*repository, []ostreeReference, error) {
+	var refs []ostreeReference
+	for _, name := range c.Args().Slice() {
+		ref, err := p.reference(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(refs) > 0 && refs[0].repo != ref.repo {
+			return nil, nil, usagef("%s: the images are in two repositories, %s and %s", c.Command.Name, refs[0].repo, ref.repo)
+		}
+		refs = append(refs, ref)
+	}
+	if len(refs) == 0 {
+		repo, err := p.repository(c.Context)
+		return repo, nil, err
+	}
+	p.settings.journal.name(refs[0].repo, "REPO")
+	return refs[0].repository(), refs, p.settings.ensureDefaultRepo(c.Context, refs[0].repository())
+}
+
+func (p *program) remove(c *cli.Context) error {
+	repo, refs, err := p.references(c)
+	if err != nil {
+		return err
+	}
+	_, err = removeImages(c.Context, p.settings, repo, refs, !p.global.noPrune)
+	return err
+}
+
+func (p *program) prune(c *cli.Context) error {
+	asJSON, err := p.wantsJSON()
+	if err != nil {
+		return err
+	}
+	repo, err := p.repository(c.Context)
+	if err != nil {
+		return err
+	}
+	blobs, err := pruneRepository(c.Context, repo, p.global.dryRun)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return p.printJSON(blobs)
+	}
+	return p.printRows("REF\tCOMMIT", func(row func(...any)) {
+		for _, b := range blobs {
+			row(b.Ref, b.Commit)
+		}
+	})
+}
+
+func (p *program) verify(c *cli.Context) error {
+	asJSON, err := p.wantsJSON()
+	if err != nil {
+		return err
+	}
+	repo, refs, err := p.references(c)
+	if err != nil {
+		return err
+	}
+	results, err := verifyImages(c.Context, p.settings, repo, refs, runtime.GOMAXPROCS(0))
+	if err != nil {
+		return err
+	}
+	bad := 0
+	for _, r := range results {
+		if !r.OK {
+			bad++
+		}
+	}
+	if asJSON {
+		err = p.printJSON(results)
+	} else {
+		err = p.printRows("NAME\tRESULT\tBLOB\tPROBLEM", func(row func(...any)) {
+			for _, r := range results {
+				if r.OK {
+					row(r.Name, "ok", "", "")
+				}
+				for _, problem := range r.Problems {
+					row(r.Name, "damaged", problem.Blob, problem.Error)
+				}
+			}
+		})
+	}
+	if err == nil && bad > 0 {
+		err = checkf("%d of %d images are damaged", bad, len(results))
+	}
+	return err
+}
+
 func (p *program) list(c *cli.Context) error {
 	asJSON, err := p.wantsJSON()
 	if err != nil {
@@ -435,15 +644,29 @@ func (p *program) printJSON(v any) error {
 	return errors.Wrap(e.Encode(v), "writing the result")
 }
 
-func (p *program) printTable(images []imageInfo) error {
+// printRows prints a table. head and the cells of a row are parted by tabs.
+func (p *program) printRows(head string, fill func(row func(cells ...any))) error {
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "NAME\tDIGEST\tLAYERS\tSIZE\tCREATED")
-	for _, i := range images {
-		short := strings.TrimPrefix(i.Digest, "sha256:")
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\n", i.Name, short[:min(shortDigest, len(short))], i.Layers,
-			units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
-	}
+	_, _ = fmt.Fprintln(w, head)
+	fill(func(cells ...any) {
+		for i, c := range cells {
+			if i > 0 {
+				_, _ = fmt.Fprint(w, "\t")
+			}
+			_, _ = fmt.Fprint(w, c)
+		}
+		_, _ = fmt.Fprintln(w)
+	})
 	return errors.Wrap(w.Flush(), "writing the result")
+}
+
+func (p *program) printTable(images []imageInfo) error {
+	return p.printRows("NAME\tDIGEST\tLAYERS\tSIZE\tCREATED", func(row func(...any)) {
+		for _, i := range images {
+			short := strings.TrimPrefix(i.Digest, "sha256:")
+			row(i.Name, short[:min(shortDigest, len(short))], i.Layers, units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
+		}
+	})
 }
 
 func (p *program) version(c *cli.Context) error {

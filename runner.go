@@ -68,6 +68,8 @@ type command struct {
 	why   string // for the journal
 	input string // what the journal calls the standard input, see entry
 	read  bool   // only reads the repository, see entry
+
+	errLimit int // bytes of standard error that an error keeps, 0 for stderrTail
 }
 
 // process is a running command. The caller calls wait, exactly once; kill may come at any time.
@@ -141,7 +143,10 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	} else {
 		ctx, cancel = context.WithCancel(ctx)
 	}
-	p := &process{tool: r.programs[c.tool], args: c.args, ctx: ctx, cancel: cancel, run: r}
+	if c.errLimit == 0 {
+		c.errLimit = stderrTail
+	}
+	p := &process{stderr: tail{limit: c.errLimit}, tool: r.programs[c.tool], args: c.args, ctx: ctx, cancel: cancel, run: r}
 	p.cmd = exec.CommandContext(ctx, path, c.args...)
 	p.cmd.Args[0] = p.tool
 	p.cmd.Env = environment()
@@ -338,15 +343,16 @@ func pipe() (r, w *os.File, err error) {
 
 // tail keeps the last bytes that are written to it.
 type tail struct {
-	mu  sync.Mutex
-	buf []byte
+	limit int
+	mu    sync.Mutex
+	buf   []byte
 }
 
 func (t *tail) Write(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.buf = append(t.buf, b[max(0, len(b)-stderrTail):]...)
-	if over := len(t.buf) - stderrTail; over > 0 {
+	t.buf = append(t.buf, b[max(0, len(b)-t.limit):]...)
+	if over := len(t.buf) - t.limit; over > 0 {
 		t.buf = append(t.buf[:0], t.buf[over:]...)
 	}
 	return len(b), nil

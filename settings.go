@@ -16,18 +16,20 @@ import (
 
 // settings are what one run of the program was told, and what all its parts share.
 type settings struct {
-	repo            string // --repo, "" for the first of the defaults
-	quiet           bool
-	debug           bool
-	tmpdir          string // where blobs are staged, "" for the repository's tmp/
-	policyFile      string
-	insecurePolicy  bool
-	unpack          engineName
-	preserveDigests bool   // keep every layer as it came
-	willSign        bool   // the image gets a signature
-	timestamp       *int64 // of every commit, seconds since 1970; nil for the reproducible ones
-	noFsync         bool
-	parallelCopies  uint // blobs that are copied at a time, 0 for the library's own number
+	repo             string // --repo, "" for the first of the defaults
+	quiet            bool
+	debug            bool
+	tmpdir           string // where blobs are staged, "" for the repository's tmp/
+	policyFile       string
+	insecurePolicy   bool
+	unpack           engineName
+	preserveDigests  bool   // keep every layer as it came
+	willSign         bool   // the image gets a signature
+	removeSignatures bool   // its signatures stay behind
+	sameRepository   bool   // the copy's two sides are one repository
+	timestamp        *int64 // of every commit, seconds since 1970; nil for the reproducible ones
+	noFsync          bool
+	parallelCopies   uint // blobs that are copied at a time, 0 for the library's own number
 
 	stderr   io.Writer
 	journal  *journal

@@ -1,0 +1,466 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"io"
+	"path"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+	"github.com/vbatts/tar-split/archive/tar"
+	"github.com/vbatts/tar-split/tar/asm"
+	"github.com/vbatts/tar-split/tar/storage"
+)
+
+// blobStore reads the blobs of a repository, as its refs were when it was opened. It is safe for parallel use.
+type blobStore struct {
+	repo *repository
+	refs map[string]bool
+	near string // the remote, with its colon, whose refs are looked at first; "" for none
+}
+
+func openBlobStore(ctx context.Context, repo *repository) (*blobStore, error) {
+	refs, err := repo.refs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &blobStore{repo: repo, refs: refs}, nil
+}
+
+// find returns the refspec under which a ref is there: as it is, or under a remote from which it was pulled.
+func (s *blobStore) find(ref string) (spec string, ok bool) {
+	if s.near != "" && s.refs[s.near+ref] {
+		return s.near + ref, true
+	}
+	if s.refs[ref] {
+		return ref, true
+	}
+	var remotes []string
+	for have := range s.refs {
+		if remote, ok := strings.CutSuffix(have, ":"+ref); ok && !strings.Contains(remote, "/") {
+			remotes = append(remotes, have)
+		}
+	}
+	sort.Strings(remotes)
+	if len(remotes) == 0 {
+		return "", false
+	}
+	return remotes[0], true
+}
+
+// findImage returns the refspec of an image. What it names is looked up beside it from then on.
+func (s *blobStore) findImage(ref ostreeReference) (string, error) {
+	spec, ok := s.find(ref.ref())
+	if !ok {
+		return "", notFoundf("no image %s in the repository %s; see ostree-image list", ref.image, s.repo.path)
+	}
+	s.near = strings.TrimSuffix(spec, ref.ref())
+	return spec, nil
+}
+
+// storedBlob is a blob in the repository, and what there is to give its bytes back.
+type storedBlob struct {
+	digest  digest.Digest
+	spec    string        // of its own commit
+	side    string        // of its side commit, "" for none
+	size    int64         // as the manifest names it, -1 where the commit does not say
+	layer   bool          // its commit's tree is a file system; otherwise it holds the file "content"
+	diffID  digest.Digest // "" where the commit does not say (layers of 2017)
+	tarSize int64         // bytes of the tar stream, -1 where the commit does not say
+	record  string        // tar-split data from the metadata, in base64; "" for none
+	hasFile map[string]bool
+}
+
+// blob finds a blob. Nothing but its commits is read.
+func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, error) {
+	if err := d.Validate(); err != nil {
+		return nil, checkf("blob digest %q: %s", d, err)
+	}
+	spec, ok := s.find(blobRef(d))
+	if !ok {
+		return nil, checkf("blob %s is missing from the repository %s", d, s.repo.path)
+	}
+	info, err := s.repo.commitInfo(ctx, spec)
+	if err != nil {
+		return nil, errors.WithMessagef(err, "blob %s", d)
+	}
+	b := &storedBlob{digest: d, spec: spec, size: -1, tarSize: -1, record: info.metadata[keyTarSplit], hasFile: map[string]bool{}}
+	if b.size, err = sizeOf(info, keySize); err != nil {
+		return nil, errors.WithMessagef(err, "blob %s", d)
+	}
+	if b.tarSize, err = sizeOf(info, keyUncompressedSize); err != nil {
+		return nil, errors.WithMessagef(err, "blob %s", d)
+	}
+	if text, ok := info.metadata[keyUncompressedDigest]; ok {
+		b.layer, b.diffID = true, digest.Digest(text)
+		if err := b.diffID.Validate(); err != nil {
+			return nil, checkf("blob %s: its commit names the diffID %q: %s", d, text, err)
+		}
+	}
+	if side, ok := s.find(sideRef(d)); ok {
+		b.side = side
+		names, err := s.repo.fileNames(ctx, side, "")
+		if err != nil {
+			return nil, errors.WithMessagef(err, "blob %s", d)
+		}
+		for _, n := range names {
+			b.hasFile[n] = true
+		}
+	}
+	if !b.layer { // a config, or a layer of 2017, whose commit says nothing of a diffID
+		if isContent, err := s.repo.hasFile(ctx, spec, fileContent); err != nil {
+			return nil, errors.WithMessagef(err, "blob %s", d)
+		} else if !isContent {
+			b.layer = true
+		}
+	}
+	return b, nil
+}
+
+// sizeOf reads a number of bytes from a commit's metadata, -1 where it is not there.
+func sizeOf(info commitInfo, key string) (int64, error) {
+	text, ok := info.metadata[key]
+	if !ok {
+		return -1, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 {
+		return -1, checkf("its commit says that %s is %q", key, text)
+	}
+	return n, nil
+}
+
+// hasRecord tells whether there is tar-split data.
+func (b *storedBlob) hasRecord() bool { return b.record != "" || b.hasFile[fileSplit] }
+
+// canRebuild tells whether the layer's tar stream can be given back.
+func (b *storedBlob) canRebuild() bool {
+	return b.diffID != "" && (b.hasRecord() || b.hasFile[fileBlob])
+}
+
+// isExact tells whether the blob can be given back as the manifest names it.
+func (b *storedBlob) isExact() bool {
+	return !b.layer || b.hasFile[fileBlob] || b.diffID == b.digest && b.hasRecord()
+}
+
+// open returns the blob as the manifest names it. The stream ends well only if it matches the digest.
+func (s *blobStore) open(ctx context.Context, b *storedBlob) (io.ReadCloser, error) {
+	var stream io.ReadCloser
+	var err error
+	switch {
+	case b.hasFile[fileBlob]:
+		stream, err = s.repo.cat(ctx, b.side, fileBlob)
+	case !b.layer:
+		stream, err = s.repo.cat(ctx, b.spec, fileContent)
+	case b.diffID == b.digest && b.hasRecord():
+		return s.openTar(ctx, b)
+	default:
+		return nil, errors.Errorf("blob %s is in the repository unpacked, without its compressed bytes; an image imported with --preserve-digests has them", b.digest)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return verified(stream, b.digest), nil
+}
+
+// openTar returns the layer's tar stream. It ends well only if it matches the diffID.
+func (s *blobStore) openTar(ctx context.Context, b *storedBlob) (io.ReadCloser, error) {
+	if b.diffID == "" || !b.canRebuild() {
+		return nil, errors.Errorf("layer %s was stored without what its exact bytes need (tar-split data), as the ostree transport did in 2017; it can be checked out, not exported", b.digest)
+	}
+	if !b.hasRecord() {
+		stream, err := s.openBlobTar(ctx, b)
+		if err != nil {
+			return nil, err
+		}
+		return verified(stream, b.diffID), nil
+	}
+	record, err := s.openRecord(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	return verified(newRebuild(ctx, s.repo, b.spec, record), b.diffID), nil
+}
+
+// openBlobTar returns the tar stream of a layer that is kept as it came.
+func (s *blobStore) openBlobTar(ctx context.Context, b *storedBlob) (io.ReadCloser, error) {
+	blob, err := s.repo.cat(ctx, b.side, fileBlob)
+	if err != nil {
+		return nil, err
+	}
+	stream, _, err := decompress(blob)
+	if err != nil {
+		_ = blob.Close()
+		return nil, err
+	}
+	return &stackedReader{Reader: stream, below: []io.Closer{stream, blob}}, nil
+}
+
+// openRecord returns the tar-split data: JSON, an object a line.
+func (s *blobStore) openRecord(ctx context.Context, b *storedBlob) (io.ReadCloser, error) {
+	var packed io.ReadCloser
+	if b.record != "" {
+		packed = io.NopCloser(base64.NewDecoder(base64.StdEncoding, strings.NewReader(b.record)))
+	} else {
+		var err error
+		if packed, err = s.repo.cat(ctx, b.side, fileSplit); err != nil {
+			return nil, err
+		}
+	}
+	gz, err := gzip.NewReader(packed)
+	if err != nil {
+		_ = packed.Close()
+		return nil, checkf("the tar-split data of layer %s cannot be read: %s", b.digest, err)
+	}
+	return &stackedReader{Reader: gz, below: []io.Closer{gz, packed}}, nil
+}
+
+// headers calls f for each entry of the layer, in the layer's order. The layer must be one that can be rebuilt.
+func (s *blobStore) headers(ctx context.Context, b *storedBlob, f func(*tar.Header) error) error {
+	if b.hasRecord() {
+		record, err := s.openRecord(ctx, b)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = record.Close() }()
+		if err := asm.IterateHeaders(storage.NewJSONUnpacker(record), f); err != nil {
+			return errors.WithMessagef(err, "the tar-split data of layer %s", b.digest)
+		}
+		return nil
+	}
+	stream, err := s.openBlobTar(ctx, b)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }()
+	scan := &layerScan{sink: headerSink(f)}
+	if err := scan.run(ctx, stream); err != nil {
+		return errors.WithMessagef(err, "layer %s", b.digest)
+	}
+	if scan.diffID != b.diffID {
+		return checkf("layer %s: its tar stream is %s, and its commit says %s", b.digest, scan.diffID, b.diffID)
+	}
+	return nil
+}
+
+// headerSink takes headers, and no payload.
+type headerSink func(*tar.Header) error
+
+func (f headerSink) entry(hdr *tar.Header) (io.Writer, error) { return nil, f(hdr) }
+
+// stackedReader closes what lies below a reader with it.
+type stackedReader struct {
+	io.Reader
+	below []io.Closer
+}
+
+func (s *stackedReader) Close() error {
+	var err error
+	for _, c := range s.below {
+		if cerr := c.Close(); err == nil {
+			err = cerr
+		}
+	}
+	return err
+}
+
+// digestError says that bytes out of the repository are not what their digest names.
+type digestError struct{ expected, actual digest.Digest }
+
+func (e *digestError) Error() string {
+	return "what the repository holds of " + e.expected.String() + " gives " + e.actual.String() + ": it is damaged"
+}
+
+// Unwrap makes it one of the errors that have an exit status of their own.
+func (e *digestError) Unwrap() error { return checkError{e.Error()} }
+
+// verified returns a reader that ends well only if all that it gave matches the digest.
+func verified(r io.ReadCloser, want digest.Digest) io.ReadCloser {
+	return &verifiedReader{r: r, want: want, sum: want.Algorithm().Digester()}
+}
+
+type verifiedReader struct {
+	r    io.ReadCloser
+	want digest.Digest
+	sum  digest.Digester
+}
+
+func (v *verifiedReader) Read(p []byte) (int, error) {
+	n, err := v.r.Read(p)
+	_, _ = v.sum.Hash().Write(p[:n])
+	if err == io.EOF {
+		if got := v.sum.Digest(); got != v.want {
+			return n, &digestError{expected: v.want, actual: got}
+		}
+	}
+	return n, err
+}
+
+func (v *verifiedReader) Close() error { return v.r.Close() }
+
+// What is read of a layer's tar-split data before the files of that part are asked for, with one process.
+const (
+	batchFiles = 4096
+	batchNames = 512 << 10 // bytes of paths, for execve(2) takes about 2 MB of arguments
+	batchBytes = 8 << 20   // bytes of headers and padding
+)
+
+// rebuild puts a layer's tar stream together from tar-split data and the files of its commit. It is what
+// asm.NewOutputTarStream needs on both sides: entries, and the payload of each when its turn comes. The next part is
+// prepared while one is read, so at most two processes run.
+type rebuild struct {
+	parts  chan rebuildPart
+	part   rebuildPart
+	size   int64 // of the file whose turn it is
+	cancel context.CancelFunc
+	out    *io.PipeReader
+	ended  chan struct{} // closed when nothing is written any more
+}
+
+type rebuildPart struct {
+	entries []*storage.Entry
+	files   io.ReadCloser // their payloads, one after another; nil for none
+	err     error         // io.EOF behind the last part
+}
+
+func newRebuild(ctx context.Context, repo *repository, commit string, record io.ReadCloser) io.ReadCloser {
+	ctx, cancel := context.WithCancel(ctx)
+	out, in := io.Pipe()
+	r := &rebuild{parts: make(chan rebuildPart), cancel: cancel, out: out, ended: make(chan struct{})}
+	go func() {
+		defer close(r.parts)
+		defer func() { _ = record.Close() }()
+		up := storage.NewJSONUnpacker(record)
+		for {
+			part := readPart(ctx, repo, commit, up)
+			select {
+			case r.parts <- part:
+			case <-ctx.Done():
+				part.close()
+				return
+			}
+			if part.err != nil {
+				return
+			}
+		}
+	}()
+	go func() {
+		defer close(r.ended)
+		err := asm.WriteOutputTarStream(r, r, in)
+		r.part.close()
+		_ = in.CloseWithError(err) // a nil error is io.EOF
+	}()
+	return r
+}
+
+// readPart reads the next part of the tar-split data and starts to read its files.
+func readPart(ctx context.Context, repo *repository, commit string, up storage.Unpacker) rebuildPart {
+	var part rebuildPart
+	var paths []string
+	names, bytes := 0, 0
+	for len(paths) < batchFiles && names < batchNames && bytes < batchBytes {
+		e, err := up.Next()
+		if err != nil {
+			part.err = err
+			if err != io.EOF {
+				part.err = checkf("the tar-split data cannot be read: %s", err)
+			}
+			break
+		}
+		bytes += len(e.Payload)
+		if e.Type == storage.FileType && e.Size != 0 {
+			name, err := cleanName(e.GetName())
+			if err == nil && (e.Size < 0 || name == "") {
+				err = errors.Errorf("the file %q has %d bytes", name, e.Size)
+			}
+			if err != nil {
+				part.err = checkf("the tar-split data is wrong: %s", err)
+				return part
+			}
+			paths = append(paths, name)
+			names += len(name) + 16
+		}
+		part.entries = append(part.entries, e)
+	}
+	if len(paths) == 0 {
+		return part
+	}
+	files, err := repo.cat(ctx, commit, paths...)
+	if err != nil {
+		return rebuildPart{err: err}
+	}
+	part.files = files
+	return part
+}
+
+// close ends what reads a part's files.
+func (p *rebuildPart) close() {
+	if p.files != nil {
+		_ = p.files.Close()
+	}
+}
+
+// Next returns the next entry (storage.Unpacker).
+func (r *rebuild) Next() (*storage.Entry, error) {
+	for len(r.part.entries) == 0 {
+		if err := r.endPart(); err != nil {
+			return nil, err
+		}
+		if r.part.err != nil {
+			return nil, r.part.err
+		}
+		part, ok := <-r.parts
+		if !ok {
+			return nil, io.ErrUnexpectedEOF
+		}
+		r.part = part
+	}
+	e := r.part.entries[0]
+	r.part.entries = r.part.entries[1:]
+	r.size = e.Size
+	return e, nil
+}
+
+// endPart makes sure that the part's files were read to their end, and that their process ended well.
+func (r *rebuild) endPart() error {
+	if r.part.files == nil {
+		return nil
+	}
+	var one [1]byte
+	n, err := io.ReadFull(r.part.files, one[:])
+	r.part.close()
+	r.part.files = nil
+	if n > 0 {
+		return checkf("the files of the layer are longer than its tar-split data says")
+	}
+	if err != io.EOF {
+		return err
+	}
+	return nil
+}
+
+// Get returns the payload of the entry that Next gave last (storage.FileGetter).
+func (r *rebuild) Get(name string) (io.ReadCloser, error) {
+	if r.part.files == nil {
+		return nil, checkf("the tar-split data asks for %q out of turn", path.Clean(name))
+	}
+	return io.NopCloser(io.LimitReader(r.part.files, r.size)), nil
+}
+
+func (r *rebuild) Read(p []byte) (int, error) { return r.out.Read(p) }
+
+// Close ends the processes that still run.
+func (r *rebuild) Close() error {
+	r.cancel()
+	err := r.out.Close()
+	for part := range r.parts {
+		part.close()
+	}
+	<-r.ended
+	return err
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/containers/image/v5/image"
+	"github.com/containers/image/v5/manifest"
+	"github.com/containers/image/v5/types"
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+)
+
+// inspectInfo is what inspect says, with the keys of skopeo inspect.
+type inspectInfo struct {
+	Name          string `json:",omitempty"`
+	Digest        digest.Digest
+	RepoTags      []string
+	Created       *time.Time
+	DockerVersion string
+	Labels        map[string]string
+	Architecture  string
+	Os            string
+	Layers        []string
+	LayersData    []types.ImageInspectLayer `json:",omitempty"`
+	Env           []string
+}
+
+// inspectImage describes an image, or the instance of an index that fits.
+func inspectImage(ctx context.Context, ref ostreeReference, sys *types.SystemContext) (inspectInfo, error) {
+	src, err := openSource(ctx, ref)
+	if err != nil {
+		return inspectInfo{}, err
+	}
+	img, err := image.FromUnparsedImage(ctx, sys, image.UnparsedInstance(src, nil))
+	if err != nil {
+		return inspectInfo{}, errors.Wrapf(err, "image %s", ref.image)
+	}
+	data, err := img.Inspect(ctx)
+	if err != nil {
+		return inspectInfo{}, errors.Wrapf(err, "image %s", ref.image)
+	}
+	sum, err := manifest.Digest(src.manifest)
+	if err != nil {
+		return inspectInfo{}, errors.Wrapf(err, "image %s", ref.image)
+	}
+	return inspectInfo{
+		Name: ref.image, Digest: sum, RepoTags: []string{}, Created: data.Created, DockerVersion: data.DockerVersion, Labels: data.Labels,
+		Architecture: data.Architecture, Os: data.Os, Layers: data.Layers, LayersData: data.LayersData, Env: data.Env,
+	}, nil
+}
+
+// writeRaw writes the exact bytes of an image's manifest.
+func writeRaw(ctx context.Context, ref ostreeReference, w io.Writer) error {
+	src, err := openSource(ctx, ref)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(src.manifest)
+	return errors.Wrap(err, "writing the manifest")
+}
+
+// writeConfig writes the exact bytes of an image's config.
+func writeConfig(ctx context.Context, ref ostreeReference, sys *types.SystemContext, w io.Writer) error {
+	src, err := openSource(ctx, ref)
+	if err != nil {
+		return err
+	}
+	img, err := image.FromUnparsedImage(ctx, sys, image.UnparsedInstance(src, nil))
+	if err != nil {
+		return errors.Wrapf(err, "image %s", ref.image)
+	}
+	config, err := img.ConfigBlob(ctx)
+	if err != nil {
+		return errors.Wrapf(err, "the config of image %s", ref.image)
+	}
+	_, err = w.Write(config)
+	return errors.Wrap(err, "writing the config")
+}

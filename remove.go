@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"maps"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containers/image/v5/manifest"
+	"github.com/containers/image/v5/types"
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+	"golang.org/x/sync/errgroup"
+)
+
+// DeleteImage removes the image, and the blobs that no image needs any more.
+func (r ostreeReference) DeleteImage(ctx context.Context, _ *types.SystemContext) error {
+	_, err := removeImages(ctx, r.transport.settings, r.repository(), []ostreeReference{r}, true)
+	return err
+}
+
+// prunedBlob is a blob that prune removes. Its JSON keys are part of the program's interface.
+type prunedBlob struct {
+	Ref    string `json:"ref"`
+	Commit string `json:"commit"`
+}
+
+// removeImages removes images, all or none, and where prune is set the blobs that no image needs then.
+func removeImages(ctx context.Context, s *settings, repo *repository, images []ostreeReference, prune bool) ([]prunedBlob, error) {
+	unlock, err := lockRepository(ctx, repo.path)
+	if err != nil {
+		return nil, repo.explainPath(err)
+	}
+	defer unlock()
+	store, err := openBlobStore(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	var specs []string
+	for _, image := range images {
+		spec, err := store.findImage(image)
+		if err != nil {
+			return nil, err
+		}
+		specs = append(specs, spec)
+	}
+	commits, err := repo.revParse(ctx, specs...)
+	if err != nil {
+		return nil, err
+	}
+	if err := repo.deleteRefs(ctx, "remove the images", specs...); err != nil {
+		return nil, err
+	}
+	if !prune {
+		return nil, nil
+	}
+	blobs, err := pruneBlobs(ctx, repo, false)
+	if err != nil {
+		return blobs, err
+	}
+	return blobs, repo.deleteCommits(ctx, commits)
+}
+
+// pruneRepository removes the blobs that no image needs, or just names them.
+func pruneRepository(ctx context.Context, repo *repository, dryRun bool) ([]prunedBlob, error) {
+	unlock, err := lockRepository(ctx, repo.path)
+	if err != nil {
+		return nil, repo.explainPath(err)
+	}
+	defer unlock()
+	blobs, err := pruneBlobs(ctx, repo, dryRun)
+	if err != nil || dryRun {
+		return blobs, err
+	}
+	return blobs, repo.deleteCommits(ctx, nil)
+}
+
+// pruneBlobs removes the refs and the commits of the blobs that no image needs. The caller holds the lock, and lets
+// deleteCommits remove the objects.
+func pruneBlobs(ctx context.Context, repo *repository, dryRun bool) ([]prunedBlob, error) {
+	refs, err := repo.refs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	needed, err := neededHex(ctx, repo, refs)
+	if err != nil {
+		return nil, errors.WithMessage(err, "nothing is pruned, since an image cannot be read")
+	}
+	var specs []string
+	for _, spec := range slices.Sorted(maps.Keys(refs)) {
+		_, ref := splitSpec(spec)
+		hex, isBlob := blobHex(ref)
+		if !isBlob {
+			if hex, isBlob = sideHex(ref); !isBlob {
+				continue
+			}
+		}
+		if !needed[hex] {
+			specs = append(specs, spec)
+		}
+	}
+	blobs := []prunedBlob{}
+	if len(specs) == 0 {
+		return blobs, nil
+	}
+	commits, err := repo.revParse(ctx, specs...)
+	if err != nil {
+		return nil, err
+	}
+	for i, spec := range specs {
+		blobs = append(blobs, prunedBlob{Ref: spec, Commit: commits[i]})
+	}
+	if dryRun {
+		return blobs, nil
+	}
+	if err := repo.deleteRefs(ctx, "remove the blobs that no image needs", specs...); err != nil {
+		return nil, err
+	}
+	slices.Sort(commits)
+	return blobs, repo.dropCommits(ctx, slices.Compact(commits))
+}
+
+// splitSpec parts a refspec into its remote, "" for none, and its ref.
+func splitSpec(spec string) (remote, ref string) {
+	if before, after, ok := strings.Cut(spec, ":"); ok {
+		return before, after
+	}
+	return "", spec
+}
+
+// neededHex returns the hex digits of all blobs that some image needs, local or pulled from a remote.
+func neededHex(ctx context.Context, repo *repository, refs map[string]bool) (map[string]bool, error) {
+	needed := map[string]bool{}
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for spec := range refs {
+		_, ref := splitSpec(spec)
+		name, ok := imageName(ref)
+		if !ok {
+			continue
+		}
+		group.Go(func() error {
+			blobs, err := repo.imageBlobs(ctx, spec)
+			if err != nil {
+				return errors.WithMessagef(err, "image %s", name)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, b := range blobs {
+				needed[b.Digest.Encoded()] = true
+			}
+			return nil
+		})
+	}
+	return needed, group.Wait()
+}
+
+// imageBlobs returns the blobs that an image's manifests name: of the image itself, or of each instance that is there.
+func (r *repository) imageBlobs(ctx context.Context, rev string) ([]types.BlobInfo, error) {
+	info, err := r.commitInfo(ctx, rev)
+	if err != nil {
+		return nil, err
+	}
+	blob, mimeType, err := r.readManifest(ctx, info)
+	if err != nil {
+		return nil, err
+	}
+	if !manifest.MIMETypeIsMultiImage(mimeType) {
+		return manifestBlobs(blob, mimeType)
+	}
+	instances, err := r.instances(ctx, info.checksum)
+	if err != nil {
+		return nil, err
+	}
+	var blobs []types.BlobInfo
+	for _, i := range instances {
+		more, err := manifestBlobs(i.blob, i.mimeType)
+		if err != nil {
+			return nil, err
+		}
+		blobs = append(blobs, more...)
+	}
+	return blobs, nil
+}
+
+// instance is one image of a multi-architecture image.
+type instance struct {
+	blob     []byte
+	mimeType string
+}
+
+// instances returns the instances of an index that are in its commit, verified against the names that they have there.
+func (r *repository) instances(ctx context.Context, commit string) ([]instance, error) {
+	ok, err := r.hasFile(ctx, commit, dirInstances)
+	if err != nil || !ok {
+		return nil, err
+	}
+	names, err := r.fileNames(ctx, commit, dirInstances+"/")
+	if err != nil {
+		return nil, err
+	}
+	var all []instance
+	for _, hex := range names {
+		want := digest.NewDigestFromEncoded(digest.SHA256, hex)
+		blob, err := r.catFile(ctx, commit, dirInstances+"/"+hex+"/"+fileManifest, maxManifestBytes)
+		if err != nil {
+			return nil, err
+		}
+		if got := digest.FromBytes(blob); got != want {
+			return nil, checkf("the manifest of instance %s is %s", want, got)
+		}
+		all = append(all, instance{blob, manifest.GuessMIMEType(blob)})
+	}
+	return all, nil
+}

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/containers/image/v5/manifest"
+	"github.com/containers/image/v5/types"
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+)
+
+// source reads one image out of a repository (types.ImageSource). What the image's name stands for is settled when it is
+// opened, so a name that moves meanwhile cannot mix two images. It is safe for parallel use.
+type source struct {
+	ref      ostreeReference
+	settings *settings
+	store    *blobStore
+	commit   string // checksum
+	info     commitInfo
+	manifest []byte
+	mimeType string
+
+	mu    sync.Mutex
+	blobs map[digest.Digest]*storedBlob // by the digest that the manifest names
+	tars  map[digest.Digest]*storedBlob // by the digest of the tar stream
+}
+
+// NewImageSource opens the image for reading.
+func (r ostreeReference) NewImageSource(ctx context.Context, _ *types.SystemContext) (types.ImageSource, error) {
+	return openSource(ctx, r)
+}
+
+func openSource(ctx context.Context, ref ostreeReference) (*source, error) {
+	s := ref.transport.settings
+	repo := ref.repository()
+	s.journal.name(ref.repo, "REPO")
+	if err := s.ensureDefaultRepo(ctx, repo); err != nil {
+		return nil, err
+	}
+	store, err := openBlobStore(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := store.findImage(ref)
+	if err != nil {
+		return nil, err
+	}
+	info, err := repo.commitInfo(ctx, spec)
+	if err != nil {
+		return nil, errors.WithMessagef(err, "image %s", ref.image)
+	}
+	src := &source{
+		ref: ref, settings: s, store: store, commit: info.checksum, info: info,
+		blobs: map[digest.Digest]*storedBlob{}, tars: map[digest.Digest]*storedBlob{},
+	}
+	src.manifest, src.mimeType, err = repo.readManifest(ctx, info)
+	return src, errors.WithMessagef(err, "image %s", ref.image)
+}
+
+func (s *source) Reference() types.ImageReference { return s.ref }
+
+func (s *source) Close() error { return nil }
+
+func (s *source) HasThreadSafeGetBlob() bool { return true }
+
+// GetManifest returns the exact bytes of the image's manifest, or of an instance's.
+func (s *source) GetManifest(ctx context.Context, instance *digest.Digest) ([]byte, string, error) {
+	if instance == nil || *instance == digest.FromBytes(s.manifest) {
+		return s.manifest, s.mimeType, nil
+	}
+	if err := instance.Validate(); err != nil {
+		return nil, "", errors.Wrapf(err, "manifest digest %q", *instance)
+	}
+	path := instanceDir(*instance) + fileManifest
+	ok, err := s.store.repo.hasFile(ctx, s.commit, path)
+	if err != nil {
+		return nil, "", err
+	}
+	if !ok {
+		return nil, "", notFoundf("instance %s of %s is not in the repository; copy the image with --all to have all", *instance, s.ref.image)
+	}
+	blob, err := s.store.repo.catFile(ctx, s.commit, path, maxManifestBytes)
+	if err != nil {
+		return nil, "", err
+	}
+	if got := instance.Algorithm().FromBytes(blob); got != *instance {
+		return nil, "", checkf("the manifest of instance %s is %s: the repository is damaged", *instance, got)
+	}
+	return blob, manifest.GuessMIMEType(blob), nil
+}
+
+// instanceDir is where an instance of an index lies within the image's commit.
+func instanceDir(d digest.Digest) string { return dirInstances + "/" + d.Encoded() + "/" }
+
+// sigstoreMark begins a file that holds no simple signature.
+var sigstoreMark = []byte("\x00sigstore-json\n")
+
+// GetSignatures returns the signatures of the image, or of an instance. Those in sigstore form, which the old transport
+// could hold, cannot pass through the library's interface and are left out with a warning.
+func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([][]byte, error) {
+	dir := ""
+	if instance != nil && *instance != digest.FromBytes(s.manifest) {
+		dir = instanceDir(*instance)
+	}
+	if n := s.info.metadata[keySignatures]; dir == "" && n == "0" {
+		return nil, nil
+	}
+	names, err := s.store.repo.fileNames(ctx, s.commit, dir)
+	if err != nil {
+		return nil, err
+	}
+	numbers := []int{}
+	for _, name := range names {
+		if n, err := strconv.Atoi(strings.TrimPrefix(name, fileSignature)); err == nil && strings.HasPrefix(name, fileSignature) {
+			numbers = append(numbers, n)
+		}
+	}
+	sort.Ints(numbers)
+	if want := s.info.metadata[keySignatures]; dir == "" && want != "" && want != strconv.Itoa(len(numbers)) {
+		return nil, checkf("image %s has %d signature files, and its commit says %q", s.ref.image, len(numbers), want)
+	}
+	var signatures [][]byte
+	for _, n := range numbers {
+		blob, err := s.store.repo.catFile(ctx, s.commit, dir+fileSignature+strconv.Itoa(n), maxSignatureBytes)
+		if err != nil {
+			return nil, err
+		}
+		if bytes.HasPrefix(blob, sigstoreMark) {
+			s.settings.warnf("image %s: signature %d is in sigstore form, and is left out", s.ref.image, n)
+			continue
+		}
+		signatures = append(signatures, blob)
+	}
+	return signatures, nil
+}
+
+// LayerInfosForCopy names the uncompressed layers, which is what the repository holds. It is nil where the manifest must
+// stay as it is, since the library refuses changed layers then: digests are to be preserved, the image has signatures that go
+// with it, or the copy stays within one repository.
+func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest) ([]types.BlobInfo, error) {
+	blob, mimeType, err := s.GetManifest(ctx, instance)
+	if err != nil {
+		return nil, err
+	}
+	if s.settings.preserveDigests || s.settings.sameRepository || manifest.MIMETypeIsMultiImage(mimeType) {
+		return nil, nil
+	}
+	if !s.settings.removeSignatures {
+		signatures, err := s.GetSignatures(ctx, instance)
+		if err != nil || len(signatures) > 0 {
+			return nil, err
+		}
+	}
+	named, err := manifestBlobs(blob, mimeType)
+	if err != nil {
+		return nil, err
+	}
+	tarType := layerTypes[0]
+	if mimeType != manifest.DockerV2Schema2MediaType {
+		tarType = layerTypes[2]
+	}
+	infos := []types.BlobInfo{}
+	for _, info := range named[1:] {
+		b, err := s.blob(ctx, info.Digest)
+		if err != nil {
+			return nil, err
+		}
+		if !b.layer {
+			return nil, nil // an artifact, whose blobs are what they are
+		}
+		if !b.canRebuild() {
+			if _, err := s.store.openTar(ctx, b); err != nil {
+				return nil, err
+			}
+		}
+		infos = append(infos, types.BlobInfo{Digest: b.diffID, Size: b.tarSize, MediaType: tarType, Annotations: info.Annotations})
+	}
+	return infos, nil
+}
+
+// blob finds a blob of the image, once.
+func (s *source) blob(ctx context.Context, d digest.Digest) (*storedBlob, error) {
+	s.mu.Lock()
+	b := s.blobs[d]
+	s.mu.Unlock()
+	if b != nil {
+		return b, nil
+	}
+	b, err := s.store.blob(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.blobs[d] = b
+	if b.diffID != "" {
+		s.tars[b.diffID] = b
+	}
+	return b, nil
+}
+
+// GetBlob returns a config, a layer as the manifest names it, or a layer's tar stream that LayerInfosForCopy named.
+func (s *source) GetBlob(ctx context.Context, info types.BlobInfo, _ types.BlobInfoCache) (io.ReadCloser, int64, error) {
+	s.mu.Lock()
+	asTar := s.tars[info.Digest]
+	s.mu.Unlock()
+	if asTar != nil {
+		stream, err := s.store.openTar(ctx, asTar)
+		return stream, asTar.tarSize, err
+	}
+	b, err := s.blob(ctx, info.Digest)
+	if err != nil {
+		return nil, 0, err
+	}
+	stream, err := s.store.open(ctx, b)
+	return stream, b.size, err
+}
