@@ -176,8 +176,8 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	})
 	p.began = time.Now()
 	if err := r.onSpawnThread(p.cmd.Start); err != nil {
-		cancel()
 		terr := &toolError{Tool: p.tool, Args: c.args, ExitCode: -1, Err: startCause(ctx, err, c.args)}
+		cancel() // only now: the cause is to be an ended context only where that was the cause
 		r.journal.ended(p.number, terr, time.Since(p.began))
 		return nil, terr
 	}
