@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/containers/image/v5/manifest"
@@ -74,8 +75,8 @@ func isLayerType(mediaType string) bool {
 		return true
 	}
 	for _, t := range layerTypes {
-		switch strings.TrimPrefix(mediaType, t) {
-		case "", ".gzip", "+gzip", ".zstd", "+zstd":
+		compression, ok := strings.CutPrefix(mediaType, t)
+		if ok && slices.Contains([]string{"", ".gzip", "+gzip", ".zstd", "+zstd"}, compression) {
 			return true
 		}
 	}
