@@ -1,0 +1,292 @@
+package main
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const (
+	sumA = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	sumB = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
+)
+
+var parseCommitTests = []struct {
+	name    string
+	text    string
+	want    commitInfo
+	wantErr string
+}{
+	{
+		"own", "commit " + sumA + "\n({'docker.size': <'5'>, 'ostree.ref-binding': <['x']>, 'it\\'s': <'b\"c'>}, @ay [], @a(say) [], '', '', uint64 7, [byte 0xaa, 0x01], [byte 0xbb, 0x02])\n",
+		commitInfo{metadata: map[string]string{"docker.size": "5", "it's": `b"c`}, timestamp: 7, root: "aa01", rootMeta: "bb02"}, "",
+	},
+	{
+		"no metadata", "commit " + sumA + "\n(@a{sv} {}, [byte 0x00, 0x00], @a(say) [], 'subject', 'body', uint64 18446744073709551615, [byte 0xaa], [byte 0xbb])",
+		commitInfo{metadata: map[string]string{}, timestamp: 1<<64 - 1, root: "aa", rootMeta: "bb"}, "",
+	},
+	{"empty", "", commitInfo{}, `not a commit: ""`},
+	{"other object", "dirtree " + sumA + "\n()", commitInfo{}, `not a commit: "dirtree aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"`},
+	{"no body", "commit " + sumA, commitInfo{}, "GVariant text, byte 0: a value is missing"},
+	{"too few fields", "commit x\n({}, @ay [])", commitInfo{}, "not a commit object"},
+	{"no tuple", "commit x\n'a'", commitInfo{}, "not a commit object"},
+	{"wrong time", "commit x\n(@a{sv} {}, @ay [], @a(say) [], '', '', 'now', [byte 0xaa], [byte 0xbb])", commitInfo{}, "not a commit object"},
+	{"wrong root", "commit x\n(@a{sv} {}, @ay [], @a(say) [], '', '', uint64 7, 'a', [byte 0xbb])", commitInfo{}, "not a commit object"},
+	{"cut", "commit x\n(@a{sv} {}, @ay [], @a(sa", commitInfo{}, "GVariant text, byte 20: a type has no value"},
+}
+
+func TestParseCommit(t *testing.T) {
+	for _, tt := range parseCommitTests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := parseCommit(tt.text)
+			sameText(t, "error", errText(err), tt.wantErr)
+			if err == nil && (!maps.Equal(got.metadata, tt.want.metadata) || got.timestamp != tt.want.timestamp || got.root != tt.want.root ||
+				got.rootMeta != tt.want.rootMeta) {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+func FuzzParseCommit(f *testing.F) {
+	for _, tt := range parseCommitTests {
+		f.Add(tt.text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		info, err := parseCommit(text)
+		if err == nil && info.metadata == nil {
+			t.Errorf("%q: no error and no commit", text)
+		}
+	})
+}
+
+func TestParseOSTreeVersion(t *testing.T) {
+	tests := []struct {
+		name, text, version, features, wantErr string
+	}{
+		{"debian 12", "libostree:\n Version: '2022.7'\n Features:\n  - libcurl\n  - libarchive\n", "2022.7", "libcurl libarchive", ""},
+		{"with git", "libostree:\n Version: '2025.2.1+git'\n Git: abc\n Features:\n  - gpgme\n", "2025.2.1", "gpgme", ""},
+		{"no features", "libostree:\n Version: '2022.7'\n", "2022.7", "", ""},
+		{"empty", "", "", "", `it answers "", which is not what ostree says`},
+		{"other program", "tar (GNU tar) 1.34\n", "", "", `it answers "tar (GNU tar) 1.34\n", which is not what ostree says`},
+		{"no number", "libostree:\n Version: 'none'\n", "", "", `it answers "libostree:\n Version: 'none'\n", which is not what ostree says`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f, err := parseOSTreeVersion(tt.text)
+			sameText(t, "error", errText(err), tt.wantErr)
+			sameText(t, "version", f.version, tt.version)
+			sameText(t, "features", strings.Join(f.features, " "), tt.features)
+		})
+	}
+}
+
+func TestCompareVersions(t *testing.T) {
+	ascending := []string{"", "1", "1.26", "1.27", "1.27.1", "1.34", "2021.6", "2022.7", "2022.10", "2023.1", "2100"}
+	for i, a := range ascending {
+		for j, b := range ascending {
+			if got := compareVersions(a, b); (got < 0) != (i < j) || (got > 0) != (i > j) {
+				t.Errorf("%q and %q: %d", a, b, got)
+			}
+		}
+	}
+	for _, same := range [][2]string{{"2022.7", "2022.7.0"}, {"1", "1.0.0"}, {"1.07", "1.7"}} {
+		if got := compareVersions(same[0], same[1]); got != 0 {
+			t.Errorf("%q and %q: %d", same[0], same[1], got)
+		}
+	}
+}
+
+func TestVersionsOfTools(t *testing.T) {
+	tests := []struct {
+		name        string
+		ostree, tar fakeRule
+		ostreeErr   string
+		tarErr      string
+	}{
+		{
+			"new enough", fakeRule{Stdout: "libostree:\n Version: '2022.7'\n"}, fakeRule{Stdout: "tar (GNU tar) 1.27\nCopyright\n"}, "", "",
+		},
+		{
+			"too old", fakeRule{Stdout: "libostree:\n Version: '2021.6'\n"}, fakeRule{Stdout: "tar (GNU tar) 1.26\n"},
+			"OSTREE: version 2021.6 is too old: install the package ostree (libostree 2022.7 or newer), or name the program with --ostree",
+			"TAR: version 1.26 is too old: install GNU tar (the package tar), or name the program with --tar",
+		},
+		{
+			"other programs", fakeRule{Stdout: "hello\n"}, fakeRule{Stdout: "bsdtar 3.6.2 - libarchive 3.6.2\n"},
+			`asking OSTREE for its version: it answers "hello\n", which is not what ostree says`,
+			"TAR: not GNU tar: install GNU tar (the package tar), or name the program with --tar",
+		},
+		{
+			"failing", fakeRule{Stderr: "what?\n", Exit: 3}, fakeRule{Stderr: "error: no\n", Exit: 1},
+			"OSTREE: exit status 3: what?", "TAR: exit status 1: no",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ostree, tar := fakeTool(t, "", tt.ostree), fakeTool(t, "", tt.tar)
+			r := newRunner(ostree, tar, 0, &journal{})
+			_, err := ostreeVersion(t.Context(), r)
+			sameText(t, "error of ostree", strings.ReplaceAll(errText(err), ostree, "OSTREE"), tt.ostreeErr)
+			_, err = tarVersion(t.Context(), r)
+			sameText(t, "error of tar", strings.ReplaceAll(errText(err), tar, "TAR"), tt.tarErr)
+		})
+	}
+}
+
+func TestStrictOutput(t *testing.T) {
+	tests := []struct {
+		name, verb, stdout, wantErr string
+	}{
+		{"commit", "commit", sumA + "\n", ""},
+		{"commit says nothing", "commit", "", `ostree commit: "" is no checksum`},
+		{"commit says more", "commit", sumA + "\n" + sumB + "\n", `ostree commit: "` + sumA + `\nbbbbbbbbbbbbbbb" is no checksum`},
+		{"commit says too little", "commit", sumA[1:] + "\n", `ostree commit: "` + sumA[1:] + `\n" is no checksum`},
+		{"rev-parse", "rev-parse", sumA + "\n" + sumB + "\n", ""},
+		{"rev-parse says nothing", "rev-parse", "", "ostree rev-parse: 0 answers for 2 refs"},
+		{"rev-parse says one", "rev-parse", sumA + "\n", "ostree rev-parse: 1 answers for 2 refs"},
+		{"rev-parse says other", "rev-parse", sumA + "\nx\n", `ostree rev-parse: "x" is no checksum`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := &repository{path: "/nowhere", run: newRunner(fakeTool(t, "", fakeRule{Match: tt.verb, Stdout: tt.stdout}), "tar", 0, &journal{})}
+			var err error
+			switch tt.verb {
+			case "commit":
+				_, err = r.commit(t.Context(), commitOptions{}, "--tree=dir=/")
+			case "rev-parse":
+				_, err = r.revParse(t.Context(), "a/b", "c/d")
+			}
+			sameText(t, "error", errText(err), tt.wantErr)
+		})
+	}
+}
+
+func TestRepositoryErrors(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{})
+	dir := t.TempDir()
+	file := dir + "/file"
+	tool(t, "touch", file)
+	tests := []struct{ name, repo, wantErr string }{
+		{"none", dir + "/none", "no repository at " + dir + "/none; create it with: ostree init --repo=" + dir + "/none --mode=bare-user"},
+		{"other directory", dir, dir + " is no OSTree repository; create one elsewhere with: ostree init --repo=PATH --mode=bare-user"},
+		{"file", file, file + " is no OSTree repository"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := (&repository{path: tt.repo, run: r.runner}).refs(t.Context())
+			sameText(t, "error", errText(err), tt.wantErr)
+			var notFound notFoundError
+			if !errors.As(err, &notFound) {
+				t.Errorf("%T is no notFoundError", err)
+			}
+		})
+	}
+	_, err := r.repo.revParse(t.Context(), "no/such")
+	if !errors.Is(err, errNoRef) {
+		t.Errorf("%v is not %v", err, errNoRef)
+	}
+	if refs, err := r.repo.refs(t.Context()); err != nil || len(refs) != 0 {
+		t.Errorf("an empty repository has the refs %v, %v", refs, err)
+	}
+}
+
+func TestArguments(t *testing.T) {
+	tests := []struct {
+		name string
+		got  []string
+		want string
+	}{
+		{"commit", commitArgs(commitOptions{}), "--parent=none --timestamp=@0 --fsync=false --orphan"},
+		{
+			"commit with all", commitArgs(commitOptions{branch: "a/b", timestamp: 7, metadata: []metadataString{{"k", "v w"}, {"l", ""}}, why: "x"}),
+			"--parent=none --timestamp=@7 --fsync=false --branch=a/b --add-metadata-string=k=v w --add-metadata-string=l=",
+		},
+		{"tree", treeArgs("/d", treeOptions{}), "--tree=dir=/d"},
+		{
+			"tree with all", treeArgs("/d", treeOptions{owner: true, statOverride: "/s", consume: true, noXattrs: true}),
+			"--tree=dir=/d --owner-uid=0 --owner-gid=0 --no-xattrs --statoverride=/s --consume",
+		},
+		{"cat", catArgs("r", []string{"a", "/b", "-c"}), "r /a /b /-c"},
+		{
+			"tar as root", untarArgs("/d", true),
+			"-x -p -m -f - --numeric-owner --warning=no-unknown-keyword --directory=/d --same-owner --xattrs --xattrs-include=user.* --xattrs-include=security.capability",
+		},
+		{
+			"tar as another", untarArgs("/d", false),
+			"-x -p -m -f - --numeric-owner --warning=no-unknown-keyword --directory=/d --no-same-owner --xattrs --xattrs-include=user.*",
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) { sameText(t, "arguments", strings.Join(tt.got, " "), tt.want) })
+	}
+}
+
+func TestMetadataFits(t *testing.T) {
+	prefix := len("--add-metadata-string=k=")
+	tests := []struct {
+		name  string
+		value string
+		want  bool
+	}{
+		{"empty", "", true},
+		{"longest", strings.Repeat("x", maxArgument-prefix), true},
+		{"too long", strings.Repeat("x", maxArgument-prefix+1), false},
+		{"NUL", "a\x00b", false},
+		{"not UTF-8", "\xff", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := (metadataString{"k", tt.value}).fits(); got != tt.want {
+				t.Errorf("%t, want %t", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestLongestArgument holds maxArgument against the kernel.
+func TestLongestArgument(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	dir := t.TempDir()
+	longest := metadataString{"k", ""}
+	longest.value = strings.Repeat("x", maxArgument-len(longest.arg()))
+	if _, err := r.repo.commit(t.Context(), commitOptions{metadata: []metadataString{longest}}, "--tree=dir="+dir); err != nil {
+		t.Fatal(err)
+	}
+	longest.value += "x"
+	_, err := r.repo.commit(t.Context(), commitOptions{metadata: []metadataString{longest}}, "--tree=dir="+dir)
+	sameText(t, "error", errText(err), "ostree commit: starting it with 8 arguments, the longest of 131072 bytes: fork/exec "+
+		r.runner.found[toolOSTree]+": argument list too long")
+}
+
+func TestMissingFile(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	ctx := t.Context()
+	if _, err := r.repo.commit(ctx, commitOptions{branch: "a/b"}, "--tree=dir="+t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := r.repo.hasFile(ctx, "a/b", "no/such"); ok || err != nil {
+		t.Errorf("%t, %v", ok, err)
+	}
+	_, err := r.repo.catFile(ctx, "a/b", "none", 10)
+	sameText(t, "error", errText(err), "ostree cat: exit status 1: No such file or directory: /none")
+	if v, err := r.repo.config(ctx, "archive.zlib-level"); v != "" || err != nil {
+		t.Errorf("a key that is not set: %q, %v", v, err)
+	}
+	if v, err := r.repo.config(ctx, "core.no-such"); v != "" || err != nil {
+		t.Errorf("a key that is not set: %q, %v", v, err)
+	}
+	if _, err := r.repo.refs(ctx); err != nil {
+		t.Error(err)
+	}
+	want := []string{"a/b"}
+	refs, err := r.repo.refs(ctx)
+	if got := slices.Sorted(maps.Keys(refs)); err != nil || !slices.Equal(got, want) {
+		t.Errorf("refs %q, %v, want %q", got, err, want)
+	}
+}
