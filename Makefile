@@ -23,16 +23,17 @@ ARCHES = amd64 arm64 arm riscv64
 PREFIX = /usr/local
 DESTDIR =
 FUZZTIME = 60s
+BENCH =
 JOBS = $(shell nproc)
 
 # Names of Debian packages. What is there already is left alone, whoever put it there.
 PACKAGES_RUN = ostree tar gzip
-PACKAGES_TEST = $(PACKAGES_RUN) bats parallel umoci skopeo docker-registry apache2-utils openssl python3 jq zstd bzip2 \
-	xz-utils attr libcap2-bin gnupg passwd procps gcc libc6-dev
+PACKAGES_TEST = $(PACKAGES_RUN) bats parallel mmdebstrap debian-archive-keyring umoci skopeo docker-registry apache2-utils \
+	openssl python3 jq zstd bzip2 xz-utils attr libcap2-bin gnupg passwd procps gcc libc6-dev
 PACKAGES_LINT = shellcheck
 GOLANGCI_LINT = .tools/bin/golangci-lint
 GOLANGCI_LINT_VERSION = v2.15.0
-SHELL_FILES = .ci/run scripts/apt-install scripts/demo scripts/find-go scripts/get-go $(wildcard integration/*.bash integration/*.bats bench/*.sh)
+SHELL_FILES = .ci/run scripts/apt-install scripts/demo scripts/find-go scripts/get-go
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,10 +77,14 @@ fuzz: deps-build ## run each fuzz test for FUZZTIME (60s)
 		done; \
 	done
 
+bench: deps-test build ## measure imports, exports and checkouts (as root; BENCH='-rounds 3 -only debian')
+	$(GO) run -tags '$(TAGS)' ./bench $(BENCH)
+
 lint: deps-build deps-lint ## check the source: golangci-lint (gofumpt and goimports with it), go vet, shellcheck
 	$(GO) vet -tags '$(TAGS)' ./...
 	PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" $(GOLANGCI_LINT) run --build-tags '$(TAGS)'
-	shellcheck -x $(SHELL_FILES)
+	shellcheck $(SHELL_FILES)
+	shellcheck --exclude=SC2034,SC2154 integration/*.bash integration/*.bats # variables that bats sets and helpers read
 
 check: lint ## lint, and compile every test without running any
 	$(GO) test -c -o /dev/null -tags '$(TAGS)' ./...
@@ -107,4 +112,4 @@ deps-lint: deps-build
 	@$(GOLANGCI_LINT) version --short 2>/dev/null | grep -qx '$(GOLANGCI_LINT_VERSION:v%=%)' || \
 		(set -x; GOBIN='$(CURDIR)/.tools/bin' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION))
 
-.PHONY: help build build-all test unit race integration fuzz lint check demo install clean deps-build deps-test deps-lint
+.PHONY: help build build-all test unit race integration fuzz bench lint check demo install clean deps-build deps-test deps-lint
