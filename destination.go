@@ -74,8 +74,7 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 		queue: newImportQueue(s.parallelImports()), exactBlob: s.preserveDigests || s.willSign,
 		blobs: map[digest.Digest]*destinationBlob{}, configs: map[digest.Digest][]byte{}, manifests: map[digest.Digest]*destinationManifest{},
 	}
-	s.journal.name(ref.repo, "REPO")
-	if err := s.ensureDefaultRepo(ctx, d.repo); err != nil {
+	if err := s.useRepository(ctx, d.repo); err != nil {
 		return nil, err
 	}
 	refs, err := d.repo.refs(ctx)
@@ -184,6 +183,8 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
+	record := d.settings.journal.record
+	record.link(staged.path, staged.name())
 	isLayer := isLayerType(info.MediaType)
 	if isLayer {
 		d.queue.add(d.ctx, func() { d.importLayer(st, staged, b) })
@@ -192,6 +193,9 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	defer stop()
 	if err := staged.fill(d.ctx, stream, file); err != nil {
 		d.fail(err)
+		return types.BlobInfo{}, err
+	}
+	if err := record.keep(staged.path, staged.name()); err != nil {
 		return types.BlobInfo{}, err
 	}
 	info = types.BlobInfo{Digest: staged.digest, Size: staged.size(), MediaType: info.MediaType}
@@ -623,8 +627,10 @@ func (d *destination) publish(ctx context.Context, refs map[string]bool, top *de
 		return err
 	}
 	fsync := !d.settings.noFsync
-	if blobs := d.stagedRefs(refs); len(blobs) > 0 {
-		if err := d.repo.pullLocal(ctx, st.repo.path, fsync, "publish the blobs", blobs...); err != nil {
+	blobs := d.stagedRefs(refs)
+	if len(blobs) > 0 {
+		pull := func() error { return d.repo.pullLocal(ctx, st.repo.path, fsync, "publish the blobs", blobs...) }
+		if err := again(ctx, pull); err != nil {
 			return errors.WithMessage(err, "publishing the blobs")
 		}
 	}
@@ -641,10 +647,11 @@ func (d *destination) publish(ctx context.Context, refs map[string]bool, top *de
 	if err := st.commitFiles(ctx, d.imageFiles(), o); err != nil {
 		return err
 	}
-	if err := d.repo.pullLocal(ctx, st.repo.path, fsync, "publish the image", d.ref.ref()); err != nil {
+	pull := func() error { return d.repo.pullLocal(ctx, st.repo.path, fsync, "publish the image", d.ref.ref()) }
+	if err := again(ctx, pull); err != nil {
 		return errors.WithMessage(err, "publishing the image")
 	}
-	return nil
+	return d.settings.journal.record.wrote(ctx, append(blobs, d.ref.ref()))
 }
 
 // stagedRefs returns the refs of blobs to publish. Side commits that another copy has published meanwhile stay, unless ours holds a blob.

@@ -191,17 +191,44 @@ type cleanSink interface {
 
 // importLayer commits the layer in b while it arrives, and what is needed to give its bytes back. Nothing is committed
 // before b is verified. exactBlob asks to keep the blob as it came.
-func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob bool) (*importedLayer, error) {
+func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob bool) (l *importedLayer, err error) {
 	if err := st.ready(ctx); err != nil {
 		return nil, err
 	}
 	st.warnExceptions()
-	split, err := newSplitFile(b.path + "." + fileSplit)
+	err = again(ctx, func() error {
+		l, err = st.importOnce(ctx, b, exactBlob)
+		return err
+	})
+	return l, err
+}
+
+// raceRetries is how often a process that lost a race against another ostree is started again.
+const raceRetries = 20
+
+// again calls f until it loses no race: at its start ostree looks into the directories that other processes have in the
+// repository's tmp/, and fails if one goes at that moment (seen with 2022.7). Nothing has happened by then.
+func again(ctx context.Context, f func() error) error {
+	for attempt := 0; ; attempt++ {
+		err := f()
+		var terr *toolError
+		if !errors.As(err, &terr) || !strings.Contains(terr.Stderr, "opendir(staging-") || attempt == raceRetries || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool) (*importedLayer, error) {
+	path := b.path + "." + fileSplit
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) { // of an attempt before
+		return nil, errors.WithStack(err)
+	}
+	split, err := newSplitFile(path)
 	if err != nil {
 		return nil, err
 	}
 	scan := &layerScan{packer: split.packer()}
-	tree, plain, err := st.unpack(ctx, b, scan, func(w io.Writer) cleanSink { return newLayerFilter(st.perms, w) })
+	tree, plain, err := st.unpack(ctx, b, b.name()+".tar", scan, func(w io.Writer) cleanSink { return newLayerFilter(st.perms, w) })
 	if cerr := split.close(); err == nil {
 		err = cerr
 	}
@@ -209,6 +236,9 @@ func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob boo
 		tree, err = st.unpackOdd(ctx, b)
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := st.settings.journal.record.keep(split.path, b.name()+"."+fileSplit); err != nil {
 		return nil, err
 	}
 	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split}
@@ -230,7 +260,8 @@ func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob boo
 			options.metadata = append(options.metadata, m)
 		}
 	}
-	if _, err := st.repo.commit(ctx, options, tree...); err != nil {
+	commit := func() error { _, err := st.repo.commit(ctx, options, tree...); return err }
+	if err := again(ctx, commit); err != nil {
 		return nil, err
 	}
 	if err := st.removeTree(ctx, b); err != nil {
@@ -256,7 +287,7 @@ func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree []string,
 		st.settings.warnf("layer %s: %d hard links lead to files of layers below, such as %q: empty files keep their places",
 			b.digest, n, slices.Min(slices.Collect(maps.Keys(plan.dangles))))
 	}
-	tree, _, err = st.unpack(ctx, b, &layerScan{}, func(w io.Writer) cleanSink { return newPlanFilter(plan, w) })
+	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", &layerScan{}, func(w io.Writer) cleanSink { return newPlanFilter(plan, w) })
 	return tree, err
 }
 
@@ -301,13 +332,22 @@ func decompress(r io.Reader) (stream io.ReadCloser, plain bool, err error) {
 }
 
 // unpack feeds the clean stream that makeSink makes of b to the engine and returns the arguments that commit the tree.
-// Where the scan finds the layer odd there is no tree.
-func (st *staging) unpack(ctx context.Context, b *stagedBlob, scan *layerScan, makeSink func(io.Writer) cleanSink) (tree []string, plain bool, err error) {
-	w, err := st.startEngine(ctx, b)
+// Where the scan finds the layer odd there is no tree. input is what the journal calls the stream.
+func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan *layerScan, makeSink func(io.Writer) cleanSink) (tree []string, plain bool, err error) {
+	kept, err := st.settings.journal.record.stream(input)
 	if err != nil {
 		return nil, false, err
 	}
-	buffered := bufio.NewWriterSize(w, copyBuffer)
+	defer func() {
+		if rerr := kept.end(tree != nil); err == nil {
+			err = rerr
+		}
+	}()
+	w, err := st.startEngine(ctx, b, input)
+	if err != nil {
+		return nil, false, err
+	}
+	buffered := bufio.NewWriterSize(kept.tee(w), copyBuffer)
 	sink := makeSink(buffered)
 	scan.sink = sink
 	plain, err = st.scan(ctx, b, scan)
@@ -338,8 +378,7 @@ type layerWriter interface {
 	abort() error
 }
 
-func (st *staging) startEngine(ctx context.Context, b *stagedBlob) (layerWriter, error) {
-	input := b.name() + ".tar"
+func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string) (layerWriter, error) {
 	if st.engine == engineStream {
 		s, err := st.repo.commitStream(ctx, input, "commit the files of layer "+b.name())
 		if err != nil {
@@ -511,7 +550,8 @@ func (st *staging) commitFiles(ctx context.Context, files []treeFile, o commitOp
 	}
 	j.step("readable whatever the umask", "chmod", "-R", "u=rwX,go=rX", tree)
 	options := treeOptions{owner: os.Geteuid() == 0 || st.mode != modeBare, noXattrs: true}
-	if _, err := st.repo.commitTree(ctx, tree, options, o); err != nil {
+	commit := func() error { _, err := st.repo.commitTree(ctx, tree, options, o); return err }
+	if err := again(ctx, commit); err != nil {
 		return err
 	}
 	j.step("the tree is committed", "rm", "-rf", tree)

@@ -36,12 +36,17 @@ type layerScan struct {
 	diffID  digest.Digest // of the whole stream
 	size    int64         // bytes of the whole stream
 	entries int
-	skipped int  // devices, fifos and sockets
-	exact   bool // the record and the tree give back the very same bytes
-	odd     bool // the sink gave errOddLayer and took nothing more
+	skipped int   // devices, fifos and sockets
+	sparse  int64 // bytes of sparse files, with their holes
+	exact   bool  // the record and the tree give back the very same bytes
+	odd     bool  // the sink gave errOddLayer and took nothing more
 }
 
 const maxZeroReads = 100
+
+// maxSparse is how many bytes the sparse files of one layer may come to, in all. A header of 512 bytes can ask for more than
+// any disk holds.
+const maxSparse = 16 << 30
 
 // run reads the layer. The stream is uncompressed; ctx ends it between two entries.
 func (s *layerScan) run(ctx context.Context, r io.Reader) error {
@@ -134,6 +139,11 @@ func (s *layerScan) offer(hdr *tar.Header) (io.Writer, error) {
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		s.skipped++
 	}
+	if isSparse(hdr) {
+		if s.sparse += hdr.Size; s.sparse > maxSparse || s.sparse < 0 {
+			return nil, errors.Errorf("%q is a sparse file of %d bytes, and a layer's sparse files may have no more than %d", hdr.Name, hdr.Size, int64(maxSparse))
+		}
+	}
 	if s.sink == nil {
 		return nil, nil
 	}
@@ -143,6 +153,11 @@ func (s *layerScan) offer(hdr *tar.Header) (io.Writer, error) {
 		return nil, nil
 	}
 	return w, err
+}
+
+// isSparse tells whether a file has holes, in any of the ways that GNU tar writes them.
+func isSparse(hdr *tar.Header) bool {
+	return hdr.Typeflag == tar.TypeGNUSparse || hdr.PAXRecords["GNU.sparse.major"] != "" || hdr.PAXRecords["GNU.sparse.map"] != ""
 }
 
 // pack records an entry. A layer that tar-split cannot record is not exact, and no error.
