@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -668,6 +669,7 @@ func (d *destination) stagedRefs(refs map[string]bool) []string {
 			}
 		}
 	}
+	slices.Sort(list)
 	return list
 }
 

@@ -20,8 +20,9 @@ const oldestOSTree = "2022.7"
 
 // repository is an OSTree repository, used by running ostree(1). It is safe for parallel use.
 type repository struct {
-	path string // absolute
-	run  *runner
+	path   string // absolute
+	run    *runner
+	hidden bool // its commands serve the record, and are not written down
 }
 
 // errNoRef says that a repository has no such ref.
@@ -118,7 +119,14 @@ func (r *repository) explain(err error) error {
 }
 
 func (r *repository) command(why string, verb string, args ...string) command {
-	return command{tool: toolOSTree, args: append([]string{verb, "--repo=" + r.path}, args...), why: why}
+	return command{tool: toolOSTree, args: append([]string{verb, "--repo=" + r.path}, args...), why: why, hidden: r.hidden}
+}
+
+// reads tells the record that commits are about to be read.
+func (r *repository) reads(ctx context.Context, revs ...string) {
+	if !r.hidden {
+		r.run.journal.record.reads(ctx, revs...)
+	}
 }
 
 func (r *repository) query(ctx context.Context, why, verb string, args ...string) ([]byte, error) {
@@ -147,6 +155,7 @@ func (r *repository) refs(ctx context.Context) (map[string]bool, error) {
 
 // metadataKey returns a string of a commit's metadata. ok is false where the commit has no such key.
 func (r *repository) metadataKey(ctx context.Context, ref, key string) (value string, ok bool, err error) {
+	r.reads(ctx, ref)
 	out, err := r.query(ctx, "what "+ref+" says of "+key, "show", "--print-metadata-key="+key, ref)
 	if err != nil {
 		var terr *toolError
@@ -164,6 +173,7 @@ func (r *repository) metadataKey(ctx context.Context, ref, key string) (value st
 
 // commitInfo returns what the commit of a ref or checksum says, with one process.
 func (r *repository) commitInfo(ctx context.Context, rev string) (commitInfo, error) {
+	r.reads(ctx, rev)
 	out, err := r.query(ctx, "all that "+rev+" says", "show", "--raw", rev)
 	if err != nil {
 		return commitInfo{}, err
@@ -210,6 +220,7 @@ var checksumPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // revParse returns the checksums that revs stand for, in their order. Any that does not exist is an error.
 func (r *repository) revParse(ctx context.Context, revs ...string) ([]string, error) {
+	r.reads(ctx, revs...)
 	out, err := r.query(ctx, "the commits of refs", "rev-parse", revs...)
 	if err != nil {
 		return nil, err
@@ -252,6 +263,7 @@ func catArgs(rev string, paths []string) []string {
 
 // cat returns the contents of regular files, one after another.
 func (r *repository) cat(ctx context.Context, rev string, paths ...string) (io.ReadCloser, error) {
+	r.reads(ctx, rev)
 	c := r.command(fmt.Sprintf("read %d files of %s", len(paths), rev), "cat", catArgs(rev, paths)...)
 	c.read = true
 	return r.run.reader(ctx, c)
@@ -276,6 +288,7 @@ func (r *repository) catFile(ctx context.Context, rev, path string, limit int64)
 
 // hasFile tells whether a commit holds a file.
 func (r *repository) hasFile(ctx context.Context, rev, path string) (bool, error) {
+	r.reads(ctx, rev)
 	_, err := r.query(ctx, "whether "+rev+" holds "+path, "ls", rev, "/"+path)
 	var terr *toolError
 	if errors.As(err, &terr) && strings.Contains(terr.Stderr, "No such file or directory") {
@@ -286,6 +299,7 @@ func (r *repository) hasFile(ctx context.Context, rev, path string) (bool, error
 
 // fileNames returns the names of the files in a directory of a commit, "" or with a slash at its end.
 func (r *repository) fileNames(ctx context.Context, rev, dir string) ([]string, error) {
+	r.reads(ctx, rev)
 	out, err := r.query(ctx, "the files of "+rev, "ls", "--nul-filenames-only", rev, "/"+dir)
 	if err != nil {
 		return nil, err
@@ -297,6 +311,12 @@ func (r *repository) fileNames(ctx context.Context, rev, dir string) ([]string, 
 		}
 	}
 	return names, nil
+}
+
+// diff returns the files in which two commits differ, as ostree diff says it.
+func (r *repository) diff(ctx context.Context, from, to string) (string, error) {
+	out, err := r.query(ctx, "how two commits differ", "diff", from, to)
+	return string(out), err
 }
 
 // init makes the directory a repository of the given mode.
@@ -339,12 +359,6 @@ func commitArgs(o commitOptions) []string {
 		args = append(args, m.arg())
 	}
 	return args
-}
-
-// commitRef commits the tree of another commit again, which reads and writes none of its files.
-func (r *repository) commitRef(ctx context.Context, tree string, o commitOptions) error {
-	_, err := r.commit(ctx, o, "--tree=ref="+tree)
-	return err
 }
 
 // treeOptions say how a directory becomes a commit's tree.

@@ -19,13 +19,15 @@ import (
 // needs has ended, so the lines can be run from top to bottom although layers are imported side by side.
 // It is safe for parallel use.
 type journal struct {
-	mu     sync.Mutex
-	log    *os.File  // --log-commands, nil without
-	debug  io.Writer // --debug, nil without
-	header bool      // the log's header is written
-	number int       // of the last line
-	places []place
-	err    error // the first failure to write the log
+	mu      sync.Mutex
+	log     *os.File  // --log-commands, nil without
+	debug   io.Writer // --debug, nil without
+	header  bool      // the log's header is written
+	number  int       // of the last line
+	places  []place
+	record  *recorder // --record, nil without
+	secrets []string  // what must never be written
+	err     error     // the first failure to write the log
 }
 
 // place is a directory that the journal calls by a shell variable, so that a script can be aimed elsewhere.
@@ -107,18 +109,20 @@ func (j *journal) step(why string, words ...string) {
 func (j *journal) shell(why, line string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.writeLine(why, line)
+	j.writeLines(why, line, line)
 }
 
-// ended writes down that a command did not end well.
+// ended writes down how long a command took, and why it did not end well.
 func (j *journal) ended(number int, err error, took time.Duration) {
-	if err == nil {
-		return
-	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	text := strings.Join(strings.Fields(err.Error()), " ")
-	j.print(fmt.Sprintf("# %d failed after %.2f s: %s\n", number, took.Seconds(), text))
+	if err == nil {
+		j.record.print(fmt.Sprintf("# %d took %.3f s\n", number, took.Seconds()))
+		return
+	}
+	text := fmt.Sprintf("# %d failed after %.3f s: %s\n", number, took.Seconds(), redact(oneLine(err), j.secrets))
+	j.record.print(text)
+	j.print(text)
 }
 
 // path returns how a line of the journal names a path.
@@ -134,31 +138,36 @@ func (j *journal) write(e entry) int {
 		words[i] = j.word(w)
 	}
 	line := strings.Join(words, " ")
-	if e.input != "" {
-		line += ` <"$BLOBS"/` + shellquote.Word(e.input)
-	}
+	end := ""
 	if e.out {
-		line += " >/dev/null"
+		end += " >/dev/null"
 	}
 	if e.read {
-		line += " || :"
+		end += " || :"
 	}
-	return j.writeLine(e.why, line)
+	if e.input == "" {
+		return j.writeLines(e.why, line+end, line+end)
+	}
+	// The record holds the stream compressed, and not at all where the command was taken back.
+	input := shellquote.Word(e.input)
+	return j.writeLines(e.why, line+` <"$BLOBS"/`+input+end, fmt.Sprintf(
+		`[ ! -e "$BLOBS"/%[1]s.zst ] || { zstd -dc "$BLOBS"/%[1]s.zst >"$WORK"/%[1]s; %[2]s <"$WORK"/%[1]s%[3]s; rm "$WORK"/%[1]s; }`, input, line, end))
 }
 
-func (j *journal) writeLine(why, line string) int {
+// writeLines writes a line into the log, and one of the same effect into the record.
+func (j *journal) writeLines(why, logLine, recordLine string) int {
 	j.number++
-	if j.log == nil {
-		return j.number
+	comment := ""
+	if why != "" {
+		comment = fmt.Sprintf("# %d: %s\n", j.number, why)
 	}
-	if !j.header {
-		j.header = true
-		j.print(fmt.Sprintf(journalHeader, version, time.Now().UTC().Format(time.RFC3339), shellquote.Prelude))
-	}
-	if why == "" {
-		j.print(line + "\n")
-	} else {
-		j.print(fmt.Sprintf("# %d: %s\n%s\n", j.number, why, line))
+	j.record.print(comment + recordLine + "\n")
+	if j.log != nil {
+		if !j.header {
+			j.header = true
+			j.print(fmt.Sprintf(journalHeader, version, time.Now().UTC().Format(time.RFC3339), shellquote.Prelude))
+		}
+		j.print(comment + logLine + "\n")
 	}
 	return j.number
 }
@@ -193,6 +202,13 @@ func (j *journal) word(arg string) string {
 		return quoted
 	}
 	return shellquote.Word(arg)
+}
+
+// hide makes sure that the journal never holds these texts.
+func (j *journal) hide(secrets ...string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.secrets = append(j.secrets, secrets...)
 }
 
 // close ends the journal. Its error is the first that writing it met.

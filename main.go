@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -27,7 +28,14 @@ import (
 // version is the program's. A build sets it.
 var version = "0.1.0"
 
+// memoryTarget is the size in bytes from which on the collector works harder. More than that may be used where it is needed.
+const memoryTarget = 96 << 20
+
 func main() {
+	// Layers that follow one another leave garbage behind, which would otherwise wait until the heap has doubled.
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryTarget)
+	}
 	if reexec.Init() { // the containers-storage transport starts this program again, under other names
 		return
 	}
@@ -41,7 +49,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	p := &program{stdout: stdout, stderr: stderr}
 	err := p.app().RunContext(ctx, withoutExtensionName(args))
 	if p.settings != nil {
-		if cerr := p.settings.close(ctx); err == nil {
+		if cerr := p.settings.close(err, exitStatus(ctx, err)); err == nil {
 			err = cerr
 		}
 	}
@@ -77,7 +85,7 @@ type program struct {
 
 	global struct {
 		settings
-		logCommands, ostree, tar, tmpdir                                       string
+		logCommands, record, ostree, tar, tmpdir                               string
 		timeout                                                                time.Duration
 		os, arch, variant, registriesConf, registriesD                         string
 		authFile                                                               string
@@ -88,6 +96,7 @@ type program struct {
 		outputFormat                                                           string
 		source, destination                                                    endpoint
 		checkout                                                               checkoutOptions
+		replay                                                                 replayOptions
 	}
 }
 
@@ -122,6 +131,7 @@ func (p *program) app() *cli.App {
 			&cli.BoolFlag{Name: "debug", Usage: "show each command on standard error as it starts", Destination: &g.debug},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress", Destination: &g.quiet},
 			&cli.StringFlag{Name: "log-commands", Usage: "append each command that runs to `FILE`, for a shell to run again", EnvVars: []string{"OSTREE_IMAGE_LOG"}, Destination: &g.logCommands},
+			&cli.StringFlag{Name: "record", Usage: "keep in `DIR` all that is needed to run the same commands again elsewhere", Destination: &g.record},
 			&cli.StringFlag{Name: "tmpdir", Usage: "stage blobs below `DIR` (default: the repository's tmp/)", EnvVars: []string{"TMPDIR"}, Destination: &g.tmpdir},
 			&cli.DurationFlag{Name: "command-timeout", Usage: "stop a command that runs longer than `DURATION`, such as 10m (default: never)", Destination: &g.timeout},
 			&cli.StringFlag{Name: "ostree", Usage: "run `PROGRAM` as ostree", Value: "ostree", EnvVars: []string{"OSTREE_IMAGE_OSTREE"}, Destination: &g.ostree},
@@ -206,6 +216,20 @@ func (p *program) app() *cli.App {
 				Flags:       []cli.Flag{p.formatFlag("table")}, Before: wantArgs(0, -1), Action: p.verify,
 			},
 			{
+				Name: "replay", Usage: "run a recorded run again in a fresh repository and compare every ref",
+				ArgsUsage:   "RECORD",
+				Description: "ostree-image replay ./record\nostree-image replay --list record.tar.gz",
+				Flags: []cli.Flag{
+					&cli.BoolFlag{Name: "list", Usage: "only show the commands, their numbers and times", Destination: &g.replay.list},
+					&cli.IntFlag{Name: "from", Usage: "begin with command `N`", Destination: &g.replay.from},
+					&cli.IntFlag{Name: "to", Usage: "end with command `N`, and compare nothing", Destination: &g.replay.to},
+					&cli.BoolFlag{Name: "step", Usage: "ask before each command", Destination: &g.replay.step},
+					&cli.BoolFlag{Name: "keep", Usage: "leave the work directory", Destination: &g.replay.keep},
+					&cli.StringFlag{Name: "work", Usage: "work in `DIR`, where an earlier replay left off", Destination: &g.replay.work},
+				},
+				Before: wantArgs(1, 1), Action: p.replay,
+			},
+			{
 				Name: "version", Usage: "show the versions of this program, ostree and tar",
 				Description: "ostree-image version\nostree-image --ostree=/opt/bin/ostree version",
 				Before:      wantArgs(0, 0), Action: p.version,
@@ -282,7 +306,7 @@ func (p *program) importFlags() []cli.Flag {
 }
 
 // before settles what all commands share.
-func (p *program) before(*cli.Context) error {
+func (p *program) before(c *cli.Context) error {
 	logrus.SetOutput(p.stderr)
 	logrus.SetLevel(logrus.WarnLevel)
 	g := &p.global
@@ -310,6 +334,12 @@ func (p *program) before(*cli.Context) error {
 	}
 	s.unpack = engineAuto
 	s.runner = newRunner(g.ostree, g.tar, g.timeout, journal)
+	if g.record != "" {
+		if journal.record, err = newRecorder(g.record, s.runner); err != nil {
+			return err
+		}
+		journal.record.begin(c.Context)
+	}
 	transports.Delete(transportName) // the library's stub, which only says that the transport was removed
 	transports.Register(ostreeTransport{settings: s})
 	return nil
@@ -347,7 +377,9 @@ func (p *program) systemContext(e endpoint, tlsGiven bool) (*types.SystemContext
 			return nil, usagef("the credentials are not USER:PASSWORD")
 		}
 		sys.DockerAuthConfig = &types.DockerAuthConfig{Username: user, Password: password}
+		p.settings.journal.hide(e.creds, password)
 	}
+	p.settings.journal.hide(e.registryToken)
 	return sys, nil
 }
 
@@ -436,8 +468,7 @@ func (p *program) repository(ctx context.Context) (*repository, error) {
 		return nil, err
 	}
 	r := &repository{path: path, run: p.settings.runner}
-	p.settings.journal.name(path, "REPO")
-	return r, p.settings.ensureDefaultRepo(ctx, r)
+	return r, p.settings.useRepository(ctx, r)
 }
 
 func (p *program) push(c *cli.Context) error {
@@ -523,8 +554,8 @@ func (p *program) references(c *cli.Context) (*repository, []ostreeReference, er
 		repo, err := p.repository(c.Context)
 		return repo, nil, err
 	}
-	p.settings.journal.name(refs[0].repo, "REPO")
-	return refs[0].repository(), refs, p.settings.ensureDefaultRepo(c.Context, refs[0].repository())
+	repo := refs[0].repository()
+	return repo, refs, p.settings.useRepository(c.Context, repo)
 }
 
 func (p *program) remove(c *cli.Context) error {
@@ -596,6 +627,15 @@ func (p *program) verify(c *cli.Context) error {
 		err = checkf("%d of %d images are damaged", bad, len(results))
 	}
 	return err
+}
+
+func (p *program) replay(c *cli.Context) error {
+	o := p.global.replay
+	o.repo = p.global.repo
+	if o.from < 0 || o.to < 0 || o.to > 0 && o.from > o.to {
+		return usagef("replay: --from %d --to %d name no commands", o.from, o.to)
+	}
+	return replayRecord(c.Context, p.settings, c.Args().First(), o, os.Stdin, p.stdout)
 }
 
 func (p *program) list(c *cli.Context) error {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/shellquote"
 )
 
 const (
@@ -42,7 +44,7 @@ type runner struct {
 
 func newRunner(ostree, tar string, timeout time.Duration, j *journal) *runner {
 	return &runner{
-		programs: map[string]string{toolOSTree: ostree, toolTar: tar},
+		programs: map[string]string{toolOSTree: ostree, toolTar: tar, toolShell: toolShell},
 		timeout:  timeout,
 		journal:  j,
 		found:    map[string]string{},
@@ -53,6 +55,7 @@ func newRunner(ostree, tar string, timeout time.Duration, j *journal) *runner {
 const (
 	toolOSTree = "ostree"
 	toolTar    = "tar"
+	toolShell  = "sh" // only for replay, whose work is to run a script
 )
 
 // packages says what to install for a tool that is missing.
@@ -68,6 +71,9 @@ type command struct {
 	why   string // for the journal
 	input string // what the journal calls the standard input, see entry
 	read  bool   // only reads the repository, see entry
+
+	hidden bool     // not for the journal: it serves the record
+	env    []string // variables beside those that every child gets
 
 	errLimit int // bytes of standard error that an error keeps, 0 for stderrTail
 }
@@ -149,7 +155,7 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	p := &process{stderr: tail{limit: c.errLimit}, tool: r.programs[c.tool], args: c.args, ctx: ctx, cancel: cancel, run: r}
 	p.cmd = exec.CommandContext(ctx, path, c.args...)
 	p.cmd.Args[0] = p.tool
-	p.cmd.Env = environment()
+	p.cmd.Env = append(environment(), c.env...)
 	p.cmd.Dir = "/" // a relative path in an argument would otherwise mean what the caller's directory makes of it
 	if stdin != nil {
 		p.cmd.Stdin = stdin
@@ -171,14 +177,16 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	p.cmd.ExtraFiles = append([]*os.File(nil), r.inherit...)
 	r.mu.Unlock()
 
-	p.number = r.journal.command(entry{
-		why: c.why, words: append([]string{c.tool}, c.args...), input: c.input, read: c.read, out: c.read && stdout != nil,
-	})
+	if !c.hidden {
+		p.number = r.journal.command(entry{
+			why: c.why, words: append([]string{c.tool}, c.args...), input: c.input, read: c.read, out: c.read && stdout != nil,
+		})
+	}
 	p.began = time.Now()
 	if err := r.onSpawnThread(p.cmd.Start); err != nil {
 		terr := &toolError{Tool: p.tool, Args: c.args, ExitCode: -1, Err: startCause(ctx, err, c.args)}
 		cancel() // only now: the cause is to be an ended context only where that was the cause
-		r.journal.ended(p.number, terr, time.Since(p.began))
+		p.ended(terr)
 		return nil, terr
 	}
 	return p, nil
@@ -226,6 +234,7 @@ func (p *process) wait() error {
 	err := p.cmd.Wait()
 	if err == nil {
 		p.cancel()
+		p.ended(nil)
 		return nil
 	}
 	cause := err
@@ -234,8 +243,15 @@ func (p *process) wait() error {
 	}
 	p.cancel()
 	terr := &toolError{Tool: p.tool, Args: p.args, ExitCode: p.cmd.ProcessState.ExitCode(), Stderr: p.stderr.String(), Err: cause}
-	p.run.journal.ended(p.number, terr, time.Since(p.began))
+	p.ended(terr)
 	return terr
+}
+
+// ended tells the journal.
+func (p *process) ended(err error) {
+	if p.number > 0 {
+		p.run.journal.ended(p.number, err, time.Since(p.began))
+	}
 }
 
 // run runs c to its end, without input, its output unread.
@@ -258,6 +274,19 @@ func (r *runner) output(ctx context.Context, c command) ([]byte, error) {
 		return nil, err
 	}
 	return out.bytes, nil
+}
+
+// runShell runs lines of a recorded script, with its variables. What they print goes to w.
+func runShell(ctx context.Context, r *runner, w io.Writer, lines string, variables map[string]string) error {
+	c := command{tool: toolShell, args: []string{"-euc", shellquote.Prelude + "\n" + lines}, hidden: true}
+	for name, value := range variables {
+		c.env = append(c.env, name+"="+value)
+	}
+	p, err := r.start(ctx, c, nil, w)
+	if err != nil {
+		return err
+	}
+	return p.wait()
 }
 
 // reader starts c and returns its standard output as a stream. It gives io.EOF only after the process has ended well: a

@@ -134,8 +134,22 @@ func (s *settings) policyContext(sys *types.SystemContext) (*signature.PolicyCon
 	return pc, errors.Wrap(err, "reading the signature policy")
 }
 
-// close ends what the settings hold open.
-func (s *settings) close(context.Context) error {
+// useRepository settles that the run works on a repository: the journal calls it REPO, the embedded default is made where
+// it is missing, and a record begins with it.
+func (s *settings) useRepository(ctx context.Context, repo *repository) error {
+	s.journal.name(repo.path, "REPO")
+	if err := s.ensureDefaultRepo(ctx, repo); err != nil {
+		return err
+	}
+	return s.journal.record.repository(ctx, repo)
+}
+
+// close ends what the settings hold open. failure and status are how the run ends.
+func (s *settings) close(failure error, status int) error {
 	s.progress.close()
-	return s.journal.close()
+	err := s.journal.record.finish(failure, status, s.journal.secrets)
+	if jerr := s.journal.close(); err == nil {
+		err = jerr
+	}
+	return err
 }

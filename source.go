@@ -39,8 +39,7 @@ func (r ostreeReference) NewImageSource(ctx context.Context, _ *types.SystemCont
 func openSource(ctx context.Context, ref ostreeReference) (*source, error) {
 	s := ref.transport.settings
 	repo := ref.repository()
-	s.journal.name(ref.repo, "REPO")
-	if err := s.ensureDefaultRepo(ctx, repo); err != nil {
+	if err := s.useRepository(ctx, repo); err != nil {
 		return nil, err
 	}
 	store, err := openBlobStore(ctx, repo)

@@ -40,6 +40,14 @@ func untarArgs(dir string, asRoot bool) []string {
 	return append(args, "--no-same-owner", "--xattrs", "--xattrs-include=user.*")
 }
 
+// extractArchive extracts an archive that tar finds out how to decompress, into dir.
+func extractArchive(ctx context.Context, r *runner, archive, dir string) error {
+	return r.run(ctx, command{
+		tool: toolTar, hidden: true, why: "extract an archive",
+		args: []string{"-x", "--no-same-owner", "--no-same-permissions", "--file=" + archive, "--force-local", "--directory=" + dir},
+	})
+}
+
 // untar starts tar on a clean stream, which the caller writes to the returned pipe.
 func untar(ctx context.Context, r *runner, dir, input, why string) (*process, *os.File, error) {
 	c := command{tool: toolTar, args: untarArgs(dir, os.Geteuid() == 0), why: why, input: input}

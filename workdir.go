@@ -85,13 +85,18 @@ func (w *workDir) join(names ...string) string {
 // remove ends the directory and all that is in it.
 func (w *workDir) remove() error {
 	err := removeTree(w.path)
+	w.release()
+	return err
+}
+
+// release ends the hold on the directory, which stays.
+func (w *workDir) release() {
 	for _, f := range w.done {
 		f()
 	}
 	if w.lock != nil {
 		_ = w.lock.Close()
 	}
-	return err
 }
 
 // sweepWorkDirs removes the work directories below parent whose owners are gone, as far as they are this user's own.

@@ -1,0 +1,330 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/pkg/errors"
+
+	"ostree-image/internal/shellquote"
+)
+
+// The files of a record.
+const (
+	recordScript   = "commands.sh"
+	recordBlobs    = "blobs"    // what the commands read
+	recordSums     = "sums"     // sha256 of the files in blobs that have no digest for a name
+	recordRepo     = "repo"     // the commits that the run read
+	recordRefs     = "refs"     // "CHECKSUM REF" for each ref that was written
+	recordVersions = "versions" // of the programs
+)
+
+// recorder keeps what is needed to run a run's commands again where nothing of it is left: --record. It is written as the run goes, so that
+// one that is killed leaves a record up to where it was. It is safe for parallel use.
+type recorder struct {
+	dir string
+	run *runner
+
+	mu     sync.Mutex
+	script *os.File
+	refs   *os.File
+	sums   *os.File
+	source *repository // whose commits are kept, nil until it is known
+	mode   string
+	pulled map[string]bool
+	err    error // the first failure
+}
+
+const recordHeader = `#!/bin/sh
+# The commands that one run of ostree-image %s ran.
+#
+# Run them again with: sh commands.sh. That needs ostree, tar, zstd and the decompressors of the image's layers.
+#   REPO=/other/repo sh commands.sh   runs them against another repository, or a copy of the original
+#   WORK=/some/dir sh commands.sh     works in that directory, which stays
+# Without them REPO is a fresh repository in WORK, and WORK a fresh directory. The file refs says what must come of it.
+#
+# Each command has a number and a comment on what it is for, and how long it took. "Taken back" are commands whose
+# stream is not there: the run ended them, and began anew or failed. Commands that only read may fail.
+set -eu
+%s
+RECORD=$(cd "$(dirname "$0")" && pwd)
+BLOBS=$RECORD/blobs
+WORK=${WORK:-$(mktemp -d)}
+REPO=${REPO:-$WORK/repo}
+OUT=${OUT:-$WORK/out}
+echo "working in $WORK, on the repository $REPO" >&2
+`
+
+// newRecorder begins a record in dir, which must not exist or be empty.
+func newRecorder(dir string, run *runner) (rec *recorder, err error) {
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, errors.WithStack(err)
+	}
+	if info, err := os.Lstat(dir); err == nil {
+		names, rerr := os.ReadDir(dir)
+		if !info.IsDir() || rerr != nil || len(names) > 0 {
+			return nil, errors.Errorf("--record: %s is there, and is no empty directory", dir)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dir, recordBlobs), 0o777); err != nil {
+		return nil, errors.Wrap(err, "--record")
+	}
+	rec = &recorder{dir: dir, run: run, pulled: map[string]bool{}}
+	for name, f := range map[string]**os.File{recordScript: &rec.script, recordRefs: &rec.refs, recordSums: &rec.sums} {
+		if *f, err = os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666); err != nil {
+			return nil, errors.Wrap(err, "--record")
+		}
+	}
+	rec.write(rec.script, fmt.Sprintf(recordHeader, version, shellquote.Prelude))
+	return rec, nil
+}
+
+func (rec *recorder) write(f *os.File, text string) {
+	if _, err := f.WriteString(text); err != nil && rec.err == nil {
+		rec.err = errors.Wrap(err, "writing the record")
+	}
+}
+
+// print appends to the script. A nil recorder takes everything and does nothing.
+func (rec *recorder) print(text string) {
+	if rec == nil {
+		return
+	}
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	rec.write(rec.script, text)
+}
+
+// begin writes down which programs there are.
+func (rec *recorder) begin(ctx context.Context) {
+	text := fmt.Sprintf("ostree-image %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	for _, tool := range []string{toolOSTree, toolTar} {
+		out, err := rec.run.output(ctx, command{tool: tool, args: []string{"--version"}, hidden: true})
+		if err != nil {
+			out = []byte(err.Error() + "\n")
+		}
+		text += string(out)
+	}
+	if err := os.WriteFile(filepath.Join(rec.dir, recordVersions), []byte(text), 0o666); err != nil {
+		rec.fail(err)
+	}
+}
+
+func (rec *recorder) fail(err error) {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	if rec.err == nil && err != nil {
+		rec.err = errors.WithMessage(err, "writing the record")
+	}
+}
+
+// repository says which repository the run works on. Its mode is that of the fresh one in which the script runs.
+func (rec *recorder) repository(ctx context.Context, repo *repository) error {
+	if rec == nil || rec.source != nil {
+		return nil
+	}
+	quiet := &repository{path: repo.path, run: repo.run, hidden: true}
+	mode, err := quiet.config(ctx, "core.mode")
+	if err != nil {
+		return err
+	}
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	rec.source, rec.mode = quiet, mode
+	rec.write(rec.script, fmt.Sprintf(`# 0: the repository, with what the run read from the original
+[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s
+[ ! -d "$RECORD"/repo ] || ostree pull-local --repo="$REPO" "$RECORD"/repo
+`, shellquote.Word(mode)))
+	return nil
+}
+
+// reads keeps the commits of refs that are about to be read.
+func (rec *recorder) reads(ctx context.Context, revs ...string) {
+	if rec == nil || rec.source == nil {
+		return
+	}
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	var fresh []string
+	for _, rev := range revs {
+		// A checksum was learned from a ref, so it is there; a ref of a remote cannot be pulled by its name.
+		if rec.pulled[rev] || checksumPattern.MatchString(rev) || strings.Contains(rev, ":") {
+			continue
+		}
+		rec.pulled[rev] = true
+		fresh = append(fresh, rev)
+	}
+	if len(fresh) == 0 {
+		return
+	}
+	if err := rec.pull(ctx, fresh); err != nil && rec.err == nil && !errors.Is(err, errNoRef) {
+		rec.err = errors.WithMessage(err, "writing the record")
+	}
+}
+
+func (rec *recorder) pull(ctx context.Context, refs []string) error {
+	kept := &repository{path: filepath.Join(rec.dir, recordRepo), run: rec.run, hidden: true}
+	if _, err := os.Stat(kept.path); os.IsNotExist(err) {
+		if err := kept.init(ctx, rec.mode); err != nil {
+			return err
+		}
+	}
+	known, err := rec.source.refs(ctx)
+	if err != nil {
+		return err
+	}
+	var there []string
+	for _, r := range refs {
+		if known[r] {
+			there = append(there, r)
+		}
+	}
+	if len(there) == 0 {
+		return nil
+	}
+	return kept.pullLocal(ctx, rec.source.path, false, "", there...)
+}
+
+// wrote notes the refs that the run has written.
+func (rec *recorder) wrote(ctx context.Context, refs []string) error {
+	if rec == nil {
+		return nil
+	}
+	checksums, err := rec.source.revParse(ctx, refs...)
+	if err != nil {
+		return errors.WithMessage(err, "writing the record")
+	}
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	for i, ref := range refs {
+		rec.write(rec.refs, checksums[i]+" "+ref+"\n")
+	}
+	return nil
+}
+
+// link links a file that is about to be written into the record's blobs, so that a run that is killed leaves as much of it as
+// there was. keep does the rest.
+func (rec *recorder) link(path, name string) {
+	if rec != nil && os.Chmod(path, 0o644) == nil {
+		_ = os.Link(path, filepath.Join(rec.dir, recordBlobs, name))
+	}
+}
+
+// keep puts a file into the record's blobs: a link where that can be, a copy otherwise. A file that is linked may still
+// grow.
+func (rec *recorder) keep(path, name string) error {
+	if rec == nil {
+		return nil
+	}
+	to := filepath.Join(rec.dir, recordBlobs, name)
+	if err := os.Chmod(path, 0o644); err != nil { // the directory of the original is private
+		return errors.Wrap(err, "writing the record")
+	}
+	err := os.Link(path, to)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		err = copyFile(path, to)
+		if err == nil {
+			err = os.Chmod(to, 0o644)
+		}
+	}
+	return errors.WithMessage(err, "writing the record")
+}
+
+// recordedStream is a stream that the program made for a command, kept compressed.
+type recordedStream struct {
+	rec  *recorder
+	name string
+	file *os.File
+	sum  hash.Hash
+	buf  *bufio.Writer
+	zst  *zstd.Encoder
+}
+
+// stream begins to keep a stream under name. A nil recorder returns nil.
+func (rec *recorder) stream(name string) (*recordedStream, error) {
+	if rec == nil {
+		return nil, nil
+	}
+	name += ".zst"
+	f, err := os.OpenFile(filepath.Join(rec.dir, recordBlobs, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return nil, errors.Wrap(err, "writing the record")
+	}
+	s := &recordedStream{rec: rec, name: name, file: f, sum: sha256.New()}
+	s.buf = bufio.NewWriterSize(io.MultiWriter(f, s.sum), copyBuffer)
+	s.zst, err = zstd.NewWriter(s.buf, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(512<<10))
+	return s, errors.WithStack(err)
+}
+
+// tee returns a writer to w and to the stream. A nil stream leaves w alone.
+func (s *recordedStream) tee(w io.Writer) io.Writer {
+	if s == nil {
+		return w
+	}
+	return io.MultiWriter(w, s.zst)
+}
+
+// end ends the stream: whole, or taken back.
+func (s *recordedStream) end(whole bool) (err error) {
+	if s == nil {
+		return nil
+	}
+	err = s.zst.Close()
+	if ferr := s.buf.Flush(); err == nil {
+		err = ferr
+	}
+	closeWith(&err, s.file)
+	if !whole {
+		return errors.WithStack(os.Remove(s.file.Name()))
+	}
+	s.rec.mu.Lock()
+	defer s.rec.mu.Unlock()
+	s.rec.write(s.rec.sums, fmt.Sprintf("%x  %s/%s\n", s.sum.Sum(nil), recordBlobs, s.name))
+	return errors.WithMessage(err, "writing the record")
+}
+
+var userinfo = regexp.MustCompile(`://[^/@\s"']+@`)
+
+// redact takes what may be secret out of a text.
+func redact(text string, secrets []string) string {
+	text = userinfo.ReplaceAllString(text, "://***@")
+	for _, s := range secrets {
+		if s != "" {
+			text = strings.ReplaceAll(text, s, "***")
+		}
+	}
+	return text
+}
+
+// finish ends the record. A run that failed ends with the same error when it is replayed, where none of its commands
+// does so before.
+func (rec *recorder) finish(failure error, status int, secrets []string) error {
+	if rec == nil {
+		return nil
+	}
+	if failure != nil {
+		text := redact(oneLine(failure), secrets)
+		rec.print(fmt.Sprintf("# the run failed here\n{ echo %s >&2; exit %d; }\n", shellquote.Word("ostree-image: "+text), status))
+	}
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	err := rec.err
+	for _, f := range []*os.File{rec.script, rec.refs, rec.sums} {
+		closeWith(&err, f)
+	}
+	return err
+}

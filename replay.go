@@ -1,0 +1,348 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+)
+
+// replayOptions are the options of replay.
+type replayOptions struct {
+	repo     string // the repository to run against, "" for a fresh one
+	work     string // the directory to work in, which stays; "" for a fresh one that goes
+	list     bool   // only show the commands
+	from, to int    // the numbers of the first and the last command to run, 0 for no limit
+	step     bool   // ask before each command
+	keep     bool   // leave the work directory
+}
+
+// recordedCommand is one numbered step of a record.
+type recordedCommand struct {
+	number int
+	why    string
+	lines  []string
+	took   string // as the record says, "" where it does not
+	failed string // why it failed when it was recorded, "" where it did not
+}
+
+// refResult is what became of a ref that the recorded run wrote.
+type refResult struct {
+	Ref      string `json:"ref"`
+	Expected string `json:"expected"`
+	Actual   string `json:"actual"` // "" where the ref is missing
+}
+
+// replayer runs a record again.
+type replayer struct {
+	settings *settings
+	options  replayOptions
+	record   string // the record's directory
+	work     string
+	repo     string
+	in       *bufio.Reader // where the answers to --step come from
+}
+
+// replayRecord runs the commands of a record, or of a .tar.gz of one, in a fresh repository, and compares every ref with what the
+// recorded run wrote. A difference is an error of the kind that a failed check is.
+func replayRecord(ctx context.Context, s *settings, path string, o replayOptions, in io.Reader, out io.Writer) (err error) {
+	work, err := newWorkDir(os.TempDir(), s.runner)
+	if err != nil {
+		return err
+	}
+	r := &replayer{settings: s, options: o, work: work.join("work"), in: bufio.NewReader(in)}
+	defer func() {
+		if o.keep && !o.list {
+			s.notef("the work directory is left at %s", work.path)
+			work.release()
+			return
+		}
+		if rerr := work.remove(); err == nil {
+			err = rerr
+		}
+	}()
+	if r.record, err = r.openRecord(ctx, path, work); err != nil {
+		return err
+	}
+	commands, err := r.commands()
+	if err != nil {
+		return err
+	}
+	if o.list {
+		return listCommands(out, commands)
+	}
+	if err := r.checkBlobs(); err != nil {
+		return err
+	}
+	if o.work != "" {
+		if r.work, err = filepath.Abs(o.work); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	if err := os.MkdirAll(r.work, 0o700); err != nil {
+		return errors.WithStack(err)
+	}
+	r.repo = filepath.Join(r.work, "repo")
+	if o.repo != "" {
+		if r.repo, err = filepath.Abs(o.repo); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	for _, c := range commands {
+		if c.number > 0 && (c.number < o.from || o.to > 0 && c.number > o.to) {
+			continue
+		}
+		if stop, err := r.step(ctx, c); err != nil || stop {
+			return err
+		}
+	}
+	if o.to > 0 {
+		return nil
+	}
+	return r.compare(ctx, out)
+}
+
+// openRecord returns the directory of a record. An archive is extracted first.
+func (r *replayer) openRecord(ctx context.Context, path string, work *workDir) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", errors.WithStack(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", errors.Wrap(err, "opening the record")
+	}
+	if !info.IsDir() {
+		dir := work.join("record")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return "", errors.WithStack(err)
+		}
+		if err := extractArchive(ctx, r.settings.runner, path, dir); err != nil {
+			return "", errors.WithMessage(err, "opening the record")
+		}
+		path = dir
+		if found, _ := filepath.Glob(filepath.Join(dir, "*", recordScript)); len(found) == 1 {
+			path = filepath.Dir(found[0])
+		}
+	}
+	if _, err := os.Stat(filepath.Join(path, recordScript)); err != nil {
+		return "", errors.Errorf("%s is no record: it has no %s", path, recordScript)
+	}
+	return path, nil
+}
+
+var (
+	commandLine = regexp.MustCompile(`^# ([0-9]+): (.*)$`)
+	tookLine    = regexp.MustCompile(`^# ([0-9]+) took ([0-9.]+ s)$`)
+	failedLine  = regexp.MustCompile(`^# ([0-9]+) failed after ([0-9.]+ s): (.*)$`)
+)
+
+const maxRecordLine = 64 << 20
+
+// commands reads the script.
+func (r *replayer) commands() ([]*recordedCommand, error) {
+	f, err := os.Open(filepath.Join(r.record, recordScript))
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	defer func() { _ = f.Close() }()
+	var all []*recordedCommand
+	byNumber := map[string]*recordedCommand{}
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, maxRecordLine)
+	for lines.Scan() {
+		line := lines.Text()
+		if m := commandLine.FindStringSubmatch(line); m != nil {
+			n, err := strconv.Atoi(m[1])
+			if err != nil {
+				return nil, errors.Errorf("the record has a command number %s", m[1])
+			}
+			c := &recordedCommand{number: n, why: m[2]}
+			all, byNumber[m[1]] = append(all, c), c
+		} else if m := tookLine.FindStringSubmatch(line); m != nil && byNumber[m[1]] != nil {
+			byNumber[m[1]].took = m[2]
+		} else if m := failedLine.FindStringSubmatch(line); m != nil && byNumber[m[1]] != nil {
+			byNumber[m[1]].took, byNumber[m[1]].failed = m[2], m[3]
+		} else if line != "" && !strings.HasPrefix(line, "#") && len(all) > 0 {
+			c := all[len(all)-1]
+			c.lines = append(c.lines, line)
+		}
+	}
+	return all, errors.Wrap(lines.Err(), "reading the record")
+}
+
+// listCommands shows the commands with their numbers and times.
+func listCommands(out io.Writer, commands []*recordedCommand) error {
+	for _, c := range commands {
+		took := c.took
+		if c.failed != "" {
+			took += ", failed: " + c.failed
+		}
+		if took != "" {
+			took = " (" + took + ")"
+		}
+		if _, err := fmt.Fprintf(out, "%4d  %s%s\n", c.number, c.why, took); err != nil {
+			return errors.Wrap(err, "writing the list")
+		}
+		for _, line := range c.lines {
+			if _, err := fmt.Fprintf(out, "      %s\n", line); err != nil {
+				return errors.Wrap(err, "writing the list")
+			}
+		}
+	}
+	return nil
+}
+
+// checkBlobs refuses a record whose blobs are not what their names, or the file sums, say.
+func (r *replayer) checkBlobs() error {
+	dir := filepath.Join(r.record, recordBlobs)
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return errors.Wrap(err, "reading the record")
+	}
+	sums, err := os.ReadFile(filepath.Join(r.record, recordSums))
+	if err != nil && !os.IsNotExist(err) {
+		return errors.Wrap(err, "reading the record")
+	}
+	want := map[string]digest.Digest{}
+	for line := range strings.Lines(string(sums)) {
+		if sum, path, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "  "); ok {
+			want[filepath.Base(path)] = digest.NewDigestFromEncoded(digest.SHA256, sum)
+		}
+	}
+	for _, e := range names {
+		if checksumPattern.MatchString(e.Name()) {
+			want[e.Name()] = digest.NewDigestFromEncoded(digest.SHA256, e.Name())
+		}
+	}
+	for name, d := range want {
+		if err := checkFile(filepath.Join(dir, name), d); err != nil {
+			return errors.WithMessagef(err, "the record's %s/%s", recordBlobs, name)
+		}
+	}
+	return nil
+}
+
+func checkFile(path string, want digest.Digest) error {
+	if err := want.Validate(); err != nil {
+		return checkf("%s", err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer func() { _ = f.Close() }()
+	got, err := want.Algorithm().FromReader(f)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	if got != want {
+		return checkf("does not match its digest: it is %s, and should be %s", got, want)
+	}
+	return nil
+}
+
+// step runs one command. stop is true where the user wants no more.
+func (r *replayer) step(ctx context.Context, c *recordedCommand) (stop bool, err error) {
+	show := func(text string) {
+		if !r.settings.quiet || r.options.step {
+			r.settings.progress.print(text)
+		}
+	}
+	show(fmt.Sprintf("# %d: %s\n", c.number, c.why))
+	for _, line := range c.lines {
+		show("+ " + line + "\n")
+	}
+	if r.options.step {
+		show("run it? [Y/n/q] ")
+		answer, err := r.in.ReadString('\n')
+		if err != nil && err != io.EOF {
+			return false, errors.WithStack(err)
+		}
+		switch strings.ToLower(strings.TrimSpace(answer)) {
+		case "n", "no":
+			return false, nil
+		case "q", "quit":
+			return true, nil
+		}
+		if err == io.EOF {
+			return true, nil
+		}
+	}
+	began := time.Now()
+	printed := r.settings.stderr
+	if r.settings.quiet {
+		printed = io.Discard
+	}
+	err = runShell(ctx, r.settings.runner, printed, strings.Join(c.lines, "\n"), map[string]string{
+		"RECORD": r.record, "BLOBS": filepath.Join(r.record, recordBlobs), "WORK": r.work, "REPO": r.repo, "OUT": filepath.Join(r.work, "out"),
+	})
+	if err != nil {
+		if c.failed != "" {
+			err = errors.WithMessage(err, "as it did when it was recorded")
+		}
+		return false, errors.WithMessagef(err, "command %d failed", c.number)
+	}
+	if c.took != "" {
+		show(fmt.Sprintf("# took %.3f s, recorded with %s\n", time.Since(began).Seconds(), c.took))
+	}
+	return false, nil
+}
+
+// compare compares every ref with what the recorded run wrote.
+func (r *replayer) compare(ctx context.Context, out io.Writer) error {
+	content, err := os.ReadFile(filepath.Join(r.record, recordRefs))
+	if err != nil {
+		return errors.Wrap(err, "reading the record")
+	}
+	repo := &repository{path: r.repo, run: r.settings.runner, hidden: true}
+	differ, total := 0, 0
+	for line := range strings.Lines(string(content)) {
+		want, ref, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		if !ok || !checksumPattern.MatchString(want) {
+			return checkf("the record's refs have a line %q", line)
+		}
+		total++
+		verdict := "same"
+		got, err := repo.revParse(ctx, ref)
+		switch {
+		case errors.Is(err, errNoRef):
+			verdict = "missing"
+		case err != nil:
+			return err
+		case got[0] != want:
+			verdict = "other checksum " + got[0] + r.diff(ctx, repo, want, got[0])
+		}
+		if verdict != "same" {
+			differ++
+		}
+		if _, err := fmt.Fprintf(out, "%s %s: %s\n", want, ref, verdict); err != nil {
+			return errors.Wrap(err, "writing the result")
+		}
+	}
+	if differ > 0 {
+		return checkf("%d of %d refs differ from the record", differ, total)
+	}
+	return nil
+}
+
+// diff says how two commits differ, where both are there.
+func (r *replayer) diff(ctx context.Context, repo *repository, want, got string) string {
+	text, err := repo.diff(ctx, want, got)
+	if err != nil {
+		return ", and the recorded commit is not there to compare with"
+	}
+	if text == "" {
+		return ", with the same files"
+	}
+	return ":\n" + strings.TrimRight(text, "\n")
+}
