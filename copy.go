@@ -8,8 +8,12 @@ import (
 
 	"github.com/containers/image/v5/copy"
 	"github.com/containers/image/v5/manifest"
+	ociarchive "github.com/containers/image/v5/oci/archive"
+	"github.com/containers/image/v5/oci/layout"
 	"github.com/containers/image/v5/transports/alltransports"
 	"github.com/containers/image/v5/types"
+	"github.com/docker/distribution/registry/api/errcode"
+	v2 "github.com/docker/distribution/registry/api/v2"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
 )
@@ -124,13 +128,33 @@ func isPassing(err error) bool {
 		!errors.As(err, &tool) && !errors.As(err, &missing)
 }
 
-// explainCopy adds what the user can do about the library's error.
+// explainCopy adds what the user can do about the library's error, and makes an image that is not there an error of that kind.
 func explainCopy(err error) error {
+	if isMissingSource(err) {
+		return notFoundError{err.Error()}
+	}
 	if strings.Contains(err.Error(), "Cannot write sigstore signature") || strings.Contains(err.Error(), "unsupported signature format") ||
 		strings.Contains(err.Error(), "sigstore-json") {
 		return errors.WithMessage(err, "the image has sigstore signatures, which ostree: cannot hold; leave them behind with --remove-signatures")
 	}
 	return err
+}
+
+// isMissingSource tells whether a copy failed since its source has no such image.
+func isMissingSource(err error) bool {
+	var inLayout layout.ImageNotFoundError
+	var inArchive ociarchive.ImageNotFoundError
+	var archive ociarchive.ArchiveFileNotFoundError
+	if errors.As(err, &inLayout) || errors.As(err, &inArchive) || errors.As(err, &archive) {
+		return true
+	}
+	var registry errcode.Error
+	if errors.As(err, &registry) {
+		return registry.Code == v2.ErrorCodeManifestUnknown || registry.Code == v2.ErrorCodeNameUnknown
+	}
+	// The other transports say it in words only.
+	return (strings.HasPrefix(err.Error(), "initializing source ") || strings.HasPrefix(err.Error(), "determining manifest MIME type for ")) &&
+		(errors.Is(err, os.ErrNotExist) || strings.Contains(err.Error(), "not found"))
 }
 
 // sleep waits for d, or for the end of ctx.
