@@ -20,8 +20,12 @@ setup() {
     requires root
     requires_tool ostree mmdebstrap umoci skopeo setcap python3
     F=$FIXTURES/debian
-    REPO=$BATS_TEST_TMPDIR/repo
+    new_scratch
     mapfile -t LAYERS < <(manifest_layers "$F/oci" debian)
+}
+
+teardown() {
+    drop_scratch
 }
 
 # source_of TRANSPORT sets source to the image's name there.

@@ -115,6 +115,17 @@ requires_tool() {
 
 # --- repositories ---------------------------------------------------------------------------------------------------
 
+# new_scratch sets REPO to where a test's repository is to be; drop_scratch, for teardown, removes it.
+new_scratch() {
+    SCRATCH_DIR=$(mktemp -d -- "$SCRATCH/XXXXXX")
+    chmod 755 -- "$SCRATCH_DIR"
+    REPO=$SCRATCH_DIR/repo
+}
+
+drop_scratch() {
+    [[ -z ${SCRATCH_DIR-} ]] || rm -rf -- "$SCRATCH_DIR"
+}
+
 # new_repo PATH MODE makes a repository of OI_USER's.
 new_repo() {
     if [[ ${OI_USER-} == user ]]; then
@@ -145,15 +156,15 @@ assert_clean() {
     [[ -z $left ]] || fail "$1/tmp holds: $left"
 }
 
-# children prints the processes whose arguments name PATH, but for this shell's own.
+# children prints the processes of ostree and tar whose arguments name PATH.
 children() {
-    local pid args
-    for pid in /proc/[0-9]*; do
-        args=$(tr '\0' ' ' <"$pid/cmdline" 2>/dev/null) || continue
-        if [[ $args == *"$1"* && ($args == ostree\ * || $args == tar\ * || $args == */ostree\ * || $args == */tar\ *) ]]; then
-            echo "${pid#/proc/} $args"
+    local file args
+    for file in $(grep -alsF -- "$1" /proc/[0-9]*/cmdline || :); do
+        args=$(tr '\0' ' ' 2>/dev/null <"$file") || continue
+        if [[ $args =~ ^([^ ]*/)?(ostree|tar)\  ]]; then
+            echo "${file//[^0-9]/} $args"
         fi
-    done
+    done 2>/dev/null
 }
 
 assert_no_children() {
@@ -298,4 +309,31 @@ in_registry() {
         skopeo --insecure-policy copy -q "${options[@]}" "oci:$FIXTURES/$2/oci:$3" "docker://$image_name" &&
             : >"$SUITE_DIR/pushed-${image_name//\//_}"
     ) 9>"$SUITE_DIR/push.lock" 3>&- || fail "pushing $image_name"
+}
+
+# make_bad: layers that must be refused, each an image.
+make_bad() {
+    set -ex
+    local layer
+    mkdir layers
+    python3 "$INTEGRATION/image.py" bad layers
+    for layer in layers/*; do
+        python3 "$INTEGRATION/image.py" oci oci "$(basename "$layer" .tar)" "$layer"
+    done
+    python3 "$INTEGRATION/image.py" files 3.tar 3
+    python3 "$INTEGRATION/image.py" --arch=s390x oci oci s390x 3.tar
+    python3 "$INTEGRATION/image.py" --os=plan9 oci oci plan9 3.tar
+}
+
+# slow_proxy PORT BYTES-PER-SECOND [BYTES] starts a proxy to a port of this machine, which ends a connection after BYTES,
+# and sets proxy to its address and proxy_pid.
+slow_proxy() {
+    python3 "$INTEGRATION/slowproxy.py" "$@" >"$BATS_TEST_TMPDIR/proxy" 2>"$BATS_TEST_TMPDIR/proxy.log" 3>&- &
+    proxy_pid=$!
+    local i
+    for ((i = 0; i < 100; i++)); do
+        [[ ! -s $BATS_TEST_TMPDIR/proxy ]] || break
+        sleep 0.1
+    done
+    proxy=127.0.0.1:$(cat -- "$BATS_TEST_TMPDIR/proxy")
 }

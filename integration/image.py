@@ -5,6 +5,8 @@
   image.py layers LAYOUT TAG       prints the hex digests of an image's layers
   image.py digest LAYOUT TAG       prints the digest of an image's manifest
   image.py files TARFILE N         a layer of N small files
+  image.py bad DIR                 a tar file each for layers that must be refused
+  image.py xattrs DIR              fails where the file system of DIR keeps no user.* attributes
   image.py odd DIR                 a tar file each for many odd layers; *-tar.* are those that tar extracts as they are meant
 """
 
@@ -218,7 +220,8 @@ def odd_layers():
     yield "hard-link-setuid", Layer().file("a", mode=0o4755).hard("b", "a").end(), True
     yield "pax-long-path", Layer().file("/".join(["d" * 60] * 8)).end(), True
     yield "pax-long-link", Layer().sym("l", "t/" * 300 + "t").end(), True
-    yield "pax-names", Layer().file("žluťoučký kůň").file("馬").sym("🐎", "馬/č").file("e\u0301 combining").end(), True
+    yield "pax-names", Layer().file("žluťoučký kůň").file("馬").sym("🐎", "馬/č").end(), True
+    yield "pax-decomposed", Layer().file("\u00e9").file("e\u0301", "another file").sym("l", "e\u0301").hard("h", "e\u0301").end(), True
     yield "pax-global", Layer().raw(tarfile.TarInfo.create_pax_global_header({"comment": "none"})).file("a").end(), True
     yield "pax-times", Layer().file("a", mtime=-3).file("b", pax={"mtime": "1600000000.123456789", "atime": "1.5"}).end(), True
     yield "pax-large-ids", Layer().file("a", uid=2097152, gid=2147483646).dir("d", uid=2 ** 31 - 2).end(), True
@@ -286,6 +289,23 @@ def odd_layers():
     yield "many", many.end(), True
 
 
+def write_bad(directory):
+    """Layers that must be refused."""
+    for name, data in (
+        ("name-not-utf8", Layer(tarfile.GNU_FORMAT).file("a\udcff").end()),
+        ("target-not-utf8", Layer(tarfile.GNU_FORMAT).sym("a", "b\udcff").end()),
+        ("name-dotdot", Layer().file("a/../../b").end()),
+        ("no-tar", b"this is no tar archive\n" * 500),
+        ("cut-header", Layer().file("a", "x" * 2000).file("b").out.getvalue()[:2560 + 100]),
+        ("cut-payload", Layer().file("a", "x" * 200000).out.getvalue()[:100000]),
+        ("below-file", Layer().file("a").file("a/b").end()),
+        ("link-loop", Layer().sym("a", "b").sym("b", "a").file("a/c").end()),
+        ("link-to-dir", Layer().dir("a").hard("b", "a").end()),
+    ):
+        with open(os.path.join(directory, name + ".tar"), "wb") as f:
+            f.write(data)
+
+
 def write_odd(directory):
     for n, (name, data, well) in enumerate(odd_layers()):
         path = os.path.join(directory, f"{n:03}-{name}{'-tar' if well else ''}.tar")
@@ -307,7 +327,7 @@ def write_odd(directory):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("command", choices=["oci", "layers", "digest", "files", "odd"])
+    p.add_argument("command", choices=["oci", "layers", "digest", "files", "odd", "bad", "xattrs"])
     p.add_argument("args", nargs="+")
     p.add_argument("--arch", default=native_arch())
     p.add_argument("--os", default="linux")
@@ -323,8 +343,13 @@ def main():
                 print(layer["digest"].split(":")[1])
     elif a.command == "files":
         write_files(a.args[0], int(a.args[1]))
-    else:
+    elif a.command == "odd":
         write_odd(a.args[0])
+    elif a.command == "bad":
+        write_bad(a.args[0])
+    else:
+        with tempfile.NamedTemporaryFile(dir=a.args[0]) as f:
+            os.setxattr(f.name, "user.test", b"x")
 
 
 if __name__ == "__main__":
