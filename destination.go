@@ -371,8 +371,8 @@ func (d *destination) size(ctx context.Context, ref string, info types.BlobInfo)
 
 // PutManifest takes the image's manifest, or that of one instance of an index.
 func (d *destination) PutManifest(_ context.Context, blob []byte, instance *digest.Digest) error {
-	if len(blob) > maxManifestBytes {
-		return errors.Errorf("the manifest is larger than %d bytes", maxManifestBytes)
+	if limit := d.settings.maxManifest; limit > 0 && int64(len(blob)) > limit {
+		return errors.Errorf("the manifest has %d bytes, more than %d, the limit of --max-manifest-size", len(blob), limit)
 	}
 	mimeType := manifest.GuessMIMEType(blob)
 	switch mimeType {

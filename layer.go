@@ -306,6 +306,7 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 	stream, plain, err := decompress(st.settings.progress.reading(b.want.Digest, in))
 	if err == nil {
 		defer func() { _ = stream.Close() }()
+		scan.limits = st.settings.limits
 		err = scan.run(ctx, stream)
 	}
 	if err == nil {

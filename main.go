@@ -91,6 +91,7 @@ type program struct {
 		authFile                                                               string
 		preserve, all, removeSignatures, noFsync, raw, config, noPrune, dryRun bool
 		unpack, timestamp, format, signBy, digestFile                          string
+		maxLayerSize, maxManifestSize                                          string
 		retries                                                                int
 		parallel                                                               uint
 		outputFormat                                                           string
@@ -300,6 +301,9 @@ func (p *program) importFlags() []cli.Flag {
 	g := &p.global
 	return []cli.Flag{
 		&cli.StringFlag{Name: "unpack", Usage: "turn layers into commits with `ENGINE`: auto, stream or tar", Value: string(engineAuto), Destination: &g.unpack},
+		&cli.StringFlag{Name: "max-layer-size", Usage: "refuse a layer of more than `SIZE` unpacked", Value: "32GiB", Destination: &g.maxLayerSize},
+		&cli.IntFlag{Name: "max-layer-files", Usage: "refuse a layer of more than `N` files", Value: 2_000_000, Destination: &g.limits.files},
+		&cli.StringFlag{Name: "max-manifest-size", Usage: "refuse a manifest of more than `SIZE`", Value: "4MiB", Destination: &g.maxManifestSize},
 		&cli.StringFlag{Name: "timestamp", Usage: "give all commits the time `now|SECONDS` (default: the same for the same image)", EnvVars: []string{"SOURCE_DATE_EPOCH"}, Destination: &g.timestamp},
 		&cli.BoolFlag{Name: "no-fsync", Usage: "do not wait until the repository is on disk", Destination: &g.noFsync},
 	}
@@ -398,6 +402,13 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 	default:
 		return o, usagef("--unpack %q: it is auto, stream or tar", g.unpack)
 	}
+	var err error
+	if s.limits.bytes, err = parseSize("--max-layer-size", g.maxLayerSize); err != nil {
+		return o, err
+	}
+	if s.maxManifest, err = parseSize("--max-manifest-size", g.maxManifestSize); err != nil {
+		return o, err
+	}
 	if g.timestamp != "" {
 		t, err := parseTimestamp(g.timestamp, time.Now())
 		if err != nil {
@@ -405,7 +416,6 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 		}
 		s.timestamp = &t
 	}
-	var err error
 	if o.source, err = p.systemContext(g.source, c.IsSet("src-tls-verify")); err != nil {
 		return o, errors.WithMessage(err, "the source")
 	}
@@ -413,6 +423,18 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 		return o, errors.WithMessage(err, "the destination")
 	}
 	return o, nil
+}
+
+// parseSize reads a number of bytes, which may have a unit. "" is 0.
+func parseSize(option, text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	n, err := units.RAMInBytes(text)
+	if err != nil || n <= 0 {
+		return 0, usagef("%s %q: it is a size, such as 512MiB", option, text)
+	}
+	return n, nil
 }
 
 func (p *program) copy(c *cli.Context) error {

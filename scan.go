@@ -32,6 +32,7 @@ type entrySink interface {
 type layerScan struct {
 	packer storage.Packer // nil where no record is wanted
 	sink   entrySink      // nil where no clean stream is wanted
+	limits layerLimits
 
 	diffID  digest.Digest // of the whole stream
 	size    int64         // bytes of the whole stream
@@ -40,6 +41,12 @@ type layerScan struct {
 	sparse  int64 // bytes of sparse files, with their holes
 	exact   bool  // the record and the tree give back the very same bytes
 	odd     bool  // the sink gave errOddLayer and took nothing more
+}
+
+// layerLimits are how much of a layer is taken before it is refused. 0 is no limit.
+type layerLimits struct {
+	bytes int64 // of the tar stream
+	files int   // entries
 }
 
 const maxZeroReads = 100
@@ -51,7 +58,7 @@ const maxSparse = 16 << 30
 // run reads the layer. The stream is uncompressed; ctx ends it between two entries.
 func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 	seed := maphash.MakeSeed()
-	raw := &rawHash{r: r, sum: sha256.New()}
+	raw := &rawHash{r: r, limit: s.limits.bytes, sum: sha256.New()}
 	raw.fast.SetSeed(seed)
 	var rebuilt maphash.Hash // of the bytes that the record and the payloads come to
 	rebuilt.SetSeed(seed)
@@ -87,6 +94,9 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			return err
 		}
 		s.entries++
+		if s.limits.files > 0 && s.entries > s.limits.files {
+			return errors.Errorf("it has more than %d entries, the limit of --max-layer-files", s.limits.files)
+		}
 		payload, err := s.offer(hdr)
 		if err != nil {
 			return err
@@ -223,15 +233,19 @@ func copyPayload(buf []byte, r io.Reader, crc hash.Hash64, sum *maphash.Hash, w 
 
 // rawHash sums up all that is read through it.
 type rawHash struct {
-	r    io.Reader
-	n    int64
-	sum  hash.Hash
-	fast maphash.Hash
+	r     io.Reader
+	limit int64 // bytes, 0 for none
+	n     int64
+	sum   hash.Hash
+	fast  maphash.Hash
 }
 
 func (h *rawHash) Read(p []byte) (int, error) {
 	n, err := h.r.Read(p)
 	h.n += int64(n)
+	if h.limit > 0 && h.n > h.limit {
+		return 0, errors.Errorf("it has more than %d bytes unpacked, the limit of --max-layer-size", h.limit)
+	}
 	_, _ = h.sum.Write(p[:n])
 	_, _ = h.fast.Write(p[:n])
 	return n, err

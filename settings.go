@@ -29,7 +29,9 @@ type settings struct {
 	sameRepository   bool   // the copy's two sides are one repository
 	timestamp        *int64 // of every commit, seconds since 1970; nil for the reproducible ones
 	noFsync          bool
-	parallelCopies   uint // blobs that are copied at a time, 0 for the library's own number
+	limits           layerLimits
+	maxManifest      int64 // bytes, 0 for the library's own limit
+	parallelCopies   uint  // blobs that are copied at a time, 0 for the library's own number
 
 	stderr   io.Writer
 	journal  *journal
