@@ -53,10 +53,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			err = cerr
 		}
 	}
+	status := exitStatus(ctx, err)
 	if err != nil {
+		var sig signalError
+		if errors.As(context.Cause(ctx), &sig) { // whatever failed, this is why
+			err = sig
+		}
 		_, _ = fmt.Fprintf(stderr, "ostree-image: %s\n", oneLine(err))
 	}
-	return exitStatus(ctx, err)
+	return status
 }
 
 // oneLine is the text of an error without line breaks.

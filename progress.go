@@ -88,7 +88,7 @@ func (p *progress) event(e types.ProgressProperties) {
 	case types.ProgressEventRead:
 		bar.SetCurrent(int64(e.Offset))
 	case types.ProgressEventDone, types.ProgressEventSkipped:
-		bar.SetTotal(max(bar.Current(), int64(e.Offset)), true)
+		bar.SetTotal(-1, true)
 	case types.ProgressEventNewArtifact:
 	}
 }
@@ -99,11 +99,13 @@ func (p *progress) bar(what string, d digest.Digest, size int64) *mpb.Bar {
 	if d.Validate() == nil {
 		name = d.Encoded()[:shortDigest]
 	}
-	return p.pool.AddBar(max(size, 0),
+	bar := p.pool.AddBar(0, // a bar that begins with its size could not be ended before it has reached it
 		mpb.BarFillerClearOnComplete(),
 		mpb.PrependDecorators(decor.Name(fmt.Sprintf("%-6s %s", what, name))),
 		mpb.AppendDecorators(decor.OnComplete(decor.CountersKibiByte("% .1f / % .1f"), "done")),
 	)
+	bar.SetTotal(max(size, 0), false)
+	return bar
 }
 
 // importBar is the bar of a layer's import.
@@ -131,7 +133,7 @@ func (b importBar) done() {
 	b.p.mu.Lock()
 	defer b.p.mu.Unlock()
 	if bar := b.p.imports[b.d]; bar != nil {
-		bar.SetTotal(bar.Current(), true)
+		bar.SetTotal(-1, true)
 	}
 }
 
