@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/containers/image/v5/manifest"
 	"github.com/containers/image/v5/types"
@@ -108,17 +111,18 @@ func (s *source) rootLayers(ctx context.Context, sys *types.SystemContext) ([]*s
 	return layers, nil
 }
 
-// checkoutTarget is the directory that becomes the root file system, and the private one beside it, or within it where it is
-// a mount point, in which the work is done.
+// checkoutTarget is the directory that becomes the root file system, and the private one beside it, or within it where another
+// cannot take its place, in which the work is done.
 type checkoutTarget struct {
-	dir     string
-	existed bool
-	inside  bool
-	work    *workDir
-	done    bool
+	dir    string
+	inside bool
+	work   *workDir
 }
 
 func openTarget(dir string, r *runner) (*checkoutTarget, error) {
+	if dir == "" {
+		return nil, usagef("checkout: the directory has no name")
+	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, errors.WithStack(err)
@@ -129,8 +133,7 @@ func openTarget(dir string, r *runner) (*checkoutTarget, error) {
 	case err == nil && !info.IsDir():
 		return nil, errors.Errorf("%s is there, and is no directory", dir)
 	case err == nil:
-		t.existed = true
-		sweepWorkDirs(dir)
+		sweepCheckouts(dir)
 		names, err := os.ReadDir(dir)
 		if err != nil {
 			return nil, errors.WithStack(err)
@@ -146,14 +149,69 @@ func openTarget(dir string, r *runner) (*checkoutTarget, error) {
 	if t.inside {
 		parent = dir
 	}
-	t.work, err = newWorkDir(parent, r)
+	t.work, err = newCheckoutDir(parent, r)
 	return t, errors.WithMessage(err, "checking out")
 }
 
-// canReplace tells whether a directory can give way to another: it is no mount point, and its parent can be written.
+const checkoutPrefix = ".ostree-image-checkout-"
+
+// newCheckoutDir makes the private directory of a checkout. It lies in one of its own, since newWorkDir takes all that bears a
+// certain name for a dead run's: that may look nowhere where others keep their files.
+func newCheckoutDir(parent string, r *runner) (*workDir, error) {
+	sweepCheckouts(parent)
+	private, err := os.MkdirTemp(parent, checkoutPrefix)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	work, err := newWorkDir(private, r)
+	if err != nil {
+		_ = os.Remove(private)
+		return nil, err
+	}
+	work.done = append(work.done, func() { _ = os.Remove(private) })
+	return work, nil
+}
+
+// sweepCheckouts removes what checkouts that were killed have left in parent.
+func sweepCheckouts(parent string) {
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return // the caller is about to learn it
+	}
+	for _, e := range entries {
+		number, ours := strings.CutPrefix(e.Name(), checkoutPrefix)
+		if !ours || strings.Trim(number, "0123456789") != "" {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil || info.Mode() != fs.ModeDir|0o700 || !ownedByUser(info) {
+			continue
+		}
+		path := filepath.Join(parent, e.Name())
+		names, err := os.ReadDir(path)
+		if err != nil || len(names) == 0 && time.Since(info.ModTime()) < abandonedAfter {
+			continue // another checkout may just have made it
+		}
+		sweepWorkDirs(path)
+		_ = os.Remove(path) // fails where something is left
+	}
+}
+
+// canReplace tells whether a directory can give way to another: it is no mount point, its parent can be written, and this process
+// does not stand in it, nor then, most likely, the shell that started it.
 func canReplace(dir string, info os.FileInfo) bool {
-	parent, err := os.Lstat(filepath.Dir(dir))
-	if err != nil || unix.Access(filepath.Dir(dir), unix.W_OK) != nil {
+	if unix.Access(filepath.Dir(dir), unix.W_OK) != nil {
+		return false
+	}
+	if here, err := os.Stat("."); err != nil || os.SameFile(here, info) {
+		return false
+	}
+	var at unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &at); err == nil && at.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+		return at.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0
+	}
+	parent, err := os.Lstat(filepath.Dir(dir)) // before Linux 5.8
+	if err != nil {
 		return false
 	}
 	a, ok1 := info.Sys().(*syscall.Stat_t)
@@ -161,14 +219,10 @@ func canReplace(dir string, info os.FileInfo) bool {
 	return ok1 && ok2 && a.Dev == b.Dev && a.Ino != b.Ino
 }
 
-// publish makes the finished tree the target: at once, or, on a mount point, by moving what it holds.
+// publish makes the finished tree the target: at once, or, where that must stay the directory that it is, by moving what the tree holds.
 func (t *checkoutTarget) publish(root string) error {
 	if !t.inside {
-		if err := os.Rename(root, t.dir); err != nil {
-			return errors.Wrapf(err, "moving the finished tree to %s", t.dir)
-		}
-		t.done = true
-		return nil
+		return errors.WithMessagef(moveEntry(root, t.dir), "moving the finished tree to %s", t.dir)
 	}
 	names, err := os.ReadDir(root)
 	if err != nil {
@@ -177,7 +231,7 @@ func (t *checkoutTarget) publish(root string) error {
 	var moved []string
 	for _, d := range names {
 		to := filepath.Join(t.dir, d.Name())
-		if err = os.Rename(filepath.Join(root, d.Name()), to); err != nil {
+		if err = moveEntry(filepath.Join(root, d.Name()), to); err != nil {
 			break
 		}
 		moved = append(moved, to)
@@ -189,24 +243,48 @@ func (t *checkoutTarget) publish(root string) error {
 		for _, m := range moved {
 			_ = removeTree(m)
 		}
-		return errors.Wrapf(err, "moving the finished tree into %s", t.dir)
+		return errors.WithMessagef(err, "moving the finished tree into %s", t.dir)
 	}
-	t.done = true
 	return nil
 }
 
-// copyDirMeta gives one directory the owner and the mode of another.
-func copyDirMeta(from, to string) error {
-	var st unix.Stat_t
-	if err := unix.Lstat(from, &st); err != nil {
+// moveEntry renames a file or a directory. A directory must be writable for that, since its ".." changes (rename(2)).
+func moveEntry(from, to string) error {
+	info, err := os.Lstat(from)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	mode := info.Mode()
+	if os.Geteuid() == 0 || !mode.IsDir() || mode&0o200 != 0 {
+		return errors.WithStack(os.Rename(from, to))
+	}
+	if err := os.Chmod(from, mode|0o200); err != nil {
+		return errors.WithStack(err)
+	}
+	if err := os.Rename(from, to); err != nil {
+		return errors.WithStack(err)
+	}
+	return errors.WithStack(os.Chmod(to, mode))
+}
+
+// copyDirMeta gives one directory the owner, the mode and the attributes of another.
+func copyDirMeta(from, to string) (err error) {
+	asRoot := os.Geteuid() == 0
+	source, err := openRootFS(from, asRoot)
+	if err != nil {
 		return err
 	}
-	if os.Geteuid() == 0 {
-		if err := unix.Lchown(to, int(st.Uid), int(st.Gid)); err != nil {
-			return err
-		}
+	defer closeWith(&err, source)
+	target, err := openRootFS(to, asRoot)
+	if err != nil {
+		return err
 	}
-	return unix.Chmod(to, st.Mode&0o7777)
+	defer closeWith(&err, target)
+	meta, err := source.meta("")
+	if err != nil {
+		return err
+	}
+	return target.describe("", meta)
 }
 
 // end removes the private directory.
@@ -282,24 +360,24 @@ func (c *checkout) apply(ctx context.Context, b *storedBlob, i int) (err error) 
 	if err != nil {
 		return err
 	}
-	defer closeWith(&err, closerFunc(root.close))
+	defer closeWith(&err, root)
 	layer := root
 	if i > 0 {
 		if layer, err = openRootFS(dir, asRoot); err != nil {
 			return err
 		}
 		defer func() {
-			_ = layer.close()
+			_ = layer.Close()
 			if rerr := removeTree(dir); err == nil {
 				err = rerr
 			}
 		}()
 	}
-	entries, err := c.entries(ctx, b, layer)
+	a := &applier{root: root, layer: layer, base: i == 0, upper: map[string]bool{}, settings: c.settings}
+	entries, err := c.entries(ctx, b, a)
 	if err != nil {
 		return err
 	}
-	a := &applier{root: root, layer: layer, base: i == 0, owners: !c.options.userMode, upper: map[string]bool{}, settings: c.settings}
 	for _, e := range entries {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -311,48 +389,146 @@ func (c *checkout) apply(ctx context.Context, b *storedBlob, i int) (err error) 
 	return nil
 }
 
-type closerFunc func() error
+// layerEntry is what a layer names. Owners, modes and attributes are those of what ostree has checked out.
+type layerEntry struct {
+	kind   tarstream.Kind
+	name   string // clean, "" for the root
+	link   string // what a hard link leads to
+	source string // where the tree of the layer has it, "" for nowhere
+}
 
-func (f closerFunc) Close() error { return f() }
+// Kinds beside those of tarstream.
+const (
+	// goneKind is the kind of what the layer's tree does not hold: devices, fifos and sockets, and what the layer itself replaces later.
+	// Nothing takes the place of what was there.
+	goneKind tarstream.Kind = 'g'
+	// plainDirKind is that of a directory which a later entry describes.
+	plainDirKind tarstream.Kind = 'd'
+)
 
-// entries returns what a layer names, in its order. Where the layer names something twice, it is what stands in the end.
-func (c *checkout) entries(ctx context.Context, b *storedBlob, layer *rootFS) ([]tarstream.Entry, error) {
+// entries returns what a layer names and the applier needs to know, in the layer's order.
+func (c *checkout) entries(ctx context.Context, b *storedBlob, a *applier) ([]layerEntry, error) {
 	if !b.canRebuild() && !b.hasRecord() {
 		c.settings.warnf("layer %s was stored without its tar-split data: every directory of its tree counts as one that it names", b.digest)
-		return treeEntries(layer)
+		return treeEntries(a.layer)
 	}
-	var entries []tarstream.Entry
+	var entries []layerEntry
+	odd := false // noted here too: not every source of headers gives the error back
 	filter := newLayerFilter(permissions{}, nil)
 	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
 		e, ok, err := filter.take(hdr)
-		if ok && err == nil {
-			entries = append(entries, e)
+		if errors.Is(err, errOddLayer) {
+			odd = true
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		entry := layerEntry{kind: e.Kind, name: e.Name, link: e.Link, source: e.Name}
+		switch {
+		case isDevice(hdr):
+			if entry, err = deviceEntry(hdr); err != nil {
+				return err
+			}
+		case !ok:
+			return nil
+		case hdr.Typeflag == tar.TypeLink && e.Kind == tarstream.Symlink: // ostree has no hard links to links
+			entry.kind = tarstream.HardLink
+			if entry.link, err = cleanName(hdr.Linkname); err != nil {
+				return err
+			}
+		}
+		if a.needs(entry) {
+			entries = append(entries, entry)
+		}
+		return nil
 	})
-	if !errors.Is(err, errOddLayer) {
-		return entries, err
+	switch {
+	case odd && a.base:
+		return c.plannedEntries(ctx, b, a)
+	case odd:
+		return c.oddEntries(ctx, b)
 	}
-	entries = entries[:0]
+	return entries, err
+}
+
+// plannedEntries is entries for the first layer, where that names something twice or reaches through its own links: the entries are
+// those of what it comes to in the end, which is what is there already.
+func (c *checkout) plannedEntries(ctx context.Context, b *storedBlob, a *applier) ([]layerEntry, error) {
 	plan := newLayerPlan(permissions{})
 	if err := c.store.headers(ctx, b, plan.add); err != nil {
 		return nil, err
 	}
 	plan.finish()
+	var entries []layerEntry
 	for i := range plan.index {
-		for _, e := range plan.emit[i] {
-			if target, ok := plan.dangles[e.Name]; ok {
-				e.Kind, e.Link = tarstream.HardLink, target
+		for n, e := range plan.emit[i] {
+			entry := layerEntry{kind: e.Kind, name: e.Name, source: e.Name}
+			if n > 0 { // more names of the same thing
+				entry.kind, entry.link = tarstream.HardLink, plan.emit[i][0].Name
 			}
-			entries = append(entries, e)
+			if a.needs(entry) {
+				entries = append(entries, entry)
+			}
 		}
 	}
 	return entries, nil
 }
 
+// oddEntries is entries for any other such layer. Each entry is applied in its turn, to what is there then. What it brings is where the
+// plan has put it, unless that is gone in the end.
+func (c *checkout) oddEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
+	plan := newLayerPlan(permissions{})
+	var entries []layerEntry
+	var places []int // in the layer
+	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
+		var entry layerEntry
+		e, ok, err := cleanEntry(hdr, permissions{})
+		if ok {
+			entry = layerEntry{kind: e.Kind, name: e.Name, link: e.Link}
+		} else if err == nil && isDevice(hdr) {
+			ok = true
+			entry, err = deviceEntry(hdr)
+		}
+		if err != nil {
+			return err
+		}
+		if ok {
+			entries, places = append(entries, entry), append(places, plan.index)
+		}
+		return plan.add(hdr)
+	})
+	if err != nil {
+		return nil, err
+	}
+	plan.finish()
+	for i := range entries {
+		e := &entries[i]
+		if there := plan.emit[places[i]]; len(there) > 0 {
+			e.source = there[0].Name
+			continue
+		}
+		switch e.kind {
+		case tarstream.Dir:
+			e.kind = plainDirKind
+		case tarstream.File, tarstream.Symlink:
+			e.kind = goneKind
+		}
+	}
+	return entries, nil
+}
+
+func isDevice(hdr *tar.Header) bool {
+	return hdr.Typeflag == tar.TypeChar || hdr.Typeflag == tar.TypeBlock || hdr.Typeflag == tar.TypeFifo
+}
+
+func deviceEntry(hdr *tar.Header) (layerEntry, error) {
+	name, err := cleanName(hdr.Name)
+	return layerEntry{kind: goneKind, name: name}, err
+}
+
 // treeEntries returns what a checked out layer holds, whiteouts first in each directory.
-func treeEntries(layer *rootFS) ([]tarstream.Entry, error) {
-	var entries []tarstream.Entry
+func treeEntries(layer *rootFS) ([]layerEntry, error) {
+	entries := []layerEntry{{kind: tarstream.Dir}}
 	var visit func(dir string) error
 	visit = func(dir string) error {
 		names, err := layer.names(dir)
@@ -370,19 +546,19 @@ func treeEntries(layer *rootFS) ([]tarstream.Entry, error) {
 		})
 		for _, name := range names {
 			real := joinPath(dir, name)
-			st, err := layer.stat(real)
+			kind, err := layer.kind(real)
 			if err != nil {
 				return err
 			}
-			e := tarstream.Entry{Name: real, Kind: tarstream.File, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid}
-			switch st.Mode & unix.S_IFMT {
+			e := layerEntry{kind: tarstream.File, name: real, source: real}
+			switch kind {
 			case unix.S_IFDIR:
-				e.Kind = tarstream.Dir
+				e.kind = tarstream.Dir
 			case unix.S_IFLNK:
-				e.Kind = tarstream.Symlink
+				e.kind = tarstream.Symlink
 			}
 			entries = append(entries, e)
-			if e.Kind == tarstream.Dir {
+			if e.kind == tarstream.Dir {
 				if err := visit(real); err != nil {
 					return err
 				}
@@ -396,25 +572,33 @@ func treeEntries(layer *rootFS) ([]tarstream.Entry, error) {
 // applier applies the entries of one layer.
 type applier struct {
 	root, layer *rootFS
-	base        bool // the layer is the root already: only whiteouts and hard links are left to do
-	owners      bool
+	base        bool            // the layer is the root already: only whiteouts, devices and hard links are left to do
 	upper       map[string]bool // real paths that this layer has made, and the directories above them
 	settings    *settings
 }
 
-func (a *applier) apply(e tarstream.Entry) error {
-	dir, base := splitPath(e.Name)
+// needs tells whether there is anything to do for an entry.
+func (a *applier) needs(e layerEntry) bool {
+	return !a.base || e.kind == tarstream.HardLink || e.kind == goneKind || strings.HasPrefix(path.Base(e.name), whiteoutPrefix)
+}
+
+func (a *applier) apply(e layerEntry) error {
+	dir, base := splitPath(e.name)
 	if strings.HasPrefix(base, whiteoutPrefix) {
 		return a.whiteout(e, dir, base)
 	}
 	if a.base {
-		if e.Kind == tarstream.HardLink {
+		switch e.kind {
+		case tarstream.HardLink:
 			return a.relink(e)
+		case goneKind: // a device. The directory that it is in is there all the same
+			_, _, err := a.root.resolveDir(dir, true, func(string) {})
+			return err
 		}
 		return nil
 	}
-	if e.Name == "" {
-		return a.root.describe("", e.UID, e.GID, e.Mode, e.Xattrs, a.owners)
+	if e.name == "" {
+		return a.describe(e, "")
 	}
 	parent, _, err := a.root.resolveDir(dir, true, a.keep)
 	if err != nil {
@@ -425,31 +609,43 @@ func (a *applier) apply(e tarstream.Entry) error {
 	if err != nil {
 		return err
 	}
-	if kind != 0 && (kind != unix.S_IFDIR || e.Kind != tarstream.Dir) {
-		if kind == unix.S_IFDIR || e.Kind == tarstream.Dir {
-			err = a.root.removeAll(real, nil)
-		} else {
-			a.root.forget(real, kind)
-		}
-		if err != nil {
+	a.keep(real)
+	isDir := e.kind == tarstream.Dir || e.kind == plainDirKind
+	switch {
+	case kind == 0 || kind == unix.S_IFDIR && isDir:
+	case kind == unix.S_IFDIR || isDir || e.kind == goneKind:
+		if err := a.root.removeAll(real, nil); err != nil {
 			return err
 		}
+	default: // the new name replaces it
+		a.root.forget(real, kind)
 	}
-	a.keep(real)
-	switch e.Kind {
-	case tarstream.Dir:
+	switch e.kind {
+	case goneKind:
+		return nil
+	case tarstream.Dir, plainDirKind:
 		if kind != unix.S_IFDIR {
 			if err := a.root.mkdir(real); err != nil {
 				return err
 			}
 		}
-		return a.root.describe(real, e.UID, e.GID, e.Mode, e.Xattrs, a.owners)
+		return a.describe(e, real)
 	case tarstream.HardLink:
 		return a.hardLink(e, real)
-	case tarstream.Symlink:
-		clear(a.root.resolved)
 	}
-	return a.root.place(a.layer, e.Name, real)
+	return a.root.place(a.layer, e.source, real)
+}
+
+// describe makes a directory of the root what the layer's one is.
+func (a *applier) describe(e layerEntry, real string) error {
+	if e.kind == plainDirKind {
+		return nil
+	}
+	meta, err := a.layer.meta(e.source)
+	if err != nil {
+		return err
+	}
+	return a.root.describe(real, meta)
 }
 
 // keep marks what this layer has made, so that its own whiteouts leave it alone.
@@ -461,9 +657,9 @@ func (a *applier) keep(real string) {
 
 // whiteout removes from the layers below what a whiteout names. What the same layer has put there stays, wherever it
 // stands in the layer.
-func (a *applier) whiteout(e tarstream.Entry, dir, base string) error {
+func (a *applier) whiteout(e layerEntry, dir, base string) error {
 	if a.base { // nothing lies below; the file that marks it goes
-		return a.root.removeAll(e.Name, nil)
+		return a.root.removeAll(e.name, nil)
 	}
 	kept := func(real string) bool { return a.upper[real] }
 	parent, ok, err := a.root.resolveDir(dir, false, nil)
@@ -475,14 +671,14 @@ func (a *applier) whiteout(e tarstream.Entry, dir, base string) error {
 	}
 	name := strings.TrimPrefix(base, whiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
-		return errors.Errorf("%q is no whiteout of a file", e.Name)
+		return errors.Errorf("%q is no whiteout of a file", e.name)
 	}
 	return a.root.removeAll(joinPath(parent, name), kept)
 }
 
 // linkTarget returns the real path of what a hard link names.
-func (a *applier) linkTarget(e tarstream.Entry) (real string, ok bool, err error) {
-	dir, base := splitPath(e.Link)
+func (a *applier) linkTarget(e layerEntry) (real string, ok bool, err error) {
+	dir, base := splitPath(e.link)
 	parent, ok, err := a.root.resolveDir(dir, false, nil)
 	if err != nil || !ok {
 		return "", false, err
@@ -490,36 +686,39 @@ func (a *applier) linkTarget(e tarstream.Entry) (real string, ok bool, err error
 	real = joinPath(parent, base)
 	kind, err := a.root.kind(real)
 	if kind == unix.S_IFDIR {
-		return "", false, errors.Errorf("the hard link %q leads to the directory %q", e.Name, e.Link)
+		return "", false, errors.Errorf("the hard link %q leads to the directory %q", e.name, e.link)
 	}
 	return real, kind != 0, err
 }
 
-func (a *applier) hardLink(e tarstream.Entry, real string) error {
+func (a *applier) hardLink(e layerEntry, real string) error {
 	target, ok, err := a.linkTarget(e)
-	if err != nil {
+	if err != nil || ok && target == real {
 		return err
-	}
-	if !ok {
-		a.settings.warnf("the hard link %q leads to %q, which is not there: it is an empty file", e.Name, e.Link)
-		return a.root.place(a.layer, e.Name, real)
-	}
-	if target == real {
-		return nil
 	}
 	if err := a.root.removeAll(real, nil); err != nil {
 		return err
 	}
-	return a.root.link(target, real)
+	if ok {
+		return a.root.link(target, real)
+	}
+	if e.source == "" { // the layer replaces both later
+		return nil
+	}
+	a.settings.warnf("the hard link %q leads to %q, which is not there: it is a file of its own", e.name, e.link)
+	return a.root.place(a.layer, e.source, real)
 }
 
 // relink makes a hard link of the first layer one again where ostree made a copy.
-func (a *applier) relink(e tarstream.Entry) error {
+func (a *applier) relink(e layerEntry) error {
 	target, ok, err := a.linkTarget(e)
-	if err != nil || !ok || target == e.Name {
+	if err != nil || !ok || target == e.name {
 		return err
 	}
-	was, err := a.root.stat(e.Name)
+	was, err := a.root.stat(e.name)
+	if errors.Is(err, fs.ErrNotExist) { // it lay below what passes for a whiteout
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -527,10 +726,10 @@ func (a *applier) relink(e tarstream.Entry) error {
 	if err != nil || was.Ino == is.Ino {
 		return err
 	}
-	if err := a.root.removeAll(e.Name, nil); err != nil {
+	if err := a.root.removeAll(e.name, nil); err != nil {
 		return err
 	}
-	return a.root.link(target, e.Name)
+	return a.root.link(target, e.name)
 }
 
 // checkout makes dir, which must not be there, the tree of a commit.

@@ -20,6 +20,7 @@ type rootFS struct {
 	dirs     map[string]int    // open directories by their real paths
 	resolved map[string]string // real paths of directories by the names that led there
 	restore  map[string]uint32 // modes of directories that were opened up for work, by their real paths
+	pinned   string            // the real path of a directory that stays open
 	asRoot   bool
 }
 
@@ -28,19 +29,19 @@ const (
 	dirFlags    = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 )
 
-// openRootFS opens the tree at the given path.
+// openRootFS opens the tree at the given path, which no other user can change.
 func openRootFS(root string, asRoot bool) (*rootFS, error) {
-	fd, err := unix.Open(root, dirFlags, 0)
+	r := &rootFS{dirs: map[string]int{}, resolved: map[string]string{}, restore: map[string]uint32{}, asRoot: asRoot}
+	fd, err := r.openDir(unix.AT_FDCWD, root, "")
 	if err != nil {
-		return nil, errors.Wrapf(err, "opening %s", root)
+		return nil, errors.WithMessage(err, root)
 	}
-	return &rootFS{
-		dirs: map[string]int{"": fd}, resolved: map[string]string{}, restore: map[string]uint32{}, asRoot: asRoot,
-	}, nil
+	r.dirs[""] = fd
+	return r, nil
 }
 
-// close gives the directories back the modes that they had and closes the tree.
-func (r *rootFS) close() error {
+// Close gives the directories back the modes that they had and closes the tree.
+func (r *rootFS) Close() error {
 	var failed error
 	paths := slices.Sorted(maps.Keys(r.restore))
 	for _, p := range slices.Backward(paths) { // what lies deeper comes first
@@ -56,7 +57,7 @@ func (r *rootFS) close() error {
 	return failed
 }
 
-// dir returns an open descriptor of the directory at a real path. It stays the tree's own.
+// dir returns an open descriptor of the directory at a real path. It stays the tree's own, and open until dir is called again.
 func (r *rootFS) dir(real string) (int, error) {
 	if fd, ok := r.dirs[real]; ok {
 		return fd, nil
@@ -72,7 +73,7 @@ func (r *rootFS) dir(real string) (int, error) {
 	}
 	if len(r.dirs) >= maxOpenDirs {
 		for p, old := range r.dirs {
-			if p != "" {
+			if p != "" && p != r.pinned {
 				_ = unix.Close(old)
 				delete(r.dirs, p)
 			}
@@ -142,10 +143,18 @@ func (r *rootFS) stat(real string) (unix.Stat_t, error) {
 // resolveDir returns the real path of the directory that name leads to. With create, what is missing is made, with mode 0755, and
 // a file in the way gives way; each directory that was made is told to made. Without, ok is false where something is missing.
 func (r *rootFS) resolveDir(name string, create bool, made func(real string)) (real string, ok bool, err error) {
-	if real, ok := r.resolved[name]; ok {
+	rest := name
+	for known := name; known != ""; known, _ = splitPath(known) {
+		if real, ok = r.resolved[known]; ok {
+			rest = strings.TrimPrefix(name[len(known):], "/")
+			break
+		}
+	}
+	if rest == "" {
 		return real, true, nil
 	}
-	todo := strings.Split(name, "/")
+	todo := strings.Split(rest, "/")
+	missing := false // something of real was, when it was looked at
 	for follows := 0; len(todo) > 0; {
 		part := todo[0]
 		todo = todo[1:]
@@ -158,13 +167,10 @@ func (r *rootFS) resolveDir(name string, create bool, made func(real string)) (r
 		}
 		next := joinPath(real, part)
 		kind, err := r.kind(next)
-		if err != nil {
-			return "", false, err
-		}
 		switch {
-		case kind == unix.S_IFDIR:
-			real = next
-			continue
+		case errors.Is(err, unix.ENOTDIR):
+		case err != nil:
+			return "", false, err
 		case kind == unix.S_IFLNK:
 			if follows++; follows > maxLinkFollow {
 				return "", false, errors.Errorf("%q leads through more than %d symbolic links", name, maxLinkFollow)
@@ -178,21 +184,45 @@ func (r *rootFS) resolveDir(name string, create bool, made func(real string)) (r
 			}
 			todo = append(strings.Split(target, "/"), todo...)
 			continue
-		case !create:
-			return "", false, nil
-		case kind != 0:
-			if err := r.removeAll(next, nil); err != nil {
-				return "", false, err
-			}
 		}
-		if err := r.mkdir(next); err != nil {
+		missing = missing || kind != unix.S_IFDIR
+		real = next // whether it is there is of no interest yet: ".." may follow
+	}
+	if missing {
+		if ok, err := r.makeAll(real, create, made); !ok || err != nil {
 			return "", false, err
 		}
-		made(next)
-		real = next
 	}
 	r.resolved[name] = real
 	return real, true, nil
+}
+
+// makeAll makes the directory at a real path, and those above it, where create is set. ok tells whether it is there.
+func (r *rootFS) makeAll(real string, create bool, made func(real string)) (ok bool, err error) {
+	done := 0
+	for part := range strings.SplitSeq(real, "/") {
+		done += len(part)
+		next := real[:done]
+		done++
+		kind, err := r.kind(next)
+		if err != nil {
+			return false, err
+		}
+		if kind == unix.S_IFDIR {
+			continue
+		}
+		if !create {
+			return false, nil
+		}
+		if err := r.removeAll(next, nil); err != nil {
+			return false, err
+		}
+		if err := r.mkdir(next); err != nil {
+			return false, err
+		}
+		made(next)
+	}
+	return true, nil
 }
 
 func (r *rootFS) readlink(real string) (string, error) {
@@ -307,9 +337,12 @@ func (r *rootFS) forget(real string, kind uint32) {
 			delete(r.dirs, real)
 		}
 		delete(r.restore, real)
-		clear(r.resolved)
 	case unix.S_IFLNK:
-		clear(r.resolved)
+	default:
+		return
+	}
+	if len(r.resolved) > 0 {
+		r.resolved = map[string]string{} // clear would look at all that it has ever held, each time
 	}
 }
 
@@ -329,13 +362,15 @@ func (r *rootFS) place(from *rootFS, source, real string) error {
 	return errors.Wrapf(unix.Renameat(fromFd, sourceBase, fd, base), "placing %q", real)
 }
 
-// link makes a second name of a file of this tree. It replaces what is there.
+// link makes a second name of a file of this tree, where nothing stands.
 func (r *rootFS) link(target, real string) error {
 	targetDir, targetBase := splitPath(target)
 	targetFd, err := r.dir(targetDir)
 	if err != nil {
 		return err
 	}
+	r.pinned = targetDir
+	defer func() { r.pinned = "" }()
 	dir, base := splitPath(real)
 	fd, err := r.dir(dir)
 	if err != nil {
@@ -344,21 +379,60 @@ func (r *rootFS) link(target, real string) error {
 	return errors.Wrapf(unix.Linkat(targetFd, targetBase, fd, base, 0), "linking %q to %q", real, target)
 }
 
-// describe gives a directory the owner, the mode and the attributes that its entry has. Attributes that it has beside are removed.
-func (r *rootFS) describe(real string, uid, gid, mode uint32, xattrs map[string]string, owners bool) error {
+// dirMeta is what a directory has beside a name.
+type dirMeta struct {
+	uid, gid, mode uint32
+	xattrs         map[string]string // those of the kinds that layers keep
+}
+
+// meta returns what the directory at a real path has.
+func (r *rootFS) meta(real string) (dirMeta, error) {
+	fd, err := r.dir(real)
+	if err != nil {
+		return dirMeta{}, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return dirMeta{}, errors.Wrapf(err, "looking at %q", real)
+	}
+	m := dirMeta{uid: st.Uid, gid: st.Gid, mode: st.Mode & 0o7777}
+	if mode, ok := r.restore[real]; ok {
+		m.mode = mode
+	}
+	names, err := listXattrs(fd)
+	for i := 0; i < len(names) && err == nil; i++ {
+		buf := make([]byte, maxXattrBytes)
+		var n int
+		if n, err = unix.Fgetxattr(fd, names[i], buf); err == nil {
+			if m.xattrs == nil {
+				m.xattrs = map[string]string{}
+			}
+			m.xattrs[names[i]] = string(buf[:n])
+		}
+	}
+	return m, errors.Wrapf(err, "reading the attributes of %q", real)
+}
+
+// describe gives a directory these owners, mode and attributes. Attributes that it has beside are removed.
+func (r *rootFS) describe(real string, m dirMeta) error {
 	fd, err := r.dir(real)
 	if err != nil {
 		return err
 	}
-	if owners {
-		if err := unix.Fchown(fd, int(uid), int(gid)); err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return errors.Wrapf(err, "looking at %q", real)
+	}
+	if st.Uid != m.uid || st.Gid != m.gid {
+		if err := unix.Fchown(fd, int(m.uid), int(m.gid)); err != nil {
 			return errors.Wrapf(err, "setting the owner of %q", real)
 		}
 	}
-	if err := setXattrs(fd, xattrs, owners); err != nil {
+	if err := setXattrs(fd, m.xattrs); err != nil {
 		return errors.WithMessagef(err, "setting the attributes of %q", real)
 	}
 	delete(r.restore, real)
+	mode := m.mode
 	if !r.asRoot && mode&0o700 != 0o700 { // work goes on below: the mode comes at the end
 		r.restore[real] = mode
 		mode |= 0o700
@@ -366,34 +440,46 @@ func (r *rootFS) describe(real string, uid, gid, mode uint32, xattrs map[string]
 	return errors.Wrapf(unix.Fchmod(fd, mode), "setting the mode of %q", real)
 }
 
-// setXattrs gives an open directory these attributes of the kinds that layers keep, and no other of them.
-func setXattrs(fd int, xattrs map[string]string, privileged bool) error {
+// maxXattrBytes is XATTR_SIZE_MAX, and XATTR_LIST_MAX too.
+const maxXattrBytes = 64 << 10
+
+// listXattrs returns the names of the attributes of an open directory that are of the kinds that layers keep.
+func listXattrs(fd int) ([]string, error) {
 	size, err := unix.Flistxattr(fd, nil)
-	if err != nil {
-		if errors.Is(err, unix.ENOTSUP) && len(xattrs) == 0 {
-			return nil
-		}
-		return errors.WithStack(err)
+	if size == 0 || errors.Is(err, unix.ENOTSUP) {
+		return nil, nil
 	}
-	if size > 0 {
-		buf := make([]byte, size)
-		if size, err = unix.Flistxattr(fd, buf); err != nil {
-			return errors.WithStack(err)
+	buf := make([]byte, maxXattrBytes)
+	if err == nil {
+		size, err = unix.Flistxattr(fd, buf)
+	}
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	var names []string
+	for name := range strings.SplitSeq(strings.TrimRight(string(buf[:size]), "\x00"), "\x00") {
+		if strings.HasPrefix(name, "user.") || name == capability {
+			names = append(names, name)
 		}
-		for name := range strings.SplitSeq(strings.TrimRight(string(buf[:size]), "\x00"), "\x00") {
-			_, stays := xattrs[name]
-			if stays || !strings.HasPrefix(name, "user.") && name != capability {
-				continue
-			}
-			if err := unix.Fremovexattr(fd, name); err != nil {
-				return errors.WithStack(err)
-			}
+	}
+	return names, nil
+}
+
+// setXattrs gives an open directory these attributes, and no other of the kinds that layers keep.
+func setXattrs(fd int, xattrs map[string]string) error {
+	names, err := listXattrs(fd)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if _, stays := xattrs[name]; stays {
+			continue
+		}
+		if err := unix.Fremovexattr(fd, name); err != nil {
+			return errors.Wrap(err, name)
 		}
 	}
 	for name, value := range xattrs {
-		if name == capability && !privileged {
-			continue
-		}
 		if err := unix.Fsetxattr(fd, name, []byte(value), 0); err != nil {
 			return errors.Wrap(err, name)
 		}
