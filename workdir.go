@@ -16,6 +16,9 @@ const (
 	workPrefix    = "ostree-image-"
 	newWorkPrefix = ".ostree-image-new-"
 
+	// workMark is the file that tells a work directory from one that somebody gave such a name.
+	workMark = ".ostree-image-work"
+
 	// touchInterval keeps a work directory in a repository's tmp/ younger than a day: ostree removes older ones there.
 	touchInterval = time.Hour
 	// abandonedAfter is when a directory that was never locked belongs to a process that was killed while it made it.
@@ -43,6 +46,9 @@ func newWorkDir(parent string, r *runner) (w *workDir, err error) {
 			_ = w.remove()
 		}
 	}()
+	if err := os.WriteFile(filepath.Join(fresh, workMark), nil, 0o600); err != nil {
+		return nil, errors.WithStack(err)
+	}
 	if w.lock, err = os.Open(fresh); err != nil {
 		return nil, errors.WithStack(err)
 	}
@@ -89,8 +95,9 @@ func (w *workDir) remove() error {
 	return err
 }
 
-// release ends the hold on the directory, which stays.
+// release ends the hold on the directory. Where it is still there it stays, and is nobody's to sweep.
 func (w *workDir) release() {
+	_ = os.Remove(w.join(workMark))
 	for _, f := range w.done {
 		f()
 	}
@@ -118,6 +125,9 @@ func sweepWorkDirs(parent string) {
 			continue
 		}
 		path := filepath.Join(parent, e.Name())
+		if mark, err := os.Lstat(filepath.Join(path, workMark)); err != nil || !mark.Mode().IsRegular() || !ownedByUser(mark) {
+			continue
+		}
 		lock, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|oNoFollow, 0)
 		if err != nil {
 			continue
