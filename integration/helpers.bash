@@ -337,3 +337,10 @@ slow_proxy() {
     done
     proxy=127.0.0.1:$(cat -- "$BATS_TEST_TMPDIR/proxy")
 }
+
+# make_hostile: names, a config and a manifest that mean something to a shell.
+make_hostile() {
+    set -ex
+    python3 "$INTEGRATION/image.py" hostile hostile.tar
+    python3 "$INTEGRATION/image.py" --author=$'O\'Hara "$(touch /tmp/pwned)" `id` \\ %s\n\t馬 !' oci oci hostile hostile.tar
+}

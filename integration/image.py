@@ -6,6 +6,7 @@
   image.py digest LAYOUT TAG       prints the digest of an image's manifest
   image.py files TARFILE N         a layer of N small files
   image.py bad DIR                 a tar file each for layers that must be refused
+  image.py hostile TARFILE         a layer of names that mean something to a shell
   image.py xattrs DIR              fails where the file system of DIR keeps no user.* attributes
   image.py odd DIR                 a tar file each for many odd layers; *-tar.* are those that tar extracts as they are meant
 """
@@ -78,10 +79,12 @@ def read_layer(path):
     return gzip.compress(blob, 6, mtime=0), blob, "+gzip"
 
 
-def write_image(layout, tag, layers, arch, system, created):
+def write_image(layout, tag, layers, arch, system, created, author):
     config = {"architecture": arch, "os": system, "config": {}, "rootfs": {"type": "layers", "diff_ids": []}}
     if created:
         config["created"] = created
+    if author:
+        config["author"] = author
     manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": None, "layers": []}
     for path in layers:
         blob, stream, suffix = read_layer(path)
@@ -103,7 +106,8 @@ def write_files(path, count):
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for i in range(count):
             data = f"file {i}\n".encode()
-            info = tarfile.TarInfo(f"dir{i // 500}/file-{i}")
+            name = hashlib.sha256(data).hexdigest()  # so that the record of many does not get small by compression
+            info = tarfile.TarInfo(f"dir{i // 500}/{name}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
 
@@ -306,6 +310,16 @@ def write_bad(directory):
             f.write(data)
 
 
+def write_hostile(path):
+    """A layer of names that mean something to a shell, of modes that a log must restore."""
+    layer = Layer().dir("./")
+    for n in ("it's", 'a "b" c', "$HOME `id` $(id)", "back\\slash\\", "*?[a]", "~", "--checkpoint=1", "-n", "%s\\n", "a=b;c&d|e", "#c", "{d,e}",
+              " lead and trail ", "tab\there", "\x01\x1b[31m", "žluť 馬", "a>b<c", "!x"):
+        layer.file(n, n, mode=0)
+    with open(path, "wb") as f:
+        f.write(layer.end())
+
+
 def write_odd(directory):
     for n, (name, data, well) in enumerate(odd_layers()):
         path = os.path.join(directory, f"{n:03}-{name}{'-tar' if well else ''}.tar")
@@ -327,14 +341,15 @@ def write_odd(directory):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("command", choices=["oci", "layers", "digest", "files", "odd", "bad", "xattrs"])
+    p.add_argument("command", choices=["oci", "layers", "digest", "files", "odd", "bad", "hostile", "xattrs"])
     p.add_argument("args", nargs="+")
     p.add_argument("--arch", default=native_arch())
     p.add_argument("--os", default="linux")
     p.add_argument("--created", default=CREATED)
+    p.add_argument("--author")
     a = p.parse_args()
     if a.command == "oci":
-        write_image(a.args[0], a.args[1], a.args[2:], a.arch, a.os, a.created)
+        write_image(a.args[0], a.args[1], a.args[2:], a.arch, a.os, a.created, a.author)
     elif a.command == "digest":
         print(find(*a.args)["digest"])
     elif a.command == "layers":
@@ -345,6 +360,8 @@ def main():
         write_files(a.args[0], int(a.args[1]))
     elif a.command == "odd":
         write_odd(a.args[0])
+    elif a.command == "hostile":
+        write_hostile(a.args[0])
     elif a.command == "bad":
         write_bad(a.args[0])
     else:
