@@ -10,6 +10,7 @@ import (
 	"github.com/containers/image/v5/manifest"
 	ociarchive "github.com/containers/image/v5/oci/archive"
 	"github.com/containers/image/v5/oci/layout"
+	"github.com/containers/image/v5/signature"
 	"github.com/containers/image/v5/transports/alltransports"
 	"github.com/containers/image/v5/types"
 	"github.com/docker/distribution/registry/api/errcode"
@@ -130,8 +131,14 @@ func isPassing(err error) bool {
 
 // explainCopy adds what the user can do about the library's error, and makes an image that is not there an error of that kind.
 func explainCopy(err error) error {
-	if isMissingSource(err) {
+	var rejected signature.PolicyRequirementError
+	var invalid signature.InvalidSignatureError
+	switch {
+	case isMissingSource(err):
 		return notFoundError{err.Error()}
+	case errors.As(err, &rejected), errors.As(err, &invalid), strings.Contains(err.Error(), "does not match expected sha"),
+		strings.Contains(err.Error(), "Digest did not match"):
+		return checkError{err.Error()}
 	}
 	if strings.Contains(err.Error(), "Cannot write sigstore signature") || strings.Contains(err.Error(), "unsupported signature format") ||
 		strings.Contains(err.Error(), "sigstore-json") {

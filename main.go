@@ -468,7 +468,7 @@ func (p *program) pull(c *cli.Context) error {
 		return err
 	}
 	name := c.Args().Get(1)
-	if name == "" {
+	if c.NArg() == 1 {
 		if name, err = pullName(source); err != nil {
 			return err
 		}

@@ -84,21 +84,23 @@ func normalizeName(name string) (string, error) {
 	return name, nil
 }
 
-// normalizeRepo makes a repository's path absolute and resolves symbolic links. A colon would make the
-// policy's scopes ambiguous, so the old transport refused it, and so does this.
+// normalizeRepo makes a repository's path absolute and resolves symbolic links. A colon would make the policy's scopes ambiguous, so the
+// old transport refused it, and so does this; ostree pull-local takes a percent sign for a part of a URL.
 func normalizeRepo(path string) (string, error) {
-	if strings.Contains(path, ":") {
-		return "", usagef("repository path %q: a colon cannot stand in it", path)
-	}
-	resolved, err := explicitfilepath.ResolvePathToFullyExplicit(path)
-	if err != nil {
-		if os.IsNotExist(errors.Cause(err)) {
-			return "", notFoundf("repository path %q: its parent directory does not exist", path)
+	resolved := path
+	if !strings.ContainsAny(path, ":%") {
+		var err error
+		if resolved, err = explicitfilepath.ResolvePathToFullyExplicit(path); err != nil {
+			if os.IsNotExist(errors.Cause(err)) {
+				return "", notFoundf("repository path %q: its parent directory does not exist", path)
+			}
+			return "", usagef("repository path %q: %s", path, err)
 		}
-		return "", usagef("repository path %q: %s", path, err)
 	}
-	if strings.Contains(resolved, ":") {
-		return "", usagef("repository path %q: a colon cannot stand in it", resolved)
+	for _, c := range []struct{ sign, name string }{{":", "a colon"}, {"%", "a percent sign"}} {
+		if strings.Contains(resolved, c.sign) {
+			return "", usagef("repository path %q: %s cannot stand in it", resolved, c.name)
+		}
 	}
 	return resolved, nil
 }

@@ -84,7 +84,8 @@ type process struct {
 	tool   string
 	args   []string
 	stderr tail
-	ctx    context.Context
+	above  context.Context // the caller's
+	ctx    context.Context // ends with that, or with --command-timeout
 	cancel context.CancelFunc
 	stop   func() bool
 	number int
@@ -142,7 +143,7 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	if err != nil {
 		return nil, err
 	}
-	cancel := context.CancelFunc(func() {})
+	above, cancel := ctx, context.CancelFunc(func() {})
 	if r.timeout > 0 {
 		ctx, cancel = context.WithTimeoutCause(ctx, r.timeout,
 			errors.Errorf("stopped after %s, the limit of --command-timeout", r.timeout))
@@ -152,7 +153,7 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	if c.errLimit == 0 {
 		c.errLimit = stderrTail
 	}
-	p := &process{stderr: tail{limit: c.errLimit}, tool: r.programs[c.tool], args: c.args, ctx: ctx, cancel: cancel, run: r}
+	p := &process{stderr: tail{limit: c.errLimit}, tool: r.programs[c.tool], args: c.args, above: above, ctx: ctx, cancel: cancel, run: r}
 	p.cmd = exec.CommandContext(ctx, path, c.args...)
 	p.cmd.Args[0] = p.tool
 	p.cmd.Env = append(environment(), c.env...)
@@ -228,14 +229,20 @@ func (p *process) kill() {
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 }
 
-// wait waits for the end of the process. Any end but exit status 0 is a *toolError, which is the context's error too
-// where that ended it.
+// wait waits for the end of the process. Any end but exit status 0 is a *toolError; where the caller's context ended it,
+// it is that context's cause.
 func (p *process) wait() error {
 	err := p.cmd.Wait()
 	if err == nil {
 		p.cancel()
 		p.ended(nil)
 		return nil
+	}
+	if p.above.Err() != nil { // the command is not to blame: something else ended the run
+		cause := context.Cause(p.above)
+		p.cancel()
+		p.ended(cause)
+		return cause
 	}
 	cause := err
 	if p.ctx.Err() != nil {

@@ -88,7 +88,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			break
 		}
 		if err != nil {
-			return s.readError(err)
+			return s.readError(err, s.entries+1)
 		}
 		if err := segment(tr.RawBytes()); err != nil {
 			return err
@@ -108,7 +108,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			if errors.As(err, &sinkErr) {
 				return sinkErr.err
 			}
-			return s.readError(err)
+			return s.readError(err, s.entries)
 		}
 		if n > 0 && payload == nil {
 			s.exact = false // the tree does not hold these bytes
@@ -183,15 +183,15 @@ func (s *layerScan) pack(e storage.Entry) error {
 	return errors.WithMessage(err, "recording the layer's tar stream")
 }
 
-// readError names a stream that is no tar archive.
-func (s *layerScan) readError(err error) error {
+// readError names a stream that is no tar archive, or what is wrong with its n-th entry.
+func (s *layerScan) readError(err error, n int) error {
 	switch {
 	case errors.Is(err, tar.ErrHeader) && s.entries == 0:
 		return errors.New("not a tar archive")
 	case errors.Is(err, tar.ErrHeader):
 		return errors.Errorf("not a tar archive after its entry %d", s.entries)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.Errorf("the tar archive breaks off in its entry %d", s.entries+1)
+		return errors.Errorf("the tar archive breaks off in its entry %d", n)
 	}
 	return errors.WithMessagef(err, "reading the layer after its entry %d", s.entries)
 }
