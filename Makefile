@@ -11,6 +11,7 @@ GO = $(eval GO := $(shell $(FIND_GO)))$(GO)
 else
 FIND_GO = command -v '$(GO)'
 endif
+WITH_GO = $$(dirname "$$(command -v '$(GO)')"):$$PATH
 TAGS = containers_image_openpgp
 # With cgo, what the library would link against C libraries for goes too.
 RACE_TAGS = $(TAGS) exclude_graphdriver_btrfs exclude_graphdriver_devicemapper
@@ -28,8 +29,8 @@ JOBS = $(shell nproc)
 
 # Names of Debian packages. What is there already is left alone, whoever put it there.
 PACKAGES_RUN = ostree tar gzip
-PACKAGES_TEST = $(PACKAGES_RUN) bats parallel mmdebstrap debian-archive-keyring umoci skopeo docker-registry apache2-utils \
-	openssl python3 jq zstd bzip2 xz-utils attr libcap2-bin gnupg passwd procps gcc libc6-dev
+PACKAGES_TEST = $(PACKAGES_RUN) $(PACKAGES_LINT) bats parallel mmdebstrap debian-archive-keyring umoci skopeo docker-registry apache2-utils \
+	openssl python3 jq zstd bzip2 xz-utils attr libcap2-bin gnupg file faketime dash mount passwd procps util-linux gcc libc6-dev
 PACKAGES_LINT = shellcheck
 GOLANGCI_LINT = .tools/bin/golangci-lint
 GOLANGCI_LINT_VERSION = v2.15.0
@@ -66,7 +67,7 @@ race: deps-build ## run the Go tests with the race detector
 	$(GO) test -race -v -count=1 -tags '$(RACE_TAGS)' ./... | awk -f scripts/count-tests
 
 integration: build ## run the bats tests, as many at a time as there are processors
-	@jobs=; if parallel --version 2>/dev/null | grep -q '^GNU'; then jobs='--jobs $(JOBS)'; fi; \
+	@export PATH="$(WITH_GO)"; jobs=; if parallel --version 2>/dev/null | grep -q '^GNU'; then jobs='--jobs $(JOBS)'; fi; \
 	if [ -t 1 ]; then set -x; bats $$jobs integration/*.bats; \
 	else set -x; bats $$jobs --formatter tap integration/*.bats | awk -f scripts/count-tests; fi
 
@@ -82,7 +83,7 @@ bench: deps-test build ## measure imports, exports and checkouts (as root; BENCH
 
 lint: deps-build deps-lint ## check the source: golangci-lint (gofumpt and goimports with it), go vet, shellcheck
 	$(GO) vet -tags '$(TAGS)' ./...
-	PATH="$$(dirname "$$(command -v '$(GO)')"):$$PATH" $(GOLANGCI_LINT) run --build-tags '$(TAGS)'
+	PATH="$(WITH_GO)" $(GOLANGCI_LINT) run --build-tags '$(TAGS)'
 	shellcheck $(SHELL_FILES)
 	shellcheck --exclude=SC2034,SC2154 integration/*.bash integration/*.bats # variables that bats sets and helpers read
 
