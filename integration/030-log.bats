@@ -162,7 +162,6 @@ replay_is_same() {
     check_log "$LOG"
     local line
     line=$(sed -n 's/^+ \(.* refs .*\)/\1/p' <<<"$stderr" | head -n 1)
-    # shellcheck disable=SC2016 # the inner shell expands it
     run -0 sh -c 'NL=$(printf "\nx"); NL=${NL%x}; set -- '"$line"'; printf %s "$3"'
     assert_stdout "--repo=$odd/repo"
 }

@@ -66,7 +66,6 @@ fake() {
 
 @test "error [read-only repository, root]" {
     requires_tool unshare mount
-    # shellcheck disable=SC2016 # the inner shell expands it
     run --separate-stderr unshare --mount sh -euc \
         'mount --bind "$1" "$1"; mount -o remount,bind,ro "$1"; exec "$2" --insecure-policy --repo="$1" pull "$3" small' sh "$REPO" "$OI" "$SMALL"
     [[ $status == 1 ]] || fail "status $status: $stderr"
@@ -332,7 +331,6 @@ END
 
 @test "error [disk full]" {
     requires_tool unshare mount
-    # shellcheck disable=SC2016 # the inner shell expands it
     run --separate-stderr unshare --mount sh -euc '
         mkdir "$1"; mount -t tmpfs -o size=3m none "$1"; ostree init --repo="$1/repo" --mode=bare-user
         head -c 2500000 /dev/urandom >"$1/fill"

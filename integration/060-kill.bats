@@ -39,7 +39,7 @@ start_slowly() {
         >"$BATS_TEST_TMPDIR/out" 2>"$BATS_TEST_TMPDIR/err" 3>&- &
     pid=$!
     for ((i = 0; i < 200; i++)); do
-        [[ -n $(children "$REPO" | grep " \?$tool ") && -n $(find "$REPO/tmp" -name 'blob-*' -size +2M) ]] && return
+        children "$REPO" | grep -q " \?$tool " && [[ -n $(find "$REPO/tmp" -name 'blob-*' -size +2M) ]] && return
         kill -0 "$pid" || break
         sleep 0.1
     done

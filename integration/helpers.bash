@@ -47,8 +47,9 @@ fail() {
 
 # must COMMAND… runs a command of a test's preparation, quiet unless it fails.
 must() {
-    local out
-    out=$("$@" 2>&1) || { echo "\$ ${*@Q}"; echo "$out"; fail "status $?"; }
+    local out status=0
+    out=$("$@" 2>&1) || status=$?
+    ((status == 0)) || fail "status $status of ${*@Q}: $out"
 }
 
 assert_stdout() {
