@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/base64"
 	"io"
+	"os"
 	"path"
 	"sort"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
@@ -53,14 +55,48 @@ func (s *blobStore) find(ref string) (spec string, ok bool) {
 	return remotes[0], true
 }
 
-// findImage returns the refspec of an image. What it names is looked up beside it from then on.
+// findImage returns the refspec of an image.
 func (s *blobStore) findImage(ref ostreeReference) (string, error) {
 	spec, ok := s.find(ref.ref())
 	if !ok {
 		return "", notFoundf("no image %s in the repository %s; see ostree-image list", ref.image, s.repo.path)
 	}
-	s.near = strings.TrimSuffix(spec, ref.ref())
 	return spec, nil
+}
+
+// images returns the names and refspecs of all images, by name. Of two with one name the first is the one that the name finds.
+func (s *blobStore) images() (names, specs []string) {
+	for spec := range s.refs {
+		if _, ref := splitSpec(spec); isImageRef(ref) {
+			specs = append(specs, spec)
+		}
+	}
+	sort.Slice(specs, func(i, j int) bool {
+		remoteI, refI := splitSpec(specs[i])
+		remoteJ, refJ := splitSpec(specs[j])
+		nameI, _ := imageName(refI)
+		nameJ, _ := imageName(refJ)
+		return nameI < nameJ || nameI == nameJ && remoteI < remoteJ
+	})
+	for _, spec := range specs {
+		_, ref := splitSpec(spec)
+		name, _ := imageName(ref)
+		names = append(names, name)
+	}
+	return names, specs
+}
+
+func isImageRef(ref string) bool {
+	_, ok := imageName(ref)
+	return ok
+}
+
+// beside returns a store that looks first where the image at spec lies: under the remote that it was pulled from.
+func (s *blobStore) beside(spec string) *blobStore {
+	_, ref := splitSpec(spec)
+	near := *s
+	near.near = strings.TrimSuffix(spec, ref)
+	return &near
 }
 
 // storedBlob is a blob in the repository, and what there is to give its bytes back.
@@ -85,7 +121,7 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 	if !ok {
 		return nil, checkf("blob %s is missing from the repository %s", d, s.repo.path)
 	}
-	info, err := s.repo.commitInfo(ctx, spec)
+	info, err := s.repo.readCommit(ctx, spec)
 	if err != nil {
 		return nil, errors.WithMessagef(err, "blob %s", d)
 	}
@@ -106,7 +142,7 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 		b.side = side
 		names, err := s.repo.fileNames(ctx, side, "")
 		if err != nil {
-			return nil, errors.WithMessagef(err, "blob %s", d)
+			return nil, errors.WithMessagef(damage(err), "blob %s", d)
 		}
 		for _, n := range names {
 			b.hasFile[n] = true
@@ -114,7 +150,7 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 	}
 	if !b.layer { // a config, or a layer of 2017, whose commit says nothing of a diffID
 		if isContent, err := s.repo.hasFile(ctx, spec, fileContent); err != nil {
-			return nil, errors.WithMessagef(err, "blob %s", d)
+			return nil, errors.WithMessagef(damage(err), "blob %s", d)
 		} else if !isContent {
 			b.layer = true
 		}
@@ -215,9 +251,18 @@ func (s *blobStore) openRecord(ctx context.Context, b *storedBlob) (io.ReadClose
 	gz, err := gzip.NewReader(packed)
 	if err != nil {
 		_ = packed.Close()
-		return nil, checkf("the tar-split data of layer %s cannot be read: %s", b.digest, err)
+		return nil, badRecord(b, err)
 	}
 	return &stackedReader{Reader: gz, below: []io.Closer{gz, packed}}, nil
+}
+
+// badRecord says that a layer's tar-split data cannot be read, and why.
+func badRecord(b *storedBlob, err error) error {
+	var terr *toolError
+	if errors.As(err, &terr) {
+		return errors.WithMessagef(damage(err), "the tar-split data of layer %s", b.digest)
+	}
+	return checkf("the tar-split data of layer %s cannot be read: %s", b.digest, err)
 }
 
 // headers calls f for each entry of the layer, in the layer's order. The layer must be one that can be rebuilt.
@@ -297,8 +342,59 @@ func (v *verifiedReader) Read(p []byte) (int, error) {
 		if got := v.sum.Digest(); got != v.want {
 			return n, &digestError{expected: v.want, actual: got}
 		}
+	} else if err != nil {
+		err = errors.WithMessagef(damage(err), "reading blob %s", v.want)
 	}
 	return n, err
+}
+
+// damageError is an error of reading a commit that is there: the repository does not hold what it should.
+type damageError struct{ err error }
+
+func (e *damageError) Error() string { return e.err.Error() + ": the repository is damaged" }
+
+// Unwrap makes it one of the errors that have an exit status of their own.
+func (e *damageError) Unwrap() []error { return []error{checkError{e.Error()}, e.err} }
+
+// damageSigns are what ostree says of objects that are missing or broken. A broken commit can end it with a signal, too.
+var damageSigns = []string{"No such metadata object", "Couldn't find file object", "Corrupted ", "Invalid ", "File header size", "Need more input"}
+
+// damage tells an error that says that the repository is damaged from all others.
+func damage(err error) error {
+	var check checkError
+	var notFound notFoundError
+	var missing *missingToolError
+	var terr *toolError
+	switch {
+	case err == nil, errors.As(err, &check), errors.As(err, &notFound), errors.As(err, &missing),
+		errors.Is(err, os.ErrClosed), errors.Is(err, io.ErrClosedPipe), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errors.As(err, &terr):
+		for _, sign := range damageSigns {
+			if strings.Contains(terr.Stderr, sign) {
+				return &damageError{err}
+			}
+		}
+		if text := terr.Err.Error(); strings.Contains(text, syscall.SIGSEGV.String()) || strings.Contains(text, syscall.SIGABRT.String()) {
+			return &damageError{err}
+		}
+	}
+	return err
+}
+
+// readCommit returns what a commit that is there says. One that cannot be understood is damage.
+func (r *repository) readCommit(ctx context.Context, spec string) (commitInfo, error) {
+	info, err := r.commitInfo(ctx, spec)
+	var terr *toolError
+	if err == nil || errors.As(err, &terr) || errors.Is(err, errNoRef) {
+		return info, damage(err)
+	}
+	var notFound notFoundError
+	var missing *missingToolError
+	if errors.As(err, &notFound) || errors.As(err, &missing) {
+		return info, err
+	}
+	return info, &damageError{err}
 }
 
 func (v *verifiedReader) Close() error { return v.r.Close() }
@@ -353,6 +449,10 @@ func newRebuild(ctx context.Context, repo *repository, commit string, record io.
 		defer close(r.ended)
 		err := asm.WriteOutputTarStream(r, r, in)
 		r.part.close()
+		var terr *toolError
+		if err != nil && ctx.Err() == nil && !errors.As(err, &terr) { // a payload whose checksum is not what the data says
+			err = &damageError{err}
+		}
 		_ = in.CloseWithError(err) // a nil error is io.EOF
 	}()
 	return r

@@ -3,12 +3,12 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"sort"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/containers/image/v5/manifest"
+	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
@@ -33,14 +33,14 @@ type imageInfo struct {
 
 // imageReader reads images of a repository. It asks each blob once, however many images share it.
 type imageReader struct {
-	repo *repository
+	store *blobStore
 
 	mu    sync.Mutex
-	sizes map[digest.Digest]int64 // of the layers' tar streams, 0 where unknown
+	sizes map[string]int64 // of layers' tar streams, by their refspecs; 0 where unknown
 }
 
-func newImageReader(repo *repository) *imageReader {
-	return &imageReader{repo: repo, sizes: map[digest.Digest]int64{}}
+func newImageReader(store *blobStore) *imageReader {
+	return &imageReader{store: store, sizes: map[string]int64{}}
 }
 
 // readManifest returns the manifest of an image's commit, verified, and its media type.
@@ -65,9 +65,10 @@ func (r *repository) readManifest(ctx context.Context, info commitInfo) ([]byte,
 }
 
 // info reads one image. What cannot be read is an error that comes with what could.
-func (r *imageReader) info(ctx context.Context, name, ref string) (imageInfo, error) {
-	image := imageInfo{Name: name, Ref: ref}
-	info, err := r.repo.commitInfo(ctx, ref)
+func (r *imageReader) info(ctx context.Context, name, spec string) (imageInfo, error) {
+	image := imageInfo{Name: name, Ref: spec}
+	store := r.store.beside(spec)
+	info, err := store.repo.commitInfo(ctx, spec)
 	if err != nil {
 		return image, err
 	}
@@ -77,7 +78,7 @@ func (r *imageReader) info(ctx context.Context, name, ref string) (imageInfo, er
 			return image, checkf("the commit says that it has %q signatures", text)
 		}
 	}
-	blob, mimeType, err := r.repo.readManifest(ctx, info)
+	blob, mimeType, err := store.repo.readManifest(ctx, info)
 	if err != nil {
 		return image, err
 	}
@@ -85,24 +86,17 @@ func (r *imageReader) info(ctx context.Context, name, ref string) (imageInfo, er
 	image.Created = time.Unix(int64(info.timestamp), 0).UTC()
 	image.Size = int64(len(blob))
 	if manifest.MIMETypeIsMultiImage(mimeType) {
-		return image, nil
+		return image, r.sumInstances(ctx, store, info.checksum, &image)
 	}
 	blobs, err := manifestBlobs(blob, mimeType)
 	if err != nil {
 		return image, err
 	}
 	image.Layers = len(blobs) - 1
-	for _, b := range blobs {
-		image.Size += max(0, b.Size)
+	if err := r.sum(ctx, store, blobs, &image); err != nil {
+		return image, err
 	}
-	for _, b := range blobs[1:] {
-		size, err := r.uncompressedSize(ctx, b.Digest)
-		if err != nil {
-			return image, err
-		}
-		image.UncompressedSize += size
-	}
-	content, err := r.repo.catFile(ctx, blobRef(blobs[0].Digest), fileContent, maxConfigBytes)
+	content, err := store.readSmall(ctx, blobs[0].Digest)
 	if err != nil {
 		return image, err
 	}
@@ -116,45 +110,109 @@ func (r *imageReader) info(ctx context.Context, name, ref string) (imageInfo, er
 	return image, nil
 }
 
-func (r *imageReader) uncompressedSize(ctx context.Context, layer digest.Digest) (int64, error) {
+// sum adds up the sizes of blobs, the first of which is a config.
+func (r *imageReader) sum(ctx context.Context, store *blobStore, blobs []types.BlobInfo, image *imageInfo) error {
+	for _, b := range blobs {
+		image.Size += max(0, b.Size)
+	}
+	for _, b := range blobs[1:] {
+		size, err := r.uncompressedSize(ctx, store, b.Digest)
+		if err != nil {
+			return err
+		}
+		image.UncompressedSize += size
+	}
+	return nil
+}
+
+// sumInstances adds up the sizes of a multi-architecture image. What several instances share counts once.
+func (r *imageReader) sumInstances(ctx context.Context, store *blobStore, commit string, image *imageInfo) error {
+	instances, err := store.repo.instances(ctx, commit)
+	if err != nil {
+		return err
+	}
+	seen := map[digest.Digest]bool{}
+	for _, i := range instances {
+		image.Size += int64(len(i.blob))
+		blobs, err := manifestBlobs(i.blob, i.mimeType)
+		if err != nil {
+			return err
+		}
+		fresh := blobs[:1:1]
+		if seen[blobs[0].Digest] {
+			fresh[0].Size = 0
+		}
+		seen[blobs[0].Digest] = true
+		for _, b := range blobs[1:] {
+			if !seen[b.Digest] {
+				seen[b.Digest] = true
+				fresh = append(fresh, b)
+			}
+		}
+		if err := r.sum(ctx, store, fresh, image); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *imageReader) uncompressedSize(ctx context.Context, store *blobStore, layer digest.Digest) (int64, error) {
+	spec, ok := store.find(blobRef(layer))
+	if !ok {
+		return 0, checkf("blob %s is missing from the repository %s", layer, store.repo.path)
+	}
 	r.mu.Lock()
-	size, known := r.sizes[layer]
+	size, known := r.sizes[spec]
 	r.mu.Unlock()
 	if known {
 		return size, nil
 	}
-	text, _, err := r.repo.metadataKey(ctx, blobRef(layer), keyUncompressedSize)
+	text, _, err := store.repo.metadataKey(ctx, spec, keyUncompressedSize)
 	if err != nil {
 		return 0, err
 	}
 	size, _ = strconv.ParseInt(text, 10, 64)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.sizes[layer] = size
+	r.sizes[spec] = size
 	return size, nil
 }
 
-// listImages returns all images of a repository by name. One that cannot be read is told to broken, and the rest
-// are still listed.
+// readSmall returns a small blob, such as a config.
+func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, error) {
+	spec, ok := s.find(blobRef(d))
+	if !ok {
+		return nil, checkf("blob %s is missing from the repository %s", d, s.repo.path)
+	}
+	content, err := s.repo.catFile(ctx, spec, fileContent, maxConfigBytes)
+	if err == nil {
+		return content, nil
+	}
+	// The digest of a layer, too: the blob is kept beside it.
+	if side, ok := s.find(sideRef(d)); ok {
+		if content, serr := s.repo.catFile(ctx, side, fileBlob, maxConfigBytes); serr == nil {
+			return content, nil
+		}
+	}
+	return nil, err
+}
+
+// listImages returns all images of a repository by name, those under a remote too. One that cannot be read is told to broken,
+// and the rest are still listed.
 func (r *repository) listImages(ctx context.Context, parallel int, broken func(name string, err error)) ([]imageInfo, error) {
-	all, err := r.refs(ctx)
+	store, err := openBlobStore(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	var names, refs []string
-	for ref := range all {
-		if name, ok := imageName(ref); ok {
-			names, refs = append(names, name), append(refs, ref)
-		}
-	}
-	reader := newImageReader(r)
-	images := make([]imageInfo, len(refs))
-	failures := make([]error, len(refs))
+	names, specs := store.images()
+	reader := newImageReader(store)
+	images := make([]imageInfo, len(specs))
+	failures := make([]error, len(specs))
 	var group errgroup.Group
 	group.SetLimit(max(1, parallel))
-	for i, ref := range refs {
+	for i, spec := range specs {
 		group.Go(func() error {
-			images[i], failures[i] = reader.info(ctx, names[i], ref)
+			images[i], failures[i] = reader.info(ctx, names[i], spec)
 			return nil
 		})
 	}
@@ -170,6 +228,5 @@ func (r *repository) listImages(ctx context.Context, parallel int, broken func(n
 		}
 		good = append(good, images[i])
 	}
-	sort.Slice(good, func(i, j int) bool { return good[i].Name < good[j].Name })
 	return good, nil
 }

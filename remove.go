@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"maps"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -56,11 +58,11 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []o
 	if !prune {
 		return nil, nil
 	}
-	blobs, err := pruneBlobs(ctx, repo, false)
+	blobs, err := pruneBlobs(ctx, repo, commits, false)
 	if err != nil {
 		return blobs, err
 	}
-	return blobs, repo.deleteCommits(ctx, commits)
+	return blobs, damage(repo.deleteCommits(ctx, commits))
 }
 
 // pruneRepository removes the blobs that no image needs, or just names them.
@@ -70,16 +72,16 @@ func pruneRepository(ctx context.Context, repo *repository, dryRun bool) ([]prun
 		return nil, repo.explainPath(err)
 	}
 	defer unlock()
-	blobs, err := pruneBlobs(ctx, repo, dryRun)
+	blobs, err := pruneBlobs(ctx, repo, nil, dryRun)
 	if err != nil || dryRun {
 		return blobs, err
 	}
-	return blobs, repo.deleteCommits(ctx, nil)
+	return blobs, damage(repo.deleteCommits(ctx, nil))
 }
 
-// pruneBlobs removes the refs and the commits of the blobs that no image needs. The caller holds the lock, and lets
-// deleteCommits remove the objects.
-func pruneBlobs(ctx context.Context, repo *repository, dryRun bool) ([]prunedBlob, error) {
+// pruneBlobs removes the refs and the commits of the blobs that no image needs, or just names them. The caller holds the
+// lock, and lets deleteCommits remove the objects and the commits going, of images that are gone.
+func pruneBlobs(ctx context.Context, repo *repository, going []string, dryRun bool) ([]prunedBlob, error) {
 	refs, err := repo.refs(ctx)
 	if err != nil {
 		return nil, err
@@ -102,12 +104,17 @@ func pruneBlobs(ctx context.Context, repo *repository, dryRun bool) ([]prunedBlo
 		}
 	}
 	blobs := []prunedBlob{}
+	var commits []string
+	if len(specs) > 0 {
+		if commits, err = repo.revParse(ctx, specs...); err != nil {
+			return nil, err
+		}
+	}
+	if err := repo.checkMetadata(ctx, without(slices.Collect(maps.Keys(refs)), specs), append(slices.Clone(going), commits...)); err != nil {
+		return nil, errors.WithMessage(err, "nothing is pruned")
+	}
 	if len(specs) == 0 {
 		return blobs, nil
-	}
-	commits, err := repo.revParse(ctx, specs...)
-	if err != nil {
-		return nil, err
 	}
 	for i, spec := range specs {
 		blobs = append(blobs, prunedBlob{Ref: spec, Commit: commits[i]})
@@ -120,6 +127,82 @@ func pruneBlobs(ctx context.Context, repo *repository, dryRun bool) ([]prunedBlo
 	}
 	slices.Sort(commits)
 	return blobs, repo.dropCommits(ctx, slices.Compact(commits))
+}
+
+// without returns what is in list and not in others.
+func without(list, others []string) []string {
+	drop := map[string]bool{}
+	for _, s := range others {
+		drop[s] = true
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return drop[s] })
+}
+
+// checkMetadata makes sure that the commits of all refs that stay are there, and that no commit but those that go leads to a broken
+// commit, dirtree or dirmeta. What prune keeps is what these name, and it takes them at their word: it would delete what a
+// broken one named before, or one that is lost.
+func (r *repository) checkMetadata(ctx context.Context, refs, going []string) error {
+	if len(refs) > 0 {
+		named, err := r.revParse(ctx, refs...)
+		if err != nil {
+			return err
+		}
+		for i, c := range named {
+			if _, err := os.Lstat(filepath.Join(r.path, "objects", c[:2], c[2:]+".commit")); err != nil {
+				return checkf("commit %s of %s is missing", c, refs[i])
+			}
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(r.path, "objects/[0-9a-f][0-9a-f]/*"))
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	broken := map[string]string{} // to the object's whole name
+	var commits []string
+	for _, path := range files {
+		kind := filepath.Ext(path)
+		if kind != ".commit" && kind != ".dirtree" && kind != ".dirmeta" {
+			continue
+		}
+		sum := filepath.Base(filepath.Dir(path)) + strings.TrimSuffix(filepath.Base(path), kind)
+		if kind == ".commit" && !slices.Contains(going, sum) {
+			commits = append(commits, sum)
+		}
+		content, err := os.ReadFile(path)
+		if os.IsNotExist(err) { // of a run that removes it at this moment
+			continue
+		}
+		if err != nil {
+			return errors.WithStack(err)
+		}
+		if digest.FromBytes(content).Encoded() != sum {
+			broken[sum] = sum + kind
+		}
+	}
+	if len(broken) == 0 {
+		return nil
+	}
+	for _, c := range commits {
+		if broken[c] != "" {
+			return checkf("the object %s is broken; see ostree-image verify", broken[c])
+		}
+		list, err := r.objectList(ctx, c)
+		if err != nil {
+			return &damageError{err}
+		}
+		for _, sum := range checksums.FindAllString(list, -1) {
+			if broken[sum] != "" {
+				return checkf("the object %s is broken, and commit %s needs it; see ostree-image verify", broken[sum], c)
+			}
+		}
+	}
+	return nil
+}
+
+// objectList returns a text that names the objects of a commit but the commit itself.
+func (r *repository) objectList(ctx context.Context, commit string) (string, error) {
+	out, err := r.query(ctx, "the objects of "+commit, "ls", "-R", "-C", commit)
+	return string(out), err
 }
 
 // splitSpec parts a refspec into its remote, "" for none, and its ref.
@@ -160,13 +243,13 @@ func neededHex(ctx context.Context, repo *repository, refs map[string]bool) (map
 
 // imageBlobs returns the blobs that an image's manifests name: of the image itself, or of each instance that is there.
 func (r *repository) imageBlobs(ctx context.Context, rev string) ([]types.BlobInfo, error) {
-	info, err := r.commitInfo(ctx, rev)
+	info, err := r.readCommit(ctx, rev)
 	if err != nil {
 		return nil, err
 	}
 	blob, mimeType, err := r.readManifest(ctx, info)
 	if err != nil {
-		return nil, err
+		return nil, damage(err)
 	}
 	if !manifest.MIMETypeIsMultiImage(mimeType) {
 		return manifestBlobs(blob, mimeType)
@@ -196,18 +279,18 @@ type instance struct {
 func (r *repository) instances(ctx context.Context, commit string) ([]instance, error) {
 	ok, err := r.hasFile(ctx, commit, dirInstances)
 	if err != nil || !ok {
-		return nil, err
+		return nil, damage(err)
 	}
 	names, err := r.fileNames(ctx, commit, dirInstances+"/")
 	if err != nil {
-		return nil, err
+		return nil, damage(err)
 	}
 	var all []instance
 	for _, hex := range names {
 		want := digest.NewDigestFromEncoded(digest.SHA256, hex)
 		blob, err := r.catFile(ctx, commit, dirInstances+"/"+hex+"/"+fileManifest, maxManifestBytes)
 		if err != nil {
-			return nil, err
+			return nil, damage(err)
 		}
 		if got := digest.FromBytes(blob); got != want {
 			return nil, checkf("the manifest of instance %s is %s", want, got)

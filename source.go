@@ -50,7 +50,8 @@ func openSource(ctx context.Context, ref ostreeReference) (*source, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := repo.commitInfo(ctx, spec)
+	store = store.beside(spec)
+	info, err := repo.readCommit(ctx, spec)
 	if err != nil {
 		return nil, errors.WithMessagef(err, "image %s", ref.image)
 	}
@@ -59,7 +60,7 @@ func openSource(ctx context.Context, ref ostreeReference) (*source, error) {
 		blobs: map[digest.Digest]*storedBlob{}, tars: map[digest.Digest]*storedBlob{},
 	}
 	src.manifest, src.mimeType, err = repo.readManifest(ctx, info)
-	return src, errors.WithMessagef(err, "image %s", ref.image)
+	return src, errors.WithMessagef(damage(err), "image %s", ref.image)
 }
 
 func (s *source) Reference() types.ImageReference { return s.ref }
@@ -79,14 +80,14 @@ func (s *source) GetManifest(ctx context.Context, instance *digest.Digest) ([]by
 	path := instanceDir(*instance) + fileManifest
 	ok, err := s.store.repo.hasFile(ctx, s.commit, path)
 	if err != nil {
-		return nil, "", err
+		return nil, "", damage(err)
 	}
 	if !ok {
 		return nil, "", notFoundf("instance %s of %s is not in the repository; copy the image with --all to have all", *instance, s.ref.image)
 	}
 	blob, err := s.store.repo.catFile(ctx, s.commit, path, maxManifestBytes)
 	if err != nil {
-		return nil, "", err
+		return nil, "", damage(err)
 	}
 	if got := instance.Algorithm().FromBytes(blob); got != *instance {
 		return nil, "", checkf("the manifest of instance %s is %s: the repository is damaged", *instance, got)
@@ -112,7 +113,7 @@ func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([]
 	}
 	names, err := s.store.repo.fileNames(ctx, s.commit, dir)
 	if err != nil {
-		return nil, err
+		return nil, damage(err)
 	}
 	numbers := []int{}
 	for _, name := range names {
@@ -128,7 +129,7 @@ func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([]
 	for _, n := range numbers {
 		blob, err := s.store.repo.catFile(ctx, s.commit, dir+fileSignature+strconv.Itoa(n), maxSignatureBytes)
 		if err != nil {
-			return nil, err
+			return nil, damage(err)
 		}
 		if bytes.HasPrefix(blob, sigstoreMark) {
 			s.settings.warnf("image %s: signature %d is in sigstore form, and is left out", s.ref.image, n)

@@ -1,13 +1,18 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"encoding/binary"
+	"fmt"
 	"io"
-	"maps"
-	"slices"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 
+	"github.com/klauspost/compress/flate"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"golang.org/x/sync/errgroup"
@@ -34,8 +39,9 @@ type verifier struct {
 	store    *blobStore
 
 	mu      sync.Mutex
-	blobs   map[digest.Digest][]verifyProblem
-	objects map[string]string // what fsck says of the commits that it names, by their checksums
+	blobs   map[string][]verifyProblem // by the remote and the digest
+	objects map[string]string          // what fsck says of the commits that it names, by their checksums
+	packed  map[string]string          // objects that are not as ostree packs them, by their checksums
 }
 
 // verifyImages checks all that the images need: that their objects are what ostree fsck expects, and that their manifests,
@@ -54,16 +60,14 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 		names, specs = append(names, image.image), append(specs, spec)
 	}
 	if len(images) == 0 {
-		for _, spec := range slices.Sorted(maps.Keys(store.refs)) {
-			_, ref := splitSpec(spec)
-			if name, ok := imageName(ref); ok {
-				names, specs = append(names, name), append(specs, spec)
-			}
-		}
+		names, specs = store.images()
 	}
-	v := &verifier{settings: s, repo: repo, store: store, blobs: map[digest.Digest][]verifyProblem{}}
+	v := &verifier{settings: s, repo: repo, store: store, blobs: map[string][]verifyProblem{}}
 	unknown, err := v.fsck(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := v.checkPacked(ctx, parallel); err != nil {
 		return nil, err
 	}
 	results := make([]verifyResult, len(specs))
@@ -86,38 +90,50 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 	return results, nil
 }
 
-// fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names none.
+// fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names none: it may concern
+// any image, and ends fsck before it has checked all.
 func (v *verifier) fsck(ctx context.Context) (unknown []string, err error) {
 	v.objects = map[string]string{}
 	lines, err := v.repo.fsck(ctx)
+	var terr *toolError
+	if errors.As(err, &terr) && terr.ExitCode < 0 && ctx.Err() == nil {
+		return []string{oneLine(err)}, nil // a broken object has killed it
+	}
 	if err != nil {
 		return nil, err
 	}
 	for _, line := range lines {
 		text := strings.TrimPrefix(line, "error: ")
+		if fsckNoise.MatchString(text) {
+			continue
+		}
 		commits, found := fsckCommits(text)
 		if !found {
 			unknown = append(unknown, "ostree fsck: "+text)
 			continue
 		}
 		for _, c := range commits {
-			v.objects[c] = "ostree fsck: " + text
+			if v.objects[c] == "" {
+				v.objects[c] = "ostree fsck: " + text
+			}
 		}
 	}
 	return unknown, nil
 }
 
+// fsckNoise are lines of fsck that follow from others, and what its libraries say.
+var fsckNoise = regexp.MustCompile(`^(Marking commit as partial: |[0-9]+ partial commits (not verified|from fsck-detected corruption)$|\(.*\): GLib)`)
+
+// fsckAbout are the forms in which a line of fsck names the commits that it speaks of.
+var fsckAbout = regexp.MustCompile(`^(?:In commits|Object missing in commits) ([0-9a-f, ]+): |^fsck ([0-9a-f]{64})\.commit: |^Object missing: ([0-9a-f]{64})\.commit$`)
+
 // fsckCommits returns the commits for which a line of fsck speaks: "In commits A, B: …".
 func fsckCommits(line string) (commits []string, ok bool) {
-	rest, ok := strings.CutPrefix(line, "In commits ")
-	if !ok {
+	m := fsckAbout.FindStringSubmatch(line)
+	if m == nil {
 		return nil, false
 	}
-	list, _, ok := strings.Cut(rest, ": ")
-	if !ok {
-		return nil, false
-	}
-	for c := range strings.SplitSeq(list, ", ") {
+	for c := range strings.SplitSeq(m[1]+m[2]+m[3], ", ") {
 		if !checksumPattern.MatchString(c) {
 			return nil, false
 		}
@@ -126,14 +142,109 @@ func fsckCommits(line string) (commits []string, ok bool) {
 	return commits, true
 }
 
+// packedHeader is what an object of an archive repository begins with: the size of a GVariant and four bytes of nothing, and in
+// the GVariant the size of the file, first.
+const packedHeader = 16
+
+// checkPacked checks of an archive repository what a checksum of its files does not cover: the size in each one's header, and the
+// bytes about it.
+func (v *verifier) checkPacked(ctx context.Context, parallel int) error {
+	files, err := filepath.Glob(filepath.Join(v.repo.path, "objects/[0-9a-f][0-9a-f]/*.filez"))
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	v.packed = map[string]string{}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(max(1, parallel))
+	for _, path := range files {
+		group.Go(func() error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if err := checkPackedFile(path); err != nil && !os.IsNotExist(err) {
+				sum := filepath.Base(filepath.Dir(path)) + strings.TrimSuffix(filepath.Base(path), ".filez")
+				v.mu.Lock()
+				defer v.mu.Unlock()
+				v.packed[sum] = fmt.Sprintf("object %s: %s", sum, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func checkPackedFile(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	in := bufio.NewReader(file)
+	var head [packedHeader]byte
+	if _, err := io.ReadFull(in, head[:]); err != nil {
+		return errors.New("it breaks off in its header")
+	}
+	variant := int64(binary.BigEndian.Uint32(head[:]))
+	if variant < packedHeader || binary.BigEndian.Uint32(head[4:]) != 0 {
+		return errors.New("its header is wrong")
+	}
+	want := binary.BigEndian.Uint64(head[8:])
+	if _, err := io.CopyN(io.Discard, in, variant-8); err != nil {
+		return errors.New("it breaks off in its header")
+	}
+	if _, err := in.Peek(1); err == io.EOF { // a symbolic link
+		if want != 0 {
+			return errors.Errorf("its header says that it has %d bytes, and it has none", want)
+		}
+		return nil
+	}
+	got, err := io.Copy(io.Discard, flate.NewReader(in))
+	switch {
+	case err != nil:
+		return errors.WithMessage(err, "unpacking it")
+	case uint64(got) != want:
+		return errors.Errorf("its header says that it has %d bytes, and it has %d", want, got)
+	}
+	if _, err := in.Peek(1); err == nil {
+		return errors.New("something follows its end")
+	}
+	return nil
+}
+
+// commitProblem returns what is known to be wrong with a commit and its objects, "" for nothing.
+func (v *verifier) commitProblem(ctx context.Context, checksum string) string {
+	if text := v.objects[checksum]; text != "" {
+		return text
+	}
+	if _, err := os.Lstat(filepath.Join(v.repo.path, "state", checksum+".commitpartial")); err == nil {
+		return "commit " + checksum + " is marked as partial, so it is not checked; pull or copy the image again"
+	}
+	if len(v.packed) == 0 {
+		return ""
+	}
+	list, err := v.repo.objectList(ctx, checksum)
+	if err != nil {
+		return oneLine(err)
+	}
+	for _, sum := range checksums.FindAllString(list, -1) {
+		if text := v.packed[sum]; text != "" {
+			return text
+		}
+	}
+	return ""
+}
+
+var checksums = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
+
 // image checks one image.
 func (v *verifier) image(ctx context.Context, spec string, parallel int) []verifyProblem {
-	info, err := v.repo.commitInfo(ctx, spec)
+	info, err := v.repo.readCommit(ctx, spec)
 	if err != nil {
 		return []verifyProblem{{Error: oneLine(err)}}
 	}
+	store := v.store.beside(spec)
 	var problems []verifyProblem
-	if text := v.objects[info.checksum]; text != "" {
+	if text := v.commitProblem(ctx, info.checksum); text != "" {
 		problems = append(problems, verifyProblem{Error: text})
 	}
 	// The file counts, not its copy in the metadata, so the file is read whatever that says.
@@ -152,7 +263,7 @@ func (v *verifier) image(ctx context.Context, spec string, parallel int) []verif
 	group.SetLimit(max(1, parallel))
 	for _, b := range blobs {
 		group.Go(func() error {
-			v.blob(ctx, b.Digest)
+			v.blob(ctx, store, b.Digest)
 			return nil
 		})
 	}
@@ -161,31 +272,32 @@ func (v *verifier) image(ctx context.Context, spec string, parallel int) []verif
 	for _, b := range blobs {
 		if !seen[b.Digest] {
 			seen[b.Digest] = true
-			problems = append(problems, v.blobs[b.Digest]...)
+			problems = append(problems, v.blobs[store.near+b.Digest.String()]...)
 		}
 	}
 	return problems
 }
 
 // blob checks one blob, unless that was done before.
-func (v *verifier) blob(ctx context.Context, d digest.Digest) {
+func (v *verifier) blob(ctx context.Context, store *blobStore, d digest.Digest) {
+	key := store.near + d.String()
 	v.mu.Lock()
-	_, done := v.blobs[d]
+	_, done := v.blobs[key]
 	if !done {
-		v.blobs[d] = nil
+		v.blobs[key] = nil
 	}
 	v.mu.Unlock()
 	if done {
 		return
 	}
-	problems := v.checkBlob(ctx, d)
+	problems := v.checkBlob(ctx, store, d)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.blobs[d] = problems
+	v.blobs[key] = problems
 }
 
-func (v *verifier) checkBlob(ctx context.Context, d digest.Digest) []verifyProblem {
-	b, err := v.store.blob(ctx, d)
+func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Digest) []verifyProblem {
+	b, err := store.blob(ctx, d)
 	if err != nil {
 		return []verifyProblem{{Blob: d.String(), Expected: d.String(), Error: oneLine(err)}}
 	}
@@ -197,7 +309,7 @@ func (v *verifier) checkBlob(ctx context.Context, d digest.Digest) []verifyProbl
 		sums, err := v.repo.revParse(ctx, spec)
 		if err != nil {
 			problems = append(problems, verifyProblem{Blob: d.String(), Error: oneLine(err)})
-		} else if text := v.objects[sums[0]]; text != "" {
+		} else if text := v.commitProblem(ctx, sums[0]); text != "" {
 			problems = append(problems, verifyProblem{Blob: d.String(), Error: text})
 		}
 	}
@@ -218,14 +330,14 @@ func (v *verifier) checkBlob(ctx context.Context, d digest.Digest) []verifyProbl
 	}
 	switch {
 	case b.isExact():
-		check(d, v.store.open)
+		check(d, store.open)
 	case b.canRebuild():
-		check(b.diffID, v.store.openTar)
+		check(b.diffID, store.openTar)
 	default:
 		v.settings.warnf("layer %s was stored without what its exact bytes need; only its objects are checked", d)
 	}
 	if b.isExact() && b.hasRecord() && b.diffID != d { // the compressed bytes, and beside them what the tree gives
-		check(b.diffID, v.store.openTar)
+		check(b.diffID, store.openTar)
 	}
 	return problems
 }
