@@ -67,10 +67,14 @@ func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *ty
 			err = rerr
 		}
 	}()
+	src.settings.journal.name(target.work.path, "WORK")
+	src.settings.journal.name(target.dir, "OUT")
 	c := &checkout{store: src.store, settings: src.settings, options: o, work: target.work}
 	if err := c.build(ctx, layers); err != nil {
 		return err
 	}
+	j := src.settings.journal
+	j.shell("the tree is finished", fmt.Sprintf("rmdir %[2]s 2>/dev/null || : ; mv %[1]s %[2]s", j.path(c.root()), j.path(target.dir)))
 	return target.publish(c.root())
 }
 
@@ -256,12 +260,12 @@ func moveEntry(from, to string) error {
 	}
 	mode := info.Mode()
 	if os.Geteuid() == 0 || !mode.IsDir() || mode&0o200 != 0 {
-		return errors.WithStack(os.Rename(from, to))
+		return errors.WithStack(unix.Rename(from, to)) // os.Rename would refuse a directory that is there
 	}
 	if err := os.Chmod(from, mode|0o200); err != nil {
 		return errors.WithStack(err)
 	}
-	if err := os.Rename(from, to); err != nil {
+	if err := unix.Rename(from, to); err != nil {
 		return errors.WithStack(err)
 	}
 	return errors.WithStack(os.Chmod(to, mode))
@@ -310,6 +314,7 @@ func (c *checkout) layerDir(i int) string {
 // build makes the tree. ostree checks the layers out side by side, while those that are there are applied in their order.
 func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 	if len(layers) == 0 {
+		c.settings.journal.step("an image without layers", "mkdir", c.root())
 		return makeDir(c.root())
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -356,10 +361,24 @@ func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 func (c *checkout) apply(ctx context.Context, b *storedBlob, i int) (err error) {
 	asRoot := os.Geteuid() == 0
 	dir := c.layerDir(i)
+	steps, err := c.settings.journal.record.steps(fmt.Sprintf("layer-%d.sh", i))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if rerr := steps.end(); err == nil {
+			err = rerr
+		}
+		if steps != nil && err == nil {
+			c.settings.journal.recorded("apply layer "+b.digest.String(), fmt.Sprintf(`ROOT=%s LAYER=%s sh "$BLOBS"/layer-%d.sh`,
+				c.settings.journal.path(c.root()), c.settings.journal.path(dir), i))
+		}
+	}()
 	root, err := openRootFS(c.root(), asRoot)
 	if err != nil {
 		return err
 	}
+	root.steps = steps
 	defer closeWith(&err, root)
 	layer := root
 	if i > 0 {

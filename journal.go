@@ -112,6 +112,14 @@ func (j *journal) shell(why, line string) {
 	j.writeLines(why, line, line)
 }
 
+// recorded writes a line into the record only: a log has no files that it could need.
+func (j *journal) recorded(why, line string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.number++
+	j.record.print(fmt.Sprintf("# %d: %s\n%s\n", j.number, why, line))
+}
+
 // ended writes down how long a command took, and why it did not end well.
 func (j *journal) ended(number int, err error, took time.Duration) {
 	j.mu.Lock()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io/fs"
 	"maps"
 	"path"
@@ -22,6 +23,7 @@ type rootFS struct {
 	restore  map[string]uint32 // modes of directories that were opened up for work, by their real paths
 	pinned   string            // the real path of a directory that stays open
 	asRoot   bool
+	steps    *stepScript // writes down what is done, nil without a record
 }
 
 const (
@@ -46,6 +48,7 @@ func (r *rootFS) Close() error {
 	paths := slices.Sorted(maps.Keys(r.restore))
 	for _, p := range slices.Backward(paths) { // what lies deeper comes first
 		if fd, err := r.dir(p); err == nil {
+			r.steps.run(p, "chmod", fmt.Sprintf("%04o", r.restore[p]))
 			if err := unix.Fchmod(fd, r.restore[p]); err != nil && failed == nil {
 				failed = errors.Wrapf(err, "setting the mode of %q", p)
 			}
@@ -94,6 +97,7 @@ func (r *rootFS) openDir(parent int, base, real string) (int, error) {
 			if err := unix.Fchmodat(parent, base, mode|0o700, 0); err != nil {
 				return -1, errors.Wrapf(err, "opening %q", real)
 			}
+			r.steps.run(real, "chmod", "u+rwx")
 			r.restore[real] = mode
 		}
 	}
@@ -249,6 +253,7 @@ func (r *rootFS) mkdir(real string) error {
 	if err := unix.Mkdirat(fd, base, 0o755); err != nil {
 		return errors.Wrapf(err, "making the directory %q", real)
 	}
+	r.steps.run(real, "mkdir")
 	child, err := r.dir(real)
 	if err != nil {
 		return err
@@ -257,7 +262,9 @@ func (r *rootFS) mkdir(real string) error {
 		if err := unix.Fchown(child, 0, 0); err != nil {
 			return errors.Wrapf(err, "making the directory %q", real)
 		}
+		r.steps.run(real, "chown", "0:0")
 	}
+	r.steps.run(real, "chmod", "0755")
 	return errors.Wrapf(unix.Fchmod(child, 0o755), "making the directory %q", real)
 }
 
@@ -307,6 +314,7 @@ func (r *rootFS) removeAll(real string, keep func(real string) bool) error {
 	if err != nil {
 		return err
 	}
+	r.steps.run(real, "rm", "-rf")
 	flags := 0
 	if kind == unix.S_IFDIR {
 		flags = unix.AT_REMOVEDIR
@@ -359,6 +367,7 @@ func (r *rootFS) place(from *rootFS, source, real string) error {
 	if err != nil {
 		return err
 	}
+	r.steps.move(source, real)
 	return errors.Wrapf(unix.Renameat(fromFd, sourceBase, fd, base), "placing %q", real)
 }
 
@@ -376,6 +385,7 @@ func (r *rootFS) link(target, real string) error {
 	if err != nil {
 		return err
 	}
+	r.steps.link(target, real)
 	return errors.Wrapf(unix.Linkat(targetFd, targetBase, fd, base, 0), "linking %q to %q", real, target)
 }
 
@@ -427,6 +437,13 @@ func (r *rootFS) describe(real string, m dirMeta) error {
 		if err := unix.Fchown(fd, int(m.uid), int(m.gid)); err != nil {
 			return errors.Wrapf(err, "setting the owner of %q", real)
 		}
+	}
+	if r.steps != nil {
+		old, err := listXattrs(fd)
+		if err != nil {
+			return errors.WithMessagef(err, "reading the attributes of %q", real)
+		}
+		r.steps.describe(real, m, old)
 	}
 	if err := setXattrs(fd, m.xattrs); err != nil {
 		return errors.WithMessagef(err, "setting the attributes of %q", real)
