@@ -6,17 +6,26 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/pkg/errors"
+	"github.com/vbatts/tar-split/tar/asm"
+	"github.com/vbatts/tar-split/tar/storage"
 	"golang.org/x/sys/unix"
 )
 
@@ -509,7 +518,8 @@ func stackCases() []stackCase {
 		{name: "same content in many places", layers: stackOf(layerOf(tFile("a", "same"), tFile("b", "same")), layerOf(tFile("a", "same"), tFile("c", "same")), layerOf(tFile("b", "other")))},
 	}
 	sixty := stackOf()
-	for i := range 60 {
+	for n := range 60 {
+		i := n % 13 // the same layers again and again, for imports take their time
 		sixty = append(sixty, layerOf(tFile("last", fmt.Sprint(i)), tFile(fmt.Sprint("f", i%7), fmt.Sprint(i)), tDir("d", int64(0o700+i)), tWh(fmt.Sprint("f", (i+3)%7))))
 	}
 	cases = append(cases, stackCase{name: "sixty layers", layers: sixty})
@@ -565,7 +575,7 @@ func TestCheckoutStacks(t *testing.T) {
 						}
 					}
 				}
-				for _, mode := range []string{modeBare, modeBareUser, modeArchive} {
+				for _, mode := range []string{modeBare, []string{modeBareUser, modeArchive}[i%2]} { // those two both copy
 					dir := filepath.Join(t.TempDir(), "root")
 					if err := runs[mode].checkoutTo(t, c.tag(i), dir, checkoutOptions{}); err != nil {
 						t.Errorf("%s: %v", mode, err)
@@ -593,6 +603,884 @@ func dropDevices(nodes map[string]fsNode) {
 	for name, n := range nodes {
 		if n.kind == fs.ModeDevice {
 			delete(nodes, name)
+		}
+	}
+}
+
+// --- hostile stacks --------------------------------------------------------------------------------------------------
+
+// hostileCase is a stack that aims at files outside. fails is a part of the error, "" where the checkout succeeds; has is what is
+// within the root then.
+type hostileCase struct {
+	name   string
+	layers [][]tarItem
+	fails  string
+	has    []string
+}
+
+// hostileCases aim at the directory victim, and at one of that name beside the checkout and in each directory above.
+func hostileCases(victim string) []hostileCase {
+	inside := strings.TrimPrefix(victim, "/")
+	up := func(n int) string { return strings.Repeat("../", n) + "victim" }
+	cases := []hostileCase{
+		{name: "file through an absolute link", layers: stackOf(layerOf(tSym("e", victim)), layerOf(tFile("e/new", "x"), tFile("e/file", "x"))), has: []string{inside + "/new"}},
+		{name: "directory through an absolute link", layers: stackOf(layerOf(tSym("e", victim)), layerOf(tDir("e/sub", 0o700).own(7, 7), tDir("e/n", 0o777))), has: []string{inside + "/sub"}},
+		{name: "directory over an absolute link", layers: stackOf(layerOf(tSym("e", victim)), layerOf(tDir("e", 0o700).own(7, 7), tFile("e/f", "x"))), has: []string{"e/f"}},
+		{name: "link deep below", layers: stackOf(layerOf(tSym("a/b/c/e", victim)), layerOf(tFile("a/b/c/e/sub/new", "x"))), has: []string{inside + "/sub/new"}},
+		{name: "link in the same layer", layers: stackOf(layerOf(tFile("x", "")), layerOf(tSym("e", victim), tFile("e/new", "x"))), has: []string{inside + "/new"}},
+		{name: "link in the first layer, which is odd", layers: stackOf(layerOf(tSym("e", victim), tFile("e/new", "x"), tWh("e/file"), tOpaque("e/sub"))), has: []string{inside + "/new"}},
+		{name: "directory, then a link in its place", layers: stackOf(layerOf(tDir("e", 0o755), tFile("e/f", "")), layerOf(tSym("e", victim), tFile("e/new", "x"), tWh("e/file"))), has: []string{inside + "/new"}},
+		{name: "directory, then a link in the next layer", layers: stackOf(layerOf(tDir("e", 0o755)), layerOf(tSym("e", victim)), layerOf(tFile("e/new", "x"), tDir("e/sub", 0o700))), has: []string{inside + "/new"}},
+		{name: "link, directory, link", layers: stackOf(layerOf(tSym("e", victim)), layerOf(tDir("e", 0o755)), layerOf(tSym("e", up(3))), layerOf(tFile("e/new", "x"))), has: []string{"victim/new"}},
+		{name: "link to a file", layers: stackOf(layerOf(tSym("e", victim+"/file")), layerOf(tFile("e", "x").mode(0o4777))), has: []string{"e"}},
+		{name: "file below a link to a file", layers: stackOf(layerOf(tSym("e", victim+"/file")), layerOf(tFile("e/new", "x"))), has: []string{inside + "/file/new"}},
+		{name: "dangling link", layers: stackOf(layerOf(tSym("e", victim+"/made")), layerOf(tFile("e/new", "x"), tFile("e/deep/er", "x"))), has: []string{inside + "/made/new"}},
+		{name: "chain of links", layers: stackOf(layerOf(tSym("a", "b/../c"), tSym("b", "/"), tSym("c", "d/e"), tSym("d", "../.."), tSym("e", victim)), layerOf(tFile("a/new", "x"))), has: []string{inside + "/new"}},
+		{name: "loop of links", layers: stackOf(layerOf(tSym("a", "b"), tSym("b", "a")), layerOf(tFile("a/new", "x"))), fails: "more than 40 symbolic links"},
+		{name: "link to itself", layers: stackOf(layerOf(tSym("a", "a/../a")), layerOf(tWh("a/f"))), fails: "more than 40 symbolic links"},
+		{name: "link that doubles", layers: stackOf(layerOf(tSym("a", "b/b"), tSym("b", "c/c"), tSym("c", "d/../d"), tSym("d", "."), tSym("d2", strings.Repeat("a/", 1000))), layerOf(tFile("a/f", "x"), tFile("d2/f", "x"))), fails: "more than 40 symbolic links"},
+		{name: "whiteout of a link", layers: stackOf(layerOf(tSym("e", victim)), layerOf(tWh("e"), tFile("e/new", "x"))), has: []string{"e/new"}},
+		{name: "whiteouts through a link", layers: stackOf(layerOf(tSym("e", victim)), layerOf(tWh("e/file"), tWh("e/sub"), tOpaque("e"), tOpaque("e/sub")))},
+		{name: "opaque in a directory that became a link", layers: stackOf(layerOf(tDir("e", 0o755), tFile("e/f", "")), layerOf(tSym("e", victim)), layerOf(tOpaque("e"), tDir("e", 0o755))), has: []string{"e"}},
+		{name: "whiteout of the directory above", layers: stackOf(layerOf(tFile("f", "")), layerOf(tFile(".wh...", ""))), fails: `".wh..." is no whiteout`},
+		{name: "whiteout of the directory above, deep", layers: stackOf(layerOf(tFile("a/b/f", "")), layerOf(tFile("a/b/.wh...", ""))), fails: `"a/b/.wh..." is no whiteout`},
+		{name: "whiteout of the directory itself", layers: stackOf(layerOf(tFile("f", "")), layerOf(tFile(".wh..", ""))), fails: `".wh.." is no whiteout`},
+		{name: "whiteout of nothing", layers: stackOf(layerOf(tFile("f", "")), layerOf(tFile(".wh.", ""))), fails: `".wh." is no whiteout`},
+		{name: "odd whiteouts in the first layer", layers: stackOf(layerOf(tFile("f", ""), tFile(".wh...", ""), tFile(".wh..", ""), tFile(".wh.", ""), tFile("a/.wh...", ""))), has: []string{"f"}},
+		{name: "whiteout that is a link", layers: stackOf(layerOf(tFile("e/f", "")), layerOf(tSym(".wh.e", victim)), layerOf(tSym(".wh..wh..opq", victim))), has: []string{"."}},
+		{name: "hard link through a link", layers: stackOf(layerOf(tSym("e", victim)), layerOf(tHard("h", "e/file"), tHard("e/h", "e/file"))), has: []string{"h"}},
+		{name: "hard link to a link, then written", layers: stackOf(layerOf(tSym("e", victim+"/file")), layerOf(tHard("h", "e")), layerOf(tFile("h", "x"), tFile("e", "x"))), has: []string{"h", "e"}},
+		{name: "hard link to an absolute path", layers: stackOf(layerOf(tFile("f", "")), layerOf(tHard("h", victim+"/file"))), has: []string{"h"}},
+		{name: "hard link to /etc/passwd", layers: stackOf(layerOf(tHard("h", "/etc/passwd"), tFile("f", "")), layerOf(tHard("i", "/etc/passwd"))), has: []string{"h", "i"}},
+		{name: "hard link to a directory", layers: stackOf(layerOf(tDir("d", 0o755)), layerOf(tHard("h", "d"))), fails: `leads to the directory "d"`},
+		{name: "hard link to the root", layers: stackOf(layerOf(tDir("d", 0o755)), layerOf(tHard("h", "/"))), fails: "leads to the directory"},
+		{name: "links into /proc", layers: stackOf(layerOf(tSym("p", "/proc/self/cwd"), tSym("q", "/proc/self/fd/3"), tSym("r", "/proc/self/root")), layerOf(tFile("p/new", "x"), tFile("q/new", "x"), tFile("r"+victim+"/new", "x"))), has: []string{"proc/self/root" + victim + "/new"}},
+		{name: "devices", layers: stackOf(layerOf(tSym("e", victim)), layerOf(tDevice("e/file", tar.TypeChar), tDevice("e/sub", tar.TypeBlock), tDevice("e", tar.TypeFifo)))},
+		{name: "owner and mode of the root", layers: stackOf(layerOf(tSym("d", "..")), layerOf(tDir(".", 0o700).own(7, 7), tDir("d/.", 0o700), tDir("d/victim", 0o700).own(7, 7))), has: []string{"d/victim"}},
+	}
+	for n := 1; n <= 5; n++ {
+		cases = append(cases, hostileCase{
+			name: fmt.Sprintf("relative link, %d up", n), has: []string{"victim/new", "victim/deep"},
+			layers: stackOf(layerOf(tSym("e", up(n)), tSym("a/b/e", up(n+2)), tSym("a/b/f", "../../e")),
+				layerOf(tFile("e/new", "x"), tFile("a/b/e/file", "x"), tFile("a/b/f/deep", "x"), tWh("e/sub"), tOpaque("a/b/f"), tHard("h", "e/file"))),
+		})
+	}
+	return cases
+}
+
+// victims makes directories that must stay as they are, in dir and in each directory below down to deepest, and returns what tells
+// whether they have.
+func victims(t *testing.T, dirs ...string) func(t testing.TB, what string) {
+	t.Helper()
+	state := func(t testing.TB) string {
+		var b strings.Builder
+		for _, d := range dirs {
+			nodes := rootTree(t, filepath.Join(d, "victim"))
+			var names []string
+			for name := range nodes {
+				names = append(names, name)
+			}
+			slices.Sort(names)
+			for _, name := range names {
+				info, err := os.Lstat(filepath.Join(d, "victim", name))
+				if err != nil {
+					t.Error(err)
+					continue
+				}
+				fmt.Fprintf(&b, "%s/%s %s %d links %s\n", d, name, nodes[name], nodes[name].links, info.ModTime())
+			}
+		}
+		return b.String()
+	}
+	for _, d := range dirs {
+		v := filepath.Join(d, "victim")
+		if err := os.MkdirAll(filepath.Join(v, "sub"), 0o751); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range []string{"file", "sub/file"} {
+			if err := os.WriteFile(filepath.Join(v, f), []byte("victim"), 0o640); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, f := range []string{"file", "sub/file", "sub", "."} {
+			if err := os.Chtimes(filepath.Join(v, f), time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	before := state(t)
+	return func(t testing.TB, what string) {
+		t.Helper()
+		sameText(t, what+": the victims", state(t), before)
+	}
+}
+
+// TestCheckoutHostile holds that no stack gets out of the root.
+func TestCheckoutHostile(t *testing.T) {
+	outer := t.TempDir()
+	victim := filepath.Join(outer, "victim")
+	cases := hostileCases(victim)
+	run := newTestRun(t, testOptions{mode: modeBare})
+	if os.Geteuid() != 0 {
+		run = newTestRun(t, testOptions{mode: modeBareUser})
+	}
+	t.Run("import", func(t *testing.T) {
+		for i, c := range cases {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				if err := run.importImage(t, fmt.Sprint("hostile-", i), stackImage(t, c.layers, false)); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	})
+	t.Run("checkout", func(t *testing.T) {
+		for i, c := range cases {
+			middle := filepath.Join(outer, fmt.Sprint("m", i))
+			parent := filepath.Join(middle, "p")
+			dir := filepath.Join(parent, "root")
+			if err := os.MkdirAll(parent, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			untouched := victims(t, outer, middle, parent)
+			err := run.checkoutTo(t, fmt.Sprint("hostile-", i), dir, checkoutOptions{})
+			untouched(t, c.name)
+			onlyEntries(t, middle, "p", "victim")
+			if c.fails != "" {
+				onlyEntries(t, parent, "victim")
+				if err == nil || !strings.Contains(err.Error(), c.fails) {
+					t.Errorf("%s: error %v, want %q", c.name, err, c.fails)
+				}
+				continue
+			}
+			if err != nil {
+				t.Errorf("%s: %v", c.name, err)
+				continue
+			}
+			onlyEntries(t, parent, "root", "victim")
+			for _, name := range c.has {
+				if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
+					t.Errorf("%s: %v", c.name, err)
+				}
+			}
+			for name, n := range rootTree(t, dir) { // nothing in it is a file of the victims'
+				if n.kind == 0 && n.body == "victim" {
+					t.Errorf("%s: %q is a victim's file", c.name, name)
+				}
+			}
+		}
+	})
+	fsck(t, run.repo.path)
+}
+
+// --- options, targets, ends ------------------------------------------------------------------------------------------
+
+// simpleImage has two layers.
+func simpleImage(t testing.TB) *testImage {
+	t.Helper()
+	return stackImage(t, stackOf(
+		layerOf(tDir(".", 0o711).own(5, 6).x("user.root", "r"), tDir("d", 0o750).own(1, 2), tFile("d/f", "f").own(3, 4), tFile("gone", ""), tFile("big", strings.Repeat("big", 1<<20))),
+		layerOf(tWh("gone"), tDir("d", 0o2751).own(7, 8).x("user.d", "d"), tFile("d/g", "g").mode(0o4755), tSym("l", "d"))), false)
+}
+
+func TestCheckoutTarget(t *testing.T) {
+	needRoot(t)
+	run := newTestRun(t, testOptions{mode: modeBare})
+	if err := run.importImage(t, "simple", simpleImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	broken := stackImage(t, stackOf(layerOf(tDir("d", 0o755), tFile("d/f", "f")), layerOf(tHard("h", "d"))), false)
+	if err := run.importImage(t, "broken", broken); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		`.: dir 0711 5:6 user.root="r"`, `d: dir 2751 7:8 user.d="d"`, `d/f: file 0644 3:4 "f"`, `d/g: file 4755 0:0 "g"`, `l: link 0:0 "d"`,
+		fmt.Sprintf(`big: file 0644 0:0 "%d bytes, %x"`, 3<<20, sha256.Sum256(bytes.Repeat([]byte("big"), 1<<20))),
+	}
+	mkdir := func(t *testing.T, path string) string {
+		if err := os.Mkdir(path, 0o770); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	mount := func(t *testing.T, source, dir, kind string, flags uintptr, data string) {
+		if err := unix.Mount(source, dir, kind, flags, data); err != nil {
+			skip(t, "no mount: %v", err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(dir, 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, c := range []struct {
+		name   string
+		dir    func(t *testing.T, parent string) string
+		stays  bool // it is the same directory afterwards
+		beside []string
+	}{
+		{name: "a new directory", dir: func(_ *testing.T, p string) string { return p + "/root" }, beside: []string{"root"}},
+		{name: "an untidy name", dir: func(_ *testing.T, p string) string { return p + "/.//x/../root/" }, beside: []string{"root"}},
+		{name: "an empty directory", dir: func(t *testing.T, p string) string { return mkdir(t, p+"/root") }, beside: []string{"root"}},
+		{name: "the current directory", dir: func(t *testing.T, p string) string { t.Chdir(mkdir(t, p+"/root")); return "." }, stays: true, beside: []string{"root"}},
+		{name: "a relative name", dir: func(t *testing.T, p string) string { t.Chdir(p); return "root" }, beside: []string{"root"}},
+		{name: "a mount point", dir: func(t *testing.T, p string) string {
+			mount(t, "tmpfs", mkdir(t, p+"/root"), "tmpfs", 0, "size=32m")
+			return p + "/root"
+		}, stays: true, beside: []string{"root"}},
+		{name: "a mount point of the same file system", dir: func(t *testing.T, p string) string {
+			mount(t, mkdir(t, p+"/other"), mkdir(t, p+"/root"), "", unix.MS_BIND, "")
+			return p + "/root"
+		}, stays: true, beside: []string{"other", "root"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			parent := t.TempDir()
+			dir := c.dir(t, parent)
+			var before, after unix.Stat_t
+			_ = unix.Stat(filepath.Clean(dir), &before)
+			children := func(dir string) []string {
+				var names []string
+				entries, _ := os.ReadDir(dir)
+				for _, e := range entries {
+					names = append(names, e.Name())
+				}
+				return names
+			}
+			beside := children(parent)
+			if err := run.checkoutTo(t, "broken", dir, checkoutOptions{}); err == nil || !strings.Contains(err.Error(), "leads to the directory") {
+				t.Errorf("the broken image: %v", err)
+			}
+			if got := children(parent); !slices.Equal(got, beside) {
+				t.Errorf("beside are %q, and were %q", got, beside)
+			}
+			if got := children(dir); len(got) > 0 {
+				t.Errorf("left: %q", got)
+			}
+			_ = unix.Stat(dir, &after)
+			if before.Mode != after.Mode || before.Ino != after.Ino {
+				t.Errorf("it was %o %d, and is %o %d", before.Mode, before.Ino, after.Mode, after.Ino)
+			}
+			if err := run.checkoutTo(t, "simple", dir, checkoutOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			onlyEntries(t, parent, c.beside...)
+			compareListed(t, c.name, rootTree(t, filepath.Clean(dir)), want)
+			if _ = unix.Stat(dir, &after); c.stays && before.Ino != after.Ino {
+				t.Error("it is another directory")
+			}
+			err := run.checkoutTo(t, "simple", dir, checkoutOptions{})
+			if err == nil || !strings.Contains(err.Error(), "is not empty") {
+				t.Errorf("once more: %v", err)
+			}
+			onlyEntries(t, parent, c.beside...)
+		})
+	}
+	for _, c := range []struct {
+		name, fails string
+		dir         func(t *testing.T, parent string) string
+		stays       []string
+	}{
+		{"no name", "the directory has no name", func(*testing.T, string) string { return "" }, nil},
+		{"a file", "is no directory", func(t *testing.T, p string) string {
+			if err := os.WriteFile(p+"/root", nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			return p + "/root"
+		}, []string{"root"}},
+		{"a symlink to a directory", "is no directory", func(t *testing.T, p string) string {
+			if err := os.Symlink(mkdir(t, p+"/real"), p+"/root"); err != nil {
+				t.Fatal(err)
+			}
+			return p + "/root/"
+		}, []string{"real", "root"}},
+		{"a dangling symlink", "is no directory", func(t *testing.T, p string) string {
+			if err := os.Symlink("nowhere", p+"/root"); err != nil {
+				t.Fatal(err)
+			}
+			return p + "/root"
+		}, []string{"root"}},
+		{"no directory above", "no such file or directory", func(_ *testing.T, p string) string { return p + "/no/root" }, nil},
+		{"a file above", "not a directory", func(t *testing.T, p string) string {
+			if err := os.WriteFile(p+"/no", nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			return p + "/no/root"
+		}, []string{"no"}},
+		{"a full disk", "No space left on device", func(t *testing.T, p string) string {
+			mount(t, "tmpfs", p, "tmpfs", 0, "size=1m")
+			return p + "/root"
+		}, nil},
+		{"a full disk, mounted there", "No space left on device", func(t *testing.T, p string) string {
+			mount(t, "tmpfs", mkdir(t, p+"/root"), "tmpfs", 0, "size=1m")
+			return p + "/root"
+		}, []string{"root"}},
+		{"files of the user with names like ours", "is not empty", func(t *testing.T, p string) string {
+			mkdir(t, mkdir(t, p+"/root")+"/ostree-image-1")
+			mkdir(t, mkdir(t, p+"/root/.ostree-image-checkout-2")+"/ostree-image-3")
+			mkdir(t, p+"/ostree-image-4")
+			return p + "/root"
+		}, []string{"ostree-image-4", "root"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			parent := t.TempDir()
+			dir := c.dir(t, parent)
+			err := run.checkoutTo(t, "simple", dir, checkoutOptions{})
+			if err == nil || !strings.Contains(err.Error(), c.fails) {
+				t.Errorf("error %v, want %q", err, c.fails)
+			}
+			onlyEntries(t, parent, c.stays...)
+			if dir == parent+"/root" && strings.HasPrefix(c.name, "files of") {
+				onlyEntries(t, dir, ".ostree-image-checkout-2", "ostree-image-1")
+			}
+		})
+	}
+	t.Run("the user's directories beside stay", func(t *testing.T) {
+		parent := t.TempDir()
+		for _, n := range []string{"ostree-image-0.1", "ostree-image-5", "ostree-image-main"} {
+			mkdir(t, filepath.Join(parent, n))
+		}
+		if err := run.checkoutTo(t, "simple", parent+"/root", checkoutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		onlyEntries(t, parent, "ostree-image-0.1", "ostree-image-5", "ostree-image-main", "root")
+	})
+	t.Run("what a killed checkout left goes", func(t *testing.T) {
+		parent := t.TempDir()
+		w, err := newCheckoutDir(parent, run.runner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mkdir(t, w.join("root"))
+		_ = w.lock.Close() // as the end of the process does
+		other, err := newCheckoutDir(parent, run.runner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := run.checkoutTo(t, "simple", parent+"/root", checkoutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		onlyEntries(t, parent, "root", filepath.Base(filepath.Dir(other.path)))
+		if err := other.remove(); err != nil {
+			t.Error(err)
+		}
+		onlyEntries(t, parent, "root")
+		for _, stop := range w.done {
+			stop()
+		}
+	})
+	fsck(t, run.repo.path)
+}
+
+func TestCheckoutOptions(t *testing.T) {
+	needRoot(t)
+	bare := newTestRun(t, testOptions{mode: modeBare})
+	if err := bare.importImage(t, "simple", simpleImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	only := newTestRun(t, testOptions{mode: modeBareUserOnly})
+	if err := only.importImage(t, "simple", simpleImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	runs := map[string]*testRun{modeBare: bare, modeBareUserOnly: only}
+	for _, mode := range []string{modeBareUser, modeArchive} {
+		runs[mode] = newTestRun(t, testOptions{repo: pullCommits(t, bare.repo.path, mode)})
+	}
+	dirMode := map[string]string{modeBare: "2751", modeBareUser: "2751", modeArchive: "2751", modeBareUserOnly: "0751"}
+	for mode, r := range runs {
+		t.Run("--user-mode "+mode, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "root")
+			if err := r.checkoutTo(t, "simple", dir, checkoutOptions{userMode: true}); err != nil {
+				t.Fatal(err)
+			}
+			got := rootTree(t, dir)
+			for name, n := range got {
+				if n.owner != "0:0" || n.xattrs != "" {
+					t.Errorf("%q: %s", name, n)
+				}
+			}
+			sameText(t, "d", got["d"].String(), "dir "+dirMode[mode]+" 0:0")
+			sameText(t, "d/f", got["d/f"].String(), `file 0644 0:0 "f"`)
+			sameText(t, "d/g", got["d/g"].String(), `file 0755 0:0 "g"`)
+			if _, ok := got["gone"]; ok || len(got) != 6 {
+				t.Errorf("there are %v", got)
+			}
+		})
+		t.Run("--require-hardlinks "+mode, func(t *testing.T) {
+			for _, o := range []checkoutOptions{{requireHardlinks: true}, {requireHardlinks: true, userMode: true}} {
+				dir := filepath.Join(t.TempDir(), "root")
+				err := r.checkoutTo(t, "simple", dir, o)
+				var st unix.Stat_t
+				_ = unix.Stat(dir+"/big", &st)
+				if linked := mode == modeBare && !o.userMode || mode == modeBareUser && o.userMode || mode == modeBareUserOnly; linked {
+					if err != nil || st.Nlink < 2 {
+						t.Errorf("%+v: %v, and %d links", o, err, st.Nlink)
+					}
+				} else if err == nil {
+					t.Errorf("%+v: no error", o)
+				} else {
+					t.Log(err)
+					onlyEntries(t, filepath.Dir(dir))
+				}
+			}
+		})
+	}
+	t.Run("--require-hardlinks, another file system", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=32m"); err != nil {
+			skip(t, "no mount: %v", err)
+		}
+		defer func() { _ = unix.Unmount(dir, 0) }()
+		err := bare.checkoutTo(t, "simple", dir+"/root", checkoutOptions{requireHardlinks: true})
+		if err == nil || !strings.Contains(err.Error(), "across devices") {
+			t.Errorf("error %v", err)
+		}
+		onlyEntries(t, dir)
+		if err := bare.checkoutTo(t, "simple", dir+"/root", checkoutOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, r := range runs {
+		fsck(t, r.repo.path)
+	}
+}
+
+// TestCheckoutInterrupted ends checkouts at many moments.
+func TestCheckoutInterrupted(t *testing.T) {
+	run := newTestRun(t, testOptions{mode: modeBareUser})
+	var layers [][]tarItem
+	for l := range 6 {
+		var items []tarItem
+		for i := range 300 {
+			items = append(items, tFile(fmt.Sprintf("d%d/%d-%d", i%20, l%3, i), fmt.Sprint(l)))
+		}
+		layers = append(layers, items)
+	}
+	if err := run.importImage(t, "image", stackImage(t, layers, false)); err != nil {
+		t.Fatal(err)
+	}
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "root")
+	began := time.Now()
+	if err := run.checkoutTo(t, "image", dir, checkoutOptions{userMode: true}); err != nil {
+		t.Fatal(err)
+	}
+	took := time.Since(began)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	stopped := 0
+	for n := range 12 {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		timer := time.AfterFunc(took*time.Duration(n)/12, func() { cancel(errInterrupted) })
+		err := run.checkoutContext(ctx, t, "image", dir, checkoutOptions{userMode: true})
+		timer.Stop()
+		cancel(nil)
+		if err == nil {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		stopped++
+		if !errors.Is(err, errInterrupted) {
+			t.Errorf("error %v", err)
+		}
+		onlyEntries(t, parent)
+	}
+	if stopped == 0 {
+		t.Error("none was stopped")
+	}
+	if left := processesOf(parent); len(left) > 0 {
+		t.Errorf("processes are left: %q", left)
+	}
+}
+
+var errInterrupted = errors.New("interrupted by the test")
+
+// TestCheckoutOldLayers checks out what the old transport stored in 2017: no diffID, no tar-split data.
+func TestCheckoutOldLayers(t *testing.T) {
+	needRoot(t)
+	run := newTestRun(t, testOptions{mode: modeBare})
+	layers := stackOf(
+		layerOf(tDir("d", 0o750).own(1, 2), tFile("d/f", "1"), tFile("d/-", "1"), tDir("e", 0o755), tFile("e/old", "1"), tFile("x", "1"), tSym("s", "d")),
+		layerOf(tWh("x"), tDir("d", 0o711).own(3, 4).x("user.d", "d"), tFile("d/-", "2"), tWh("d/-"), tDir("e", 0o700), tFile("e/!", "2"), tOpaque("e"), tFile("s/implied/f", "2")))
+	image := stackImage(t, layers, false)
+	if err := run.importImage(t, "image", image); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range image.layers {
+		d := digest.FromBytes(l)
+		ref := blobRef(d)
+		tool(t, "ostree", "commit", "--repo="+run.repo.path, "--branch="+ref, "--tree=ref="+ref, "--add-metadata-string=docker.size="+fmt.Sprint(len(l)))
+		if strings.Contains(tool(t, "ostree", "refs", "--repo="+run.repo.path), sideRef(d)) {
+			tool(t, "ostree", "refs", "--repo="+run.repo.path, "--delete", sideRef(d))
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "root")
+	if err := run.checkoutTo(t, "image", dir, checkoutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	compareListed(t, "old layers", rootTree(t, dir), []string{
+		".: dir 0755 0:0", `d: dir 0711 3:4 user.d="d"`, `d/f: file 0644 0:0 "1"`, `d/-: file 0644 0:0 "2"`, "e: dir 0700 0:0", `e/!: file 0644 0:0 "2"`,
+		// In the tree nothing tells that the layer went through a link of a layer below: s is a directory there.
+		"s: dir 0755 0:0", "s/implied: dir 0755 0:0", `s/implied/f: file 0644 0:0 "2"`,
+	})
+	for _, l := range image.layers {
+		want := fmt.Sprintf("warning: layer %s was stored without its tar-split data: every directory of its tree counts as one that it names", digest.FromBytes(l))
+		if n := strings.Count(run.said.String(), want); n != 1 {
+			t.Errorf("said %d times: %s\n%s", n, want, run.said)
+		}
+	}
+	fsck(t, run.repo.path)
+}
+
+// TestCheckoutHostileRepository checks out what no import of ours makes: a record that names other things than the tree.
+func TestCheckoutHostileRepository(t *testing.T) {
+	outer := t.TempDir()
+	victim := filepath.Join(outer, "victim")
+	honest := layerOf(tDir("d", 0o755), tFile("d/f", "f"), tSym("l", "d"), tSym("e", victim), tFile("e2/new", "x"))
+	for _, c := range []struct {
+		name   string
+		record []tarItem
+		fails  string
+	}{
+		{"names that lead out", layerOf(tFile("../victim/new", "")), `with ".."`},
+		{"links that lead out", layerOf(tHard("h", "../victim/file")), `with ".."`},
+		{"whiteouts that lead out", layerOf(tFile("d/../../.wh.victim", "")), `with ".."`},
+		{"a file that is a directory", layerOf(tFile("d", "")), ""},
+		{"a directory that is a file", layerOf(tDir("d", 0o755), tDir("d/f", 0o700)), "not a directory"},
+		{"a directory that is a link", layerOf(tDir("e", 0o700), tFile("e/file", "")), "not a directory"},
+		{"what is not there", layerOf(tFile("nothing", "")), "no such file or directory"},
+		{"a link for a file", layerOf(tFile("e", "")), ""},
+		{"below a link", layerOf(tSym("e2", victim), tFile("e2/new", "")), "no such file or directory"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			run := newTestRun(t, testOptions{mode: modeBareUser})
+			image := stackImage(t, stackOf(layerOf(tFile("base", "")), honest), false)
+			if err := run.importImage(t, "image", image); err != nil {
+				t.Fatal(err)
+			}
+			ref := blobRef(digest.FromBytes(image.layers[1]))
+			args := []string{"commit", "--repo=" + run.repo.path, "--branch=" + ref, "--tree=ref=" + ref, "--add-metadata-string=" + keyTarSplit + "=" + tarSplitOf(t, stackTar(t, c.record))}
+			for _, k := range []string{keySize, keyUncompressedSize, keyUncompressedDigest} {
+				value := strings.TrimSpace(tool(t, "ostree", "show", "--repo="+run.repo.path, "--print-metadata-key="+k, ref))
+				args = append(args, "--add-metadata-string="+k+"="+strings.Trim(value, "'"))
+			}
+			tool(t, "ostree", args...)
+			parent := filepath.Join(t.TempDir(), "p")
+			if err := os.Mkdir(parent, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.RemoveAll(victim); err != nil {
+				t.Fatal(err)
+			}
+			untouched := victims(t, outer, parent)
+			err := run.checkoutTo(t, "image", parent+"/root", checkoutOptions{userMode: os.Geteuid() != 0})
+			untouched(t, c.name)
+			if c.fails != "" {
+				onlyEntries(t, parent, "victim")
+			}
+			if (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+				t.Errorf("error %v, want %q", err, c.fails)
+			}
+		})
+	}
+}
+
+// tarSplitOf is the tar-split data of a layer, as a commit's metadata have it.
+func tarSplitOf(t testing.TB, layer []byte) string {
+	t.Helper()
+	var b bytes.Buffer
+	gz := gzip.NewWriter(&b)
+	in, err := asm.NewInputTarStream(bytes.NewReader(layer), storage.NewJSONPacker(gz), storage.NewDiscardFilePutter())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		t.Fatal(err)
+	}
+	if err := gz.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return base64.StdEncoding.EncodeToString(b.Bytes())
+}
+
+// TestCheckoutIndex checks instances of an index out.
+func TestCheckoutIndex(t *testing.T) {
+	run := newTestRun(t, testOptions{mode: modeBareUser})
+	layout := filepath.Join(t.TempDir(), "layout")
+	images := map[string]*testImage{}
+	index := imgspecv1.Index{Versioned: imgspec.Versioned{SchemaVersion: 2}, MediaType: imgspecv1.MediaTypeImageIndex}
+	for _, arch := range []string{"amd64", "arm64"} {
+		i := stackImage(t, stackOf(layerOf(tFile("arch", arch)), layerOf(tFile("common", "c"))), false)
+		i.config = bytes.Replace(i.config, []byte(testPlatform.Architecture), []byte(arch), 1)
+		i.manifest = nil
+		images[arch] = i.finish(t)
+		index.Manifests = append(index.Manifests, imgspecv1.Descriptor{
+			MediaType: imgspecv1.MediaTypeImageManifest, Digest: digest.FromBytes(i.manifest), Size: int64(len(i.manifest)),
+			Platform: &imgspecv1.Platform{OS: "linux", Architecture: arch},
+		})
+	}
+	writeLayout(t, layout, images)
+	blob := marshal(t, index)
+	d := digest.FromBytes(blob)
+	top := imgspecv1.Index{Versioned: imgspec.Versioned{SchemaVersion: 2}, Manifests: []imgspecv1.Descriptor{{
+		MediaType: imgspecv1.MediaTypeImageIndex, Digest: d, Size: int64(len(blob)), Annotations: map[string]string{imgspecv1.AnnotationRefName: "multi"},
+	}}}
+	for name, b := range map[string][]byte{"blobs/sha256/" + d.Encoded(): blob, "index.json": marshal(t, top)} {
+		if err := os.WriteFile(filepath.Join(layout, name), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	oi := func(want int, args ...string) string {
+		t.Helper()
+		var out, stderr bytes.Buffer
+		if got := runProgram(t, append([]string{"--insecure-policy", "--repo=" + run.repo.path}, args...), &out, &stderr); got != want {
+			t.Fatalf("%q: status %d, want %d: %s", args, got, want, &stderr)
+		}
+		return stderr.String()
+	}
+	oi(0, "copy", "--all", "oci:"+layout+":multi", "ostree:multi@"+run.repo.path)
+	for _, arch := range []string{"amd64", "arm64"} {
+		dir := filepath.Join(t.TempDir(), "root")
+		oi(0, "--override-os=linux", "--override-arch="+arch, "checkout", "--user-mode", "multi", dir)
+		if b, err := os.ReadFile(filepath.Join(dir, "arch")); err != nil || string(b) != arch {
+			t.Errorf("%s: %q, %v", arch, b, err)
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "root")
+	if text := oi(1, "--override-os=linux", "--override-arch=s390x", "checkout", "multi", dir); !strings.Contains(text, "choosing an instance") {
+		t.Errorf("it says %s", text)
+	}
+	onlyEntries(t, filepath.Dir(dir))
+	oi(3, "checkout", "none", dir)
+	oi(2, "checkout", "multi")
+	oi(2, "checkout", "multi", "")
+	oi(2, "checkout", "multi", dir, "--user-mode")
+	onlyEntries(t, filepath.Dir(dir))
+}
+
+// runProgram runs the program as its own process would.
+func runProgram(t testing.TB, args []string, stdout, stderr io.Writer) int {
+	t.Helper()
+	return run(t.Context(), append([]string{"ostree-image"}, args...), stdout, stderr)
+}
+
+// TestCheckoutProcess is the program in a process of its own, for other tests: it runs each list of arguments, and says how that ended.
+func TestCheckoutProcess(t *testing.T) {
+	var calls [][]string
+	text := os.Getenv("CHECKOUT_CALLS")
+	if text == "" {
+		return // no skip: there is nothing to test here
+	}
+	if err := json.Unmarshal([]byte(text), &calls); err != nil {
+		t.Fatal(err)
+	}
+	status := 0
+	for _, args := range calls {
+		var stderr bytes.Buffer
+		if status = run(context.Background(), append([]string{"ostree-image"}, args...), io.Discard, &stderr); status != 0 {
+			fmt.Printf("status %d: %q: %.500q\n", status, args, stderr.String())
+		}
+		fmt.Print(&stderr)
+	}
+	var self, children unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &self)
+	_ = unix.Getrusage(unix.RUSAGE_CHILDREN, &children)
+	fmt.Printf("maxrss %d %d\n", self.Maxrss, children.Maxrss)
+	os.Exit(status)
+}
+
+// checkoutProcess makes that process, of another user where uid is not 0.
+func checkoutProcess(t testing.TB, uid int, calls ...[]string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if uid != 0 { // the test binary lies where only root gets
+		program := filepath.Join(openTempDir(t, 0), "program")
+		b, err := os.ReadFile(self)
+		if err == nil {
+			err = os.WriteFile(program, b, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		self = program
+	}
+	cmd := exec.Command(self, "-test.run=^TestCheckoutProcess$")
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), "CHECKOUT_CALLS="+string(marshal(t, calls)), "HOME=/nonexistent")
+	if uid != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	}
+	return cmd
+}
+
+// openTempDir makes a directory that every user can reach, and that belongs to one.
+func openTempDir(t testing.TB, uid int) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "checkout-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := removeTree(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Lchown(dir, uid, uid); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// someUser is an id that no user of the machine needs to have.
+const someUser = 54321
+
+// TestCheckoutAsUser imports and checks out as a user who is not root.
+func TestCheckoutAsUser(t *testing.T) {
+	needRoot(t)
+	needTools(t, "umoci")
+	var cases []stackCase
+	for _, c := range stackCases() {
+		for _, part := range []string{"one layer", "whiteouts only", "opaque last", "there and back", "new mode", "implied and named", "own entry", "through a chain", "links in",
+			"setuid", "capabilities", "keep others out", "a path twice", "attributes of", "many kinds"} {
+			if strings.Contains(c.name, part) {
+				cases = append(cases, c)
+				break
+			}
+		}
+	}
+	cases = append(cases, stackCase{name: "a root that cannot be written", layers: stackOf(
+		layerOf(tDir(".", 0o555), tDir("d", 0o555), tFile("d/f", "f"), tDir("d/e", 0), tFile("d/e/f", "f")), layerOf(tFile("n", "n"), tFile("d/n", "n"), tWh("d/e/f")))})
+	dir := openTempDir(t, someUser)
+	layout := filepath.Join(dir, "layout")
+	images := map[string]*testImage{}
+	for i, c := range cases {
+		images[c.tag(i)] = stackImage(t, c.layers, false)
+	}
+	writeLayout(t, layout, images)
+	modes := []string{modeBare, modeBareUser}
+	var calls [][]string
+	for _, mode := range modes {
+		repo := filepath.Join(dir, mode)
+		tool(t, "ostree", "init", "--repo="+repo, "--mode="+mode)
+		tool(t, "chown", "-R", fmt.Sprint(someUser, ":", someUser), repo)
+		tool(t, "mkdir", "-m", "777", filepath.Join(dir, mode+"-roots"))
+	}
+	for i, c := range cases {
+		for _, mode := range modes {
+			repo := filepath.Join(dir, mode)
+			calls = append(calls, []string{"--insecure-policy", "--repo=" + repo, "--override-arch=" + testPlatform.Architecture, "copy", "--no-fsync", "oci:" + layout + ":" + c.tag(i), "ostree:" + c.tag(i) + "@" + repo},
+				[]string{"--repo=" + repo, "checkout", c.tag(i), filepath.Join(dir, mode+"-roots", c.tag(i))})
+		}
+	}
+	b, err := checkoutProcess(t, someUser, calls...).CombinedOutput()
+	if err != nil {
+		t.Error(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "status") {
+			t.Error(line)
+		}
+	}
+	if want := "warning: not root, repository of mode bare-user: files belong to you, as with --user-mode"; !strings.Contains(string(b), want) {
+		t.Errorf("it does not say: %s", want)
+	}
+	for i, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			want := umociTree(t, layout, c.tag(i))
+			for _, mode := range modes {
+				got := rootTree(t, filepath.Join(dir, mode+"-roots", c.tag(i)))
+				for name, w := range want {
+					if mode == modeBareUser {
+						w.mode, w.xattrs = 0, ""
+					}
+					w.owner = fmt.Sprint(someUser, ":", someUser)
+					if w.xattrs = withoutCapability(w.xattrs); w.kind == 0 {
+						w.mode |= 0o400 // as imported
+					}
+					want[name] = w
+				}
+				for name, g := range got {
+					if mode == modeBareUser {
+						g.mode, g.xattrs = 0, ""
+						if g.kind == 0 {
+							g.mode = 0o400
+						}
+					}
+					got[name] = g
+				}
+				for name, line := range listed(t, c.but) {
+					want[name] = got[name]
+					if got[name].kind != fs.ModeDir {
+						t.Errorf("%q is not %s", name, line)
+					}
+				}
+				compareTrees(t, mode, got, want, fsNode.String)
+			}
+		})
+	}
+	for _, mode := range modes {
+		onlyEntries(t, filepath.Join(dir, mode+"-roots"), tagsOf(cases)...)
+		fsck(t, filepath.Join(dir, mode))
+	}
+}
+
+func tagsOf(cases []stackCase) (tags []string) {
+	for i, c := range cases {
+		tags = append(tags, c.tag(i))
+	}
+	return tags
+}
+
+func withoutCapability(xattrs string) string {
+	if i := strings.Index(xattrs, " "+capability); i >= 0 {
+		return xattrs[:i]
+	}
+	return xattrs
+}
+
+// TestCheckoutSignal interrupts the program while ostree runs.
+func TestCheckoutSignal(t *testing.T) {
+	r := newTestRun(t, testOptions{mode: modeBareUser})
+	if err := r.importImage(t, "image", simpleImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	bin := t.TempDir()
+	slow := filepath.Join(bin, "slow-ostree")
+	script := "#!/bin/sh\ncase \"$*\" in checkout*) ostree \"$@\"; exec sleep 60;; esac\nexec ostree \"$@\"\n"
+	if err := os.WriteFile(slow, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for signal, status := range map[syscall.Signal]int{unix.SIGINT: 130, unix.SIGTERM: 143} {
+		parent := t.TempDir()
+		cmd := checkoutProcess(t, 0, []string{"--repo=" + r.repo.path, "--ostree=" + slow, "checkout", "--user-mode", "image", parent + "/root"})
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a tree", func() bool {
+			found, _ := filepath.Glob(parent + "/" + checkoutPrefix + "*/*/root/d/f")
+			return len(found) > 0
+		})
+		if err := cmd.Process.Signal(signal); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait()
+		if got := cmd.ProcessState.ExitCode(); got != status {
+			t.Errorf("%v: exit status %d, want %d: %s", signal, got, status, &out)
+		}
+		onlyEntries(t, parent)
+		if left := processesOf(parent); len(left) > 0 {
+			t.Errorf("processes are left: %q", left)
 		}
 	}
 }
