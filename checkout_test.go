@@ -1294,12 +1294,22 @@ func TestCheckoutProcess(t *testing.T) {
 // checkoutProcess makes that process, of another user where uid is not 0.
 func checkoutProcess(t testing.TB, uid int, calls ...[]string) *exec.Cmd {
 	t.Helper()
+	cmd := checkoutTestAs(t, uid, "TestCheckoutProcess")
+	cmd.Env = append(cmd.Env, "CHECKOUT_CALLS="+string(marshal(t, calls)))
+	return cmd
+}
+
+// checkoutTestAs makes a process that runs one test, as another user where uid is not 0.
+func checkoutTestAs(t testing.TB, uid int, test string) *exec.Cmd {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+	env := os.Environ()
 	if uid != 0 { // the test binary lies where only root gets
-		program := filepath.Join(openTempDir(t, 0), "program")
+		dir := openTempDir(t, uid)
+		program := filepath.Join(dir, "program")
 		b, err := os.ReadFile(self)
 		if err == nil {
 			err = os.WriteFile(program, b, 0o755)
@@ -1307,11 +1317,10 @@ func checkoutProcess(t testing.TB, uid int, calls ...[]string) *exec.Cmd {
 		if err != nil {
 			t.Fatal(err)
 		}
-		self = program
+		self, env = program, append(env, "TMPDIR="+dir, "HOME="+dir)
 	}
-	cmd := exec.Command(self, "-test.run=^TestCheckoutProcess$")
-	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), "CHECKOUT_CALLS="+string(marshal(t, calls)), "HOME=/nonexistent")
+	cmd := exec.Command(self, "-test.run=^"+test+"$")
+	cmd.Dir, cmd.Env = "/", env
 	if uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 	}
