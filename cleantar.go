@@ -21,6 +21,9 @@ const (
 	maxLinkFollow = 40   // symbolic links that one path may lead through, as in path_resolution(7)
 )
 
+// leftOut is the kind of what OSTree cannot hold: devices, fifos and sockets, and hard links to them. A checkout takes it for what it is.
+const leftOut = goneKind
+
 // errOddLayer says that a layer must be read twice: it names something twice, or puts a file where a link leads.
 var errOddLayer = errors.New("the layer names a path twice, or one below a link")
 
@@ -84,16 +87,16 @@ func (f *layerFilter) take(hdr *tar.Header) (e tarstream.Entry, ok bool, err err
 		}
 		delete(f.implied, e.Name)
 	}
-	switch e.Kind {
-	case tarstream.HardLink:
+	if e.Kind == tarstream.HardLink {
 		if e, err = f.hardLink(e); err != nil {
 			return e, false, err
 		}
-	case tarstream.Symlink:
+	}
+	if e.Kind == tarstream.Symlink {
 		f.links[e.Name] = e
 	}
 	f.seen[key] = e.Kind
-	return e, true, nil
+	return e, e.Kind != leftOut, nil
 }
 
 // parents notes the directories above name that no entry has named.
@@ -122,13 +125,16 @@ func (f *layerFilter) hardLink(e tarstream.Entry) (tarstream.Entry, error) {
 	if !known || kind == tarstream.Dir || e.Link == e.Name {
 		return e, errOddLayer
 	}
-	if kind == tarstream.Symlink { // a second name of a symbolic link: the same link again
-		target := f.links[e.Link]
-		target.Name = e.Name
-		f.links[e.Name] = target
-		return target, nil
+	switch kind {
+	case leftOut: // a second name of a device
+		e.Kind = leftOut
+	case tarstream.Symlink: // a second name of a symbolic link: the same link again
+		name := e.Name
+		e = f.links[e.Link]
+		e.Name = name
+	default:
+		f.files[e.Name] = e.Link
 	}
-	f.files[e.Name] = e.Link
 	return e, nil
 }
 
@@ -157,8 +163,8 @@ func writeImplied(out *tarstream.Writer, perms permissions, rooted bool, dirs []
 	return nil
 }
 
-// cleanEntry returns what a layer's header becomes in a clean stream. ok is false for what OSTree cannot hold (devices, fifos and
-// sockets) and for headers that are no entries. An error names the entry and says what is wrong with it.
+// cleanEntry returns what a layer's header becomes in a clean stream. ok is false for headers that are no entries. An error
+// names the entry and says what is wrong with it.
 func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool, err error) {
 	switch hdr.Typeflag {
 	case tar.TypeXGlobalHeader, 'V': // no entry; a GNU volume label
@@ -172,8 +178,7 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 	case tar.TypeLink:
 		e.Kind = tarstream.HardLink
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
-		_, err := cleanName(hdr.Name)
-		return e, false, err
+		e.Kind = leftOut
 	default: // tar extracts what it does not know as a regular file
 		e.Kind = tarstream.File
 		if strings.HasSuffix(hdr.Name, "/") {
@@ -200,6 +205,9 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 			return e, false, err
 		}
 	case tarstream.HardLink:
+		if hdr.Linkname == "" {
+			return e, false, errors.Errorf("the hard link %q has no target", hdr.Name)
+		}
 		if e.Link, err = cleanName(hdr.Linkname); err != nil {
 			return e, false, errors.WithMessagef(err, "the hard link %q", hdr.Name)
 		}
@@ -264,7 +272,7 @@ type layerPlan struct {
 type planNode struct {
 	kind     tarstream.Kind
 	children map[string]*planNode // of a directory
-	inode    *planInode           // nil for a directory that no entry named
+	inode    *planInode           // nil for a directory that no entry named, and for what is left out
 }
 
 // planInode is a file, a symbolic link, or what a directory's entry says.
@@ -293,6 +301,9 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 	if e.Name == "" {
 		p.root.inode = inode
 		return nil
+	}
+	if e.Kind == leftOut {
+		inode = nil
 	}
 	dir, base, err := p.parent(e.Name)
 	if err != nil {
@@ -338,6 +349,9 @@ func (p *layerPlan) parent(name string) (*planNode, string, error) {
 
 // lookup returns what stands at name, nil for nothing. A symbolic link at its end is not followed.
 func (p *layerPlan) lookup(name string) (*planNode, error) {
+	if name == "" {
+		return p.root, nil
+	}
 	dir, base := path.Split(name)
 	node, err := p.walk(strings.TrimSuffix(dir, "/"), false)
 	if err != nil || node == nil {
@@ -393,6 +407,9 @@ func (p *layerPlan) finish() (implied []string) {
 	first := map[*planInode]string{}
 	var visit func(name string, n *planNode)
 	visit = func(name string, n *planNode) {
+		if n.kind == leftOut {
+			return
+		}
 		if n.inode == nil {
 			if name != "" {
 				implied = append(implied, name)
