@@ -49,7 +49,10 @@ type layerLimits struct {
 	files int   // entries
 }
 
-const maxZeroReads = 100
+const (
+	maxZeroReads = 100
+	tarBlock     = 512 // bytes: the least that an archive's entry has
+)
 
 // maxSparse is how many bytes the sparse files of one layer may come to, in all. A header of 512 bytes can ask for more than
 // any disk holds.
@@ -88,7 +91,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			break
 		}
 		if err != nil {
-			return s.readError(err, s.entries+1)
+			return s.readError(err, s.entries+1, raw.n)
 		}
 		if err := segment(tr.RawBytes()); err != nil {
 			return err
@@ -108,7 +111,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			if errors.As(err, &sinkErr) {
 				return sinkErr.err
 			}
-			return s.readError(err, s.entries)
+			return s.readError(err, s.entries, raw.n)
 		}
 		if n > 0 && payload == nil {
 			s.exact = false // the tree does not hold these bytes
@@ -183,10 +186,10 @@ func (s *layerScan) pack(e storage.Entry) error {
 	return errors.WithMessage(err, "recording the layer's tar stream")
 }
 
-// readError names a stream that is no tar archive, or what is wrong with its n-th entry.
-func (s *layerScan) readError(err error, n int) error {
+// readError names a stream that is no tar archive, or what is wrong with its n-th entry. read is how much of it was read.
+func (s *layerScan) readError(err error, n int, read int64) error {
 	switch {
-	case errors.Is(err, tar.ErrHeader) && s.entries == 0:
+	case errors.Is(err, tar.ErrHeader) && s.entries == 0, errors.Is(err, io.ErrUnexpectedEOF) && read < tarBlock:
 		return errors.New("not a tar archive")
 	case errors.Is(err, tar.ErrHeader):
 		return errors.Errorf("not a tar archive after its entry %d", s.entries)
