@@ -160,6 +160,14 @@ func (d *destination) PutBlob(ctx context.Context, stream io.Reader, info types.
 	return d.receive(ctx, &destinationBlob{done: make(chan struct{})}, stream, info, isConfig)
 }
 
+// cause returns what ended the copy where that is over, since err is then only what that led to.
+func (d *destination) cause(err error) error {
+	if err != nil && d.ctx.Err() != nil {
+		return context.Cause(d.ctx)
+	}
+	return err
+}
+
 // claim makes a blob the caller's to receive, unless it is there or on its way.
 func (d *destination) claim(info types.BlobInfo) (b *destinationBlob, mine bool) {
 	d.mu.Lock()
@@ -172,7 +180,8 @@ func (d *destination) claim(info types.BlobInfo) (b *destinationBlob, mine bool)
 	return b, true
 }
 
-func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io.Reader, info types.BlobInfo, isConfig bool) (types.BlobInfo, error) {
+func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io.Reader, info types.BlobInfo, isConfig bool) (_ types.BlobInfo, err error) {
+	defer func() { err = d.cause(err) }()
 	if isConfig {
 		return d.putConfig(ctx, b, stream, info)
 	}
