@@ -18,6 +18,7 @@ type permissions struct {
 	uid, gid int  // the user's own, used where asOwn
 	asOwn    bool // everything belongs to the user, without file capabilities
 	readable bool // the owner can read every file: u+r is added
+	forTar   bool // the clean stream is for GNU tar, see tarAttribute
 }
 
 // permissionsFor returns the rules. Only a user who is not root, in a mode that keeps files as they are on disk, gets any
@@ -60,6 +61,10 @@ func (p permissions) own(e *tarstream.Entry) {
 
 const capability = "security.capability"
 
+// tarAttribute writes an attribute's name so that GNU tar reads it as it is. tar takes "%3D" for "=" and "%25" for "%", and
+// leaves other percent signs alone.
+var tarAttribute = strings.NewReplacer("%3D", "%253D", "%25", "%2525")
+
 // xattrs returns the extended attributes that a layer's file keeps, nil for none: its capabilities and the user's own.
 // ostree keeps no empty value, user.ostreemeta is where a bare-user repository keeps its own, and the labels and the marks of
 // overlayfs belong to the machine that made the layer.
@@ -79,6 +84,9 @@ func (p permissions) xattrs(all map[string]string) map[string]string {
 		}
 		if kept == nil {
 			kept = map[string]string{}
+		}
+		if p.forTar {
+			name = tarAttribute.Replace(name)
 		}
 		kept[name] = value
 	}
@@ -116,6 +124,16 @@ func cleanCapability(value string) string {
 // give the commit the modes back. Devices, fifos and sockets go. It never follows a link, and does not leave
 // dir: the paths it changes are those of directories and regular files, found by lstat(2) below an open directory.
 func (p permissions) fixTree(dir string) (overrides []string, err error) {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	if !info.IsDir() {
+		return nil, errors.Errorf("%s is no directory", dir)
+	}
+	if err := p.open(func(m fs.FileMode) error { return os.Chmod(dir, m) }, "/", info.Mode(), 0o700, &overrides); err != nil {
+		return nil, err
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, errors.WithStack(err)
@@ -141,16 +159,17 @@ func (p permissions) fixDir(root *os.Root, name, path string, overrides *[]strin
 			return errors.WithStack(err)
 		}
 		mode := info.Mode()
+		chmod := func(m fs.FileMode) error { return root.Chmod(child, m) }
 		switch {
 		case mode.IsDir():
-			if err := p.open(root, child, childPath, mode, 0o700, overrides); err != nil {
+			if err := p.open(chmod, childPath, mode, 0o700, overrides); err != nil {
 				return err
 			}
 			if err := p.fixDir(root, child, childPath, overrides); err != nil {
 				return err
 			}
 		case mode.IsRegular():
-			if err := p.open(root, child, childPath, mode, 0o400, overrides); err != nil {
+			if err := p.open(chmod, childPath, mode, 0o400, overrides); err != nil {
 				return err
 			}
 		case mode&fs.ModeSymlink != 0:
@@ -174,12 +193,12 @@ func readNames(root *os.Root, name string) ([]string, error) {
 	return names, errors.WithStack(err)
 }
 
-// open adds the bits to what is at child where they are missing, and notes the mode that it had.
-func (p permissions) open(root *os.Root, child, path string, mode fs.FileMode, bits fs.FileMode, overrides *[]string) error {
+// open adds the bits to a mode where they are missing, and notes the mode that what is at path had.
+func (p permissions) open(chmod func(fs.FileMode) error, path string, mode, bits fs.FileMode, overrides *[]string) error {
 	if p.uid == 0 || mode&bits == bits {
 		return nil
 	}
-	if err := root.Chmod(child, mode|bits); err != nil {
+	if err := chmod(mode | bits); err != nil {
 		return errors.WithStack(err)
 	}
 	if strings.Contains(path, "\n") || (p.readable && mode.IsRegular()) {

@@ -111,6 +111,7 @@ func (st *staging) prepare(ctx context.Context) error {
 		return err
 	}
 	st.perms = permissionsFor(mode, os.Geteuid(), os.Getegid())
+	st.perms.forTar = st.engine == engineTar
 	return nil
 }
 
