@@ -29,10 +29,12 @@ func TestMain(m *testing.M) {
 		os.Exit(fakeMain())
 	case name == "parent-of-sleeper":
 		os.Exit(parentOfSleeper())
-	case name == "import-as-user":
-		os.Exit(importAsUser())
 	}
-	os.Exit(m.Run())
+	status := m.Run()
+	for _, dir := range shared {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(status)
 }
 
 // skip leaves a test out and says why. With REQUIRE_TOOLS=1, as in CI, that is a failure.
@@ -530,5 +532,3 @@ func errText(err error) string {
 func ignoreTerm() { signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP) }
 
 func parentOfSleeper() int { return 0 }
-
-func importAsUser() int { return 0 }

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"testing"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/pkg/errors"
+	"github.com/vbatts/tar-split/tar/asm"
+	"github.com/vbatts/tar-split/tar/storage"
+)
+
+func unzipped(t testing.TB, record []byte) io.Reader {
+	t.Helper()
+	gz, err := gzip.NewReader(bytes.NewReader(record))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return gz
+}
+
+// recorded returns the files with a payload that a tar-split record names, as they are called in the layer's tree, and their sizes.
+func recorded(t testing.TB, record []byte) (paths []string, sizes []int64) {
+	t.Helper()
+	up := storage.NewJSONUnpacker(unzipped(t, record))
+	for {
+		e, err := up.Next()
+		if err == io.EOF {
+			return paths, sizes
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Type != storage.FileType || e.Size == 0 {
+			continue
+		}
+		name, err := cleanName(e.GetName())
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths, sizes = append(paths, name), append(sizes, e.Size)
+	}
+}
+
+// contentGetter gives tar-split the payloads.
+type contentGetter map[string][]byte
+
+func (c contentGetter) Get(name string) (io.ReadCloser, error) {
+	clean, err := cleanName(name)
+	if err != nil {
+		return nil, err
+	}
+	b, ok := c[clean]
+	if !ok {
+		return nil, errors.Errorf("no file %q", name)
+	}
+	return io.NopCloser(bytes.NewReader(b)), nil
+}
+
+func assemble(t testing.TB, record []byte, contents map[string][]byte) []byte {
+	t.Helper()
+	rc := asm.NewOutputTarStream(contentGetter(contents), storage.NewJSONUnpacker(unzipped(t, record)))
+	defer func() { _ = rc.Close() }()
+	return readN(t, rc, -1)
+}
+
+// readN reads n bytes, or all if n is negative.
+func readN(t testing.TB, r io.Reader, n int64) []byte {
+	t.Helper()
+	if n < 0 {
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(r, b); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
