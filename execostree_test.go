@@ -30,11 +30,11 @@ var parseCommitTests = []struct {
 	{"empty", "", commitInfo{}, `not a commit: ""`},
 	{"other object", "dirtree " + sumA + "\n()", commitInfo{}, `not a commit: "dirtree aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"`},
 	{"no body", "commit " + sumA, commitInfo{}, "GVariant text, byte 0: a value is missing"},
-	{"too few fields", "commit x\n({}, @ay [])", commitInfo{}, "not a commit object"},
-	{"no tuple", "commit x\n'a'", commitInfo{}, "not a commit object"},
-	{"wrong time", "commit x\n(@a{sv} {}, @ay [], @a(say) [], '', '', 'now', [byte 0xaa], [byte 0xbb])", commitInfo{}, "not a commit object"},
-	{"wrong root", "commit x\n(@a{sv} {}, @ay [], @a(say) [], '', '', uint64 7, 'a', [byte 0xbb])", commitInfo{}, "not a commit object"},
-	{"cut", "commit x\n(@a{sv} {}, @ay [], @a(sa", commitInfo{}, "GVariant text, byte 20: a type has no value"},
+	{"too few fields", "commit " + sumA + "\n({}, @ay [])", commitInfo{}, "not a commit object"},
+	{"no tuple", "commit " + sumA + "\n'a'", commitInfo{}, "not a commit object"},
+	{"wrong time", "commit " + sumA + "\n(@a{sv} {}, @ay [], @a(say) [], '', '', 'now', [byte 0xaa], [byte 0xbb])", commitInfo{}, "not a commit object"},
+	{"wrong root", "commit " + sumA + "\n(@a{sv} {}, @ay [], @a(say) [], '', '', uint64 7, 'a', [byte 0xbb])", commitInfo{}, "not a commit object"},
+	{"cut", "commit " + sumA + "\n(@a{sv} {}, @ay [], @a(sa", commitInfo{}, "GVariant text, byte 20: a type has no value"},
 }
 
 func TestParseCommit(t *testing.T) {
