@@ -168,9 +168,9 @@ fake() {
 @test "error [wrong credentials]" {
     requires tls-registry
     local image=docker://$TLS_REGISTRY/small/small:1
-    fails 1 'unauthorized' pull "--src-cert-dir=$TLS_DIR/client" --src-creds=importer:wrong-Secret "$image" small
+    fails 1 'authentication required' pull "--src-cert-dir=$TLS_DIR/client" --src-creds=importer:wrong-Secret "$image" small
     assert_stderr_lacks wrong-Secret
-    fails 1 'unauthorized' pull "--src-cert-dir=$TLS_DIR/client" --src-no-creds "$image" small
+    fails 1 'authentication required' pull "--src-cert-dir=$TLS_DIR/client" --src-no-creds "$image" small
     fails 2 'the source: the credentials are not USER:PASSWORD' pull "--src-cert-dir=$TLS_DIR/client" --src-creds=importer "$image" small
     fails 2 'the source: credentials are given, and are not to be used' pull --src-no-creds --src-creds=a:b "$image" small
 }
@@ -184,15 +184,19 @@ fake() {
 
 @test "error [truncated blob]" {
     a_copy small
-    truncate --size=-100 "$copy/blobs/sha256/$(manifest_layers "$copy" small | head -n 1)"
-    fails 4 'it was cut short' pull "oci:$copy:small" small
-    fails 4 'it was cut short' pull --unpack=tar "oci:$copy:small" small
+    local layer
+    layer=$(manifest_layers "$copy" small | head -n 1)
+    truncate --size=-100 "$copy/blobs/sha256/$layer"
+    fails 4 "$layer" pull "oci:$copy:small" small
+    fails 4 "$layer" pull --unpack=tar "oci:$copy:small" small
 }
 
 @test "error [blob too long]" {
     a_copy small
-    echo more >>"$copy/blobs/sha256/$(manifest_layers "$copy" small | head -n 1)"
-    fails 4 "$(manifest_layers "$copy" small | head -n 1)" pull "oci:$copy:small" small
+    local layer
+    layer=$(manifest_layers "$copy" small | head -n 1)
+    echo more >>"$copy/blobs/sha256/$layer"
+    fails 4 "$layer" pull "oci:$copy:small" small
 }
 
 # flip FILE OFFSET changes a byte.

@@ -1,0 +1,218 @@
+#!/usr/bin/env bats
+# --record and replay: what a run did can be done again where the program, the registry and the network are not.
+
+bats_require_minimum_version 1.5.0
+load helpers
+
+setup_file() {
+    ((EUID == 0)) || return 0
+    command -v mmdebstrap >/dev/null && fixture debian
+    fixture small
+    fixture odd
+    fixture bad
+}
+
+setup() {
+    requires root
+    requires user
+    requires_tool ostree mmdebstrap umoci skopeo setcap python3 zstd unshare shellcheck
+    new_scratch
+    F=$FIXTURES/debian
+    R=$SCRATCH_DIR/record
+}
+
+teardown() {
+    drop_scratch
+}
+
+# alone COMMAND… runs a command where there is no network and no ostree-image, as OI_USER.
+alone() {
+    local command=(unshare --net -- env -i PATH=/usr/bin:/bin "WORK=$SCRATCH_DIR/work" "$@")
+    rm -rf -- "$SCRATCH_DIR/work"
+    mkdir -m 777 -- "$SCRATCH_DIR/work"
+    if [[ ${OI_USER-} == user ]]; then
+        command=(unshare --net -- setpriv "--reuid=$UNPRIVILEGED" "--regid=$(id -g -- "$UNPRIVILEGED")" --clear-groups --
+            env -i PATH=/usr/bin:/bin "WORK=$SCRATCH_DIR/work" "$@")
+    fi
+    run --separate-stderr "${command[@]}"
+    echo "$output"
+    echo "$stderr"
+}
+
+# same_refs REPO: the repository holds the very commits that the record says.
+same_refs() {
+    local sum ref
+    [[ -s $R/refs ]] || fail "the record names no refs"
+    while read -r sum ref; do
+        [[ $(ostree rev-parse "--repo=$1" "$ref") == "$sum" ]] || fail "$ref is not $sum"
+    done <"$R/refs"
+}
+
+# tree DIR lists a tree.
+tree() {
+    (cd -- "$1" && find . -printf '%P %y %m %U:%G %l\n' | sort && find . -type f -print0 | sort -z | xargs -0 sha256sum)
+}
+
+import_and_replay() {
+    chmod 777 -- "$SCRATCH_DIR"
+    new_repo "$REPO" "$1"
+    oi -0 "--record=$R" "--repo=$REPO" pull "oci:$F/oci:debian" debian
+    same_refs "$REPO"
+    for shell in sh bash "busybox sh"; do
+        [[ $shell == "${2-sh}" ]] || continue
+        # shellcheck disable=SC2086 # "busybox sh" is two words
+        alone $shell "$R/commands.sh"
+        ((status == 0)) || fail "the script ends with $status under $shell"
+        same_refs "$SCRATCH_DIR/work/repo"
+    done
+}
+
+@test "record: an import, replayed by sh in a repository of mode bare" { import_and_replay bare; }
+@test "record: an import, replayed by bash in a repository of mode bare-user" { import_and_replay bare-user bash; }
+@test "record: an import, replayed by busybox in a repository of mode archive" {
+    requires_tool busybox
+    import_and_replay archive "busybox sh"
+}
+@test "record: an import, replayed by sh in a repository of mode bare-user-only" { import_and_replay bare-user-only; }
+@test "record: an import by an unprivileged user, bare-user" { OI_USER=user import_and_replay bare-user; }
+@test "record: an import by an unprivileged user, bare" { OI_USER=user import_and_replay bare; }
+
+@test "record: the tar engine, and layers that are read twice" {
+    new_repo "$REPO" bare-user
+    oi "--record=$R" "--repo=$REPO" pull --unpack=tar "oci:$FIXTURES/odd/oci:odd" odd
+    alone sh "$R/commands.sh"
+    ((status == 0))
+    same_refs "$SCRATCH_DIR/work/repo"
+    rm -rf -- "$R" "$REPO"
+    new_repo "$REPO" bare-user
+    oi "--record=$R" "--repo=$REPO" pull "oci:$FIXTURES/odd/oci:odd" odd
+    alone sh "$R/commands.sh"
+    ((status == 0))
+    same_refs "$SCRATCH_DIR/work/repo"
+}
+
+@test "record: replay says that all is the same, and where it is not" {
+    new_repo "$REPO" bare-user
+    oi "--record=$R" "--repo=$REPO" pull "oci:$FIXTURES/small/oci:small" small
+    oi --quiet replay "$R"
+    assert_equal "$(grep -c ': same$' <<<"$output")" "$(wc -l <"$R/refs")"
+    assert_equal "$(ls -d /tmp/ostree-image-* 2>/dev/null || :)" ""
+
+    tar --create --gzip --directory="$SCRATCH_DIR" --file="$SCRATCH_DIR/moved.tar.gz" record
+    OI_USER=user oi --quiet replay "$SCRATCH_DIR/moved.tar.gz"
+    assert_equal "$(grep -c ': same$' <<<"$output")" "$(wc -l <"$R/refs")"
+
+    oi replay --list "$R"
+    assert_stdout_has "publish the image"
+    assert_equal "$(grep -c 'ostree pull-local' <<<"$output")" "$(grep -c '^ostree pull-local' "$R/commands.sh")"
+
+    # A run with other times gives other commits.
+    sed -i 's/--timestamp=@[0-9]*/--timestamp=@7/' "$R/commands.sh"
+    oi -4 --quiet replay "$R"
+    assert_stderr_has "refs differ from the record"
+    assert_stdout_has "other checksum"
+
+    # --to runs a part, and compares nothing.
+    oi replay --to 1 "$R"
+    assert_stderr_has "ostree refs"
+    assert_stderr_lacks "ostree commit"
+    oi -2 replay --from 5 --to 3 "$R"
+}
+
+@test "record: a changed blob is refused" {
+    new_repo "$REPO" bare-user
+    oi "--record=$R" "--repo=$REPO" pull "oci:$FIXTURES/small/oci:small" small
+    local stream
+    stream=$(find "$R/blobs" -name '*.tar.zst' | head -n 1)
+    cp -- "$stream" "$SCRATCH_DIR/stream"
+    echo more >>"$stream"
+    oi -4 replay "$R"
+    assert_error "does not match its digest"
+    mv -- "$SCRATCH_DIR/stream" "$stream"
+    oi --quiet replay "$R"
+    local blob
+    blob=$(find "$R/blobs" -regextype posix-egrep -regex '.*/[0-9a-f]{64}' | head -n 1)
+    cp --remove-destination -- "$blob" "$SCRATCH_DIR/blob"
+    rm -- "$blob"
+    head -c 100 "$SCRATCH_DIR/blob" >"$blob"
+    oi -4 replay "$R"
+    assert_error "does not match its digest"
+    oi -1 replay "$SCRATCH_DIR"
+    assert_error "is no record"
+}
+
+@test "record: the script passes shellcheck, and holds no secret" {
+    requires tls-registry
+    in_registry "$TLS_REGISTRY" small small
+    new_repo "$REPO" bare-user
+    oi "--record=$R" "--repo=$REPO" pull --src-tls-verify=false --src-creds 'importer:s3cr3t-Passw0rd' "docker://$TLS_REGISTRY/small/small:1" small
+    must shellcheck -s sh "$R/commands.sh"
+    run grep -rl 's3cr3t-Passw0rd' "$R"
+    [[ -z $output ]] || fail "the password is in $output"
+    rm -rf -- "$R"
+    oi -1 "--record=$R" "--repo=$REPO" pull --src-tls-verify=false --src-creds 'importer:wr0ng-Passw0rd' "docker://$TLS_REGISTRY/small/small:1" other
+    run grep -rl 'wr0ng-Passw0rd' "$R"
+    [[ -z $output ]] || fail "the password is in $output"
+    alone sh "$R/commands.sh"
+    ((status == 1)) || fail "the record of a run that failed ends with $status"
+}
+
+@test "record: a checkout, a removal, a prune and an export, from the record's own repository" {
+    new_repo "$REPO" bare-user
+    oi --quiet "--repo=$REPO" pull "oci:$F/oci:debian" debian
+    oi --quiet "--repo=$REPO" pull "oci:$FIXTURES/small/oci:small" small
+
+    oi "--record=$R" "--repo=$REPO" checkout debian "$SCRATCH_DIR/root"
+    alone sh "$R/commands.sh"
+    ((status == 0))
+    assert_equal "$(tree "$SCRATCH_DIR/work/out")" "$(tree "$SCRATCH_DIR/root")"
+
+    rm -rf -- "$R"
+    oi "--record=$R" "--repo=$REPO" push debian "dir:$SCRATCH_DIR/dir"
+    alone sh "$R/commands.sh"
+    ((status == 0))
+
+    rm -rf -- "$R"
+    oi "--record=$R" "--repo=$REPO" remove --no-prune debian
+    alone sh "$R/commands.sh"
+    ((status == 0))
+    run grep debian <(refs "$SCRATCH_DIR/work/repo")
+    [[ -z $output ]]
+
+    rm -rf -- "$R"
+    oi "--record=$R" "--repo=$REPO" prune
+    alone sh "$R/commands.sh"
+    ((status == 0))
+    assert_equal "$(refs "$SCRATCH_DIR/work/repo")" "$(refs "$REPO")"
+}
+
+@test "record: a run that is refused replays to the same error" {
+    new_repo "$REPO" bare-user
+    oi -1 "--record=$R" "--repo=$REPO" pull "oci:$FIXTURES/bad/oci:latin1" bad
+    local text=$stderr
+    assert_stderr_has "is not UTF-8"
+    alone sh "$R/commands.sh"
+    ((status == 1))
+    assert_stderr_has "$(tail -n 1 <<<"$text")"
+    oi -1 replay "$R"
+    assert_stderr_has "is not UTF-8"
+}
+
+@test "record: a run that is killed leaves what it had, and a directory that is there is refused" {
+    new_repo "$REPO" archive
+    "$OI" --insecure-policy "--record=$R" "--repo=$REPO" pull "oci:$F/oci:debian" debian >/dev/null 2>&1 3>&- &
+    local pid=$! i
+    for ((i = 0; i < 300; i++)); do
+        ! grep -q 'ostree commit' "$R/commands.sh" 2>/dev/null || break
+        sleep 0.02
+    done
+    kill -KILL "$pid"
+    wait "$pid" || :
+    must sh -n "$R/commands.sh"
+    grep -q 'ostree commit' "$R/commands.sh"
+    [[ -e $R/versions ]]
+    alone sh "$R/commands.sh"
+    ((status != 0)) || fail "the record of half an import replays to its end"
+    oi -1 "--record=$R" "--repo=$REPO" list
+    assert_error "is there, and is no empty directory"
+}
