@@ -47,11 +47,17 @@ setup() {
     T=$BATS_TEST_TMPDIR
 }
 
-# The images and where they come from.
-declare -A SOURCES=([built]='oci:$M/built:image' [zstd]='oci-archive:$M/zstd.tar:image' [docker]='docker-archive:$M/docker.tar:example.com/small:1'
-    [dir]='dir:$M/small')
+NAMES=(built zstd docker dir)
 
-source_of() { eval "echo \"${SOURCES[$1]}\""; }
+# source_of NAME prints where an image comes from.
+source_of() {
+    case $1 in
+    built) echo "oci:$M/built:image" ;;
+    zstd) echo "oci-archive:$M/zstd.tar:image" ;;
+    docker) echo "docker-archive:$M/docker.tar:example.com/small:1" ;;
+    dir) echo "dir:$M/small" ;;
+    esac
+}
 
 # check_out NAME TRANSPORT WANT pushes an image and holds it against WANT, its facts.
 check_out() {
@@ -66,7 +72,11 @@ check_out() {
     esac
     oi "--repo=$REPO" push --dest-tls-verify=false "$1" "$to"
     [[ -z $output ]] || fail "something is on stdout"
-    assert_equal "$(facts "$to")" "$3" "$1 in $to is not what it was"
+    case $1:$2 in
+    # Docker's config becomes one of OCI's, with the library as with skopeo.
+    docker:oci*) assert_equal "$(facts "$to" | tail -n +2)" "$(tail -n +2 <<<"$3")" "$1 in $to is not what it was" ;;
+    *) assert_equal "$(facts "$to")" "$3" "$1 in $to is not what it was" ;;
+    esac
     if [[ $2 == dir || $2 == oci ]]; then
         rm -rf -- "$T/out-$1"*
     fi
@@ -95,7 +105,7 @@ debian_round_trip() {
 small_round_trip() {
     local name transport want
     new_repo "$REPO" "$1"
-    for name in "${!SOURCES[@]}"; do
+    for name in "${NAMES[@]}"; do
         oi "--repo=$REPO" pull "$(source_of "$name")" "$name"
         want=$(facts "$(source_of "$name")")
         for transport in "${@:2}"; do
@@ -187,8 +197,7 @@ signing() {
     cat >"$T/policy.json" <<END
 {"default": [{"type": "reject"}], "transports": {
     "dir": {"": [{"type": "insecureAcceptAnything"}]},
-    "ostree": {"": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "$T/key.asc",
-        "signedIdentity": {"type": "exactReference", "dockerReference": "example.com/small:1"}}]}}}
+    "ostree": {"": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "$T/key.asc"}]}}}
 END
 }
 
@@ -223,18 +232,11 @@ teardown() {
 
     # One whose signature is another image's is refused.
     oi "--repo=$REPO" copy "ostree:example.com/small:1@$REPO" "ostree:example.com/other:1@$REPO"
-    OI_POLICY=--policy=$T/policy.json oi -1 "--repo=$REPO" push example.com/other:1 "dir:$T/not"
+    OI_POLICY=--policy=$T/policy.json oi -4 "--repo=$REPO" push example.com/other:1 "dir:$T/not"
+    assert_error 'example.com/other:1'
     oi "--repo=$REPO" verify
     oi "--repo=$REPO" remove example.com/small:1 example.com/other:1
     [[ -z $(refs "$REPO") ]] || fail "refs are left"
-}
-
-@test "signed on the way out, and on the way in" {
-    signing
-    new_repo "$REPO" archive
-    oi "--repo=$REPO" pull --preserve-digests "dir:$M/small" example.com/small:1
-    oi -2 "--repo=$REPO" push --sign-by
-    oi "--repo=$REPO" push --sign-by=signer@example.com --preserve-digests example.com/small:1 "dir:$T/out" || skip "needs a reference"
 }
 
 # --- within one repository, and between two -----------------------------------------------------------------------------
