@@ -446,17 +446,15 @@ func (s *streamCommit) finish(ctx context.Context) (string, error) {
 }
 
 // abort ends the commit so that nothing comes of it. ostree is killed before its input ends: given a short stream it can
-// write to its standard error forever (in archive mode), or commit what there was. The error is what ostree had to say
-// where it had ended before, or nil.
+// write to its standard error forever (in archive mode), or commit what there was. The error is how
+// ostree ended, which is of interest where that was before.
 func (s *streamCommit) abort() error {
 	s.process.kill()
 	_ = s.stdin.Close()
-	err := s.process.wait()
-	var terr *toolError
-	if errors.As(err, &terr) && terr.ExitCode > 0 {
+	if err := s.process.wait(); err != nil {
 		return err
 	}
-	return nil
+	return s.process.failed("it ended before its input did")
 }
 
 // pullLocal copies refs, or all where none is given, from another repository on this machine, as one transaction.

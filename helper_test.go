@@ -182,6 +182,7 @@ func (r fakeRule) act(dir string) int {
 		_ = os.WriteFile(filepath.Join(dir, "child.new"), []byte(fmt.Sprint(child.Process.Pid)), 0o644)
 		_ = os.Rename(filepath.Join(dir, "child.new"), filepath.Join(dir, "child"))
 	}
+	_, _ = io.WriteString(os.Stderr, r.Stderr)
 	switch {
 	case r.Read < 0:
 		_, _ = io.Copy(io.Discard, os.Stdin)
@@ -192,7 +193,6 @@ func (r fakeRule) act(dir string) int {
 		_ = os.Stdin.Close()
 	}
 	_, _ = io.WriteString(os.Stdout, r.Stdout)
-	_, _ = io.WriteString(os.Stderr, r.Stderr)
 	if r.Env {
 		fmt.Println(strings.Join(os.Environ(), "\n"))
 	}
@@ -530,5 +530,3 @@ func errText(err error) string {
 }
 
 func ignoreTerm() { signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP) }
-
-func parentOfSleeper() int { return 0 }

@@ -363,7 +363,7 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 		}
 	}
 	aborted := w.abort()
-	if aborted != nil && errors.Is(err, syscall.EPIPE) {
+	if errors.Is(err, syscall.EPIPE) { // it had ended by itself
 		err = errors.WithMessagef(aborted, "layer %s", b.name())
 	}
 	if err == nil {
@@ -376,7 +376,7 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 type layerWriter interface {
 	io.Writer
 	finish(ctx context.Context) (tree []string, err error)
-	// abort ends the engine, and returns why it failed if it had failed by itself before.
+	// abort ends the engine. The error is how that ended, and says something only where it had ended before.
 	abort() error
 }
 
@@ -455,6 +455,9 @@ func (e *tarEngine) finish(context.Context) ([]string, error) {
 	}
 	if cerr != nil {
 		return nil, errors.WithStack(cerr)
+	}
+	if strings.Contains(e.process.stderr.String(), tarLostAttribute) {
+		return nil, e.process.failed("the files cannot have all attributes here")
 	}
 	j, perms := e.st.settings.journal, e.st.perms
 	overrides, err := perms.fixTree(e.dir)

@@ -87,7 +87,7 @@ type process struct {
 	above  context.Context // the caller's
 	ctx    context.Context // ends with that, or with --command-timeout
 	cancel context.CancelFunc
-	stop   func() bool
+	killer *time.Timer // sends SIGKILL a while after SIGTERM
 	number int
 	began  time.Time
 	run    *runner
@@ -167,11 +167,7 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	p.cmd.Cancel = func() error {
 		group := -p.cmd.Process.Pid
-		time.AfterFunc(killAfter, func() {
-			if p.ctx.Err() != nil {
-				_ = syscall.Kill(group, syscall.SIGKILL)
-			}
-		})
+		p.killer = time.AfterFunc(killAfter, func() { _ = syscall.Kill(group, syscall.SIGKILL) })
 		return syscall.Kill(group, syscall.SIGTERM)
 	}
 	r.mu.Lock()
@@ -233,6 +229,12 @@ func (p *process) kill() {
 // it is that context's cause.
 func (p *process) wait() error {
 	err := p.cmd.Wait()
+	if p.killer != nil {
+		p.killer.Stop() // or it might meet another process of that number
+	}
+	if p.ctx.Err() != nil {
+		p.kill() // the rest of the group: a child of the command's own can be deaf to SIGTERM
+	}
 	if err == nil {
 		p.cancel()
 		p.ended(nil)
@@ -252,6 +254,11 @@ func (p *process) wait() error {
 	terr := &toolError{Tool: p.tool, Args: p.args, ExitCode: p.cmd.ProcessState.ExitCode(), Stderr: p.stderr.String(), Err: cause}
 	p.ended(terr)
 	return terr
+}
+
+// failed is the error of a process that has ended well and not done its work.
+func (p *process) failed(why string) error {
+	return &toolError{Tool: p.tool, Args: p.args, Stderr: p.stderr.String(), Err: errors.New(why)}
 }
 
 // ended tells the journal.

@@ -11,6 +11,9 @@ import (
 // oldestTar is the oldest GNU tar with --xattrs-include.
 const oldestTar = "1.27"
 
+// tarLostAttribute is a part of what tar says of an attribute that it could not set, with exit status 0.
+const tarLostAttribute = " extended attribute for file "
+
 var tarVersionLine = regexp.MustCompile(`^tar \(GNU tar\) ([0-9][0-9.]*)`)
 
 // tarVersion asks tar for its version. One that is not GNU tar, or too old, is a *missingToolError.

@@ -1,0 +1,376 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fakeRunner runs a fake ostree. The returned function takes its path out of texts.
+func fakeRunner(t *testing.T, timeout time.Duration, rules ...fakeRule) (r *runner, path string) {
+	t.Helper()
+	path = fakeTool(t, "", rules...)
+	return newRunner(path, "tar", timeout, &journal{}), path
+}
+
+func TestRunnerErrors(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name    string
+		rule    fakeRule
+		args    []string
+		want    string
+		code    int
+		wantErr string
+	}{
+		{"well", fakeRule{Stdout: "out\n"}, []string{"verb"}, "out\n", 0, ""},
+		{"says nothing", fakeRule{}, []string{"verb"}, "", 0, ""},
+		{"warns only", fakeRule{Stdout: "out", Stderr: "warning\n"}, []string{"verb"}, "out", 0, ""},
+		{"fails", fakeRule{Stdout: "half", Stderr: "error: no\n", Exit: 1}, []string{"verb", "--repo=x"}, "", 1, "FAKE verb: exit status 1: no"},
+		{"fails silently", fakeRule{Exit: 3}, []string{"verb"}, "", 3, "FAKE verb: exit status 3"},
+		{"no verb", fakeRule{Stderr: "what?", Exit: 2}, []string{"--version"}, "", 2, "FAKE: exit status 2: what?"},
+		{"no arguments", fakeRule{Exit: 2}, nil, "", 2, "FAKE: exit status 2"},
+		{"the last lines", fakeRule{Stderr: "one\ntwo\nthree\n\nerror: four\r\n", Exit: 1}, []string{"verb"}, "", 1, "FAKE verb: exit status 1: two; three; four"},
+		{"a flood", fakeRule{Stderr: strings.Repeat("flood\n", 100000) + "error: why\n", Exit: 1}, []string{"verb"}, "", 1, "FAKE verb: exit status 1: flood; flood; why"},
+		{"not UTF-8", fakeRule{Stderr: "a\xffb\n", Exit: 1}, []string{"verb"}, "", 1, "FAKE verb: exit status 1: a\uFFFDb"},
+		{"killed", fakeRule{Stderr: "so far\n", Signal: int(syscall.SIGKILL)}, []string{"verb"}, "", -1, "FAKE verb: signal: killed: so far"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r, path := fakeRunner(t, 0, tt.rule)
+			out, err := r.output(t.Context(), command{tool: toolOSTree, args: tt.args})
+			sameText(t, "output", string(out), tt.want)
+			sameText(t, "error", strings.ReplaceAll(errText(err), path, "FAKE"), tt.wantErr)
+			if tt.wantErr == "" {
+				return
+			}
+			var terr *toolError
+			if !errors.As(err, &terr) || terr.ExitCode != tt.code || !slices.Equal(terr.Args, tt.args) || len(terr.Stderr) > stderrTail+10 {
+				t.Errorf("%#v, want exit code %d and arguments %q", err, tt.code, tt.args)
+			}
+		})
+	}
+}
+
+func TestMissingProgram(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/plain", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir)
+	tests := []struct{ name, tool, wantErr string }{
+		{
+			"ostree", toolOSTree,
+			"ostree: not found: install the package ostree (libostree 2022.7 or newer), or name the program with --ostree",
+		},
+		{"tar", toolTar, dir + "/plain: not found: install GNU tar (the package tar), or name the program with --tar"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRunner("ostree", dir+"/plain", 0, &journal{})
+			err := r.run(t.Context(), command{tool: tt.tool})
+			sameText(t, "error", errText(err), tt.wantErr)
+			var missing *missingToolError
+			if !errors.As(err, &missing) {
+				t.Errorf("%T is no missingToolError", err)
+			}
+		})
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	for _, name := range []string{"TAR_OPTIONS", "OSTREE_REPO", "SOURCE_DATE_EPOCH", "G_MESSAGES_DEBUG", "LD_PRELOAD", "LANG", "LC_ALL", "LANGUAGE", "OSTREE_DEBUG", "POSIXLY_CORRECT"} {
+		t.Setenv(name, "/evil")
+	}
+	t.Setenv("GNUPGHOME", "/keys")
+	r, _ := fakeRunner(t, 0, fakeRule{Env: true})
+	out, err := r.output(t.Context(), command{tool: toolOSTree})
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := append([]string{"LC_ALL"}, allowedEnvironment...)
+	got := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+		got[name] = value
+		if !slices.Contains(allowed, name) && name != "PWD" { // the Go runtime of the fake sets none
+			t.Errorf("%s reaches the command", name)
+		}
+	}
+	sameText(t, "LC_ALL", got["LC_ALL"], "C.UTF-8")
+	sameText(t, "GNUPGHOME", got["GNUPGHOME"], "/keys")
+	sameText(t, "PATH", got["PATH"], os.Getenv("PATH"))
+}
+
+// TestCancel ends commands whose child is deaf to SIGTERM, and looks for that.
+func TestCancel(t *testing.T) {
+	t.Parallel()
+	whim := errors.New("a whim")
+	tests := []struct {
+		name    string
+		rule    fakeRule
+		timeout time.Duration
+		wantErr string
+	}{
+		{"that ends", fakeRule{Child: true, Read: -1}, 0, "a whim"},
+		{"that is deaf itself", fakeRule{Child: true, Sleep: time.Minute}, 0, "a whim"},
+		{"out of time", fakeRule{Child: true, Stderr: "error: slow\n", Read: -1}, 500 * time.Millisecond, "FAKE verb: stopped after 500ms, the limit of --command-timeout: slow"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r, path := fakeRunner(t, tt.timeout, tt.rule)
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			began := time.Now()
+			p, stdin, err := r.writer(ctx, command{tool: toolOSTree, args: []string{"verb"}}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = stdin.Close() }()
+			file := filepath.Join(filepath.Dir(path), "child")
+			eventually(t, "the child", func() bool { _, err := os.Stat(file); return err == nil })
+			b, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			child, err := strconv.Atoi(string(b))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.timeout == 0 {
+				cancel(whim)
+			}
+			err = p.wait()
+			sameText(t, "error", strings.ReplaceAll(errText(err), path, "FAKE"), tt.wantErr)
+			if tt.timeout == 0 && !errors.Is(err, whim) {
+				t.Errorf("%v is not its cause", err)
+			}
+			// Whatever the program does next, such as ending, nothing is left.
+			eventually(t, "the end of the child", func() bool { return !running(child) })
+			if running(p.cmd.Process.Pid) {
+				t.Error("the command still runs")
+			}
+			if took := time.Since(began); took > waitDelay+15*time.Second {
+				t.Errorf("it took %s", took)
+			}
+		})
+	}
+}
+
+func TestEndedContext(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(signalError{syscall.SIGINT})
+	r := newRunner("true", "true", 0, &journal{})
+	err := r.run(ctx, command{tool: toolOSTree, args: []string{"verb"}})
+	if !strings.HasSuffix(errText(err), "stopped by interrupt") {
+		t.Errorf("%v", err)
+	}
+	var sig signalError
+	if !errors.As(err, &sig) || sig.sig != syscall.SIGINT {
+		t.Errorf("%#v is no signalError", err)
+	}
+}
+
+func TestCutOutput(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name    string
+		rule    fakeRule
+		want    string
+		wantErr string
+	}{
+		{"whole", fakeRule{Stdout: "all of it"}, "all of it", ""},
+		{"empty", fakeRule{}, "", ""},
+		{"cut", fakeRule{Stdout: "half of", Stderr: "error: no such file\n", Exit: 1}, "half of", "FAKE cat: exit status 1: no such file"},
+		{"killed", fakeRule{Stdout: "half of", Signal: int(syscall.SIGKILL)}, "half of", "FAKE cat: signal: killed"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r, path := fakeRunner(t, 0, tt.rule)
+			rc, err := r.reader(t.Context(), command{tool: toolOSTree, args: []string{"cat"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := io.ReadAll(rc)
+			sameText(t, "output", string(got), tt.want)
+			sameText(t, "error", strings.ReplaceAll(errText(err), path, "FAKE"), tt.wantErr)
+			if n, again := rc.Read(make([]byte, 1)); n != 0 || errText(again) == "" || tt.wantErr != "" && again.Error() != err.Error() {
+				t.Errorf("after its end it reads %d, %v", n, again)
+			}
+			if err := rc.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestClosedReader: whoever needs no more ends the command.
+func TestClosedReader(t *testing.T) {
+	t.Parallel()
+	r, _ := fakeRunner(t, 0, fakeRule{Stdout: "some", Sleep: time.Minute})
+	rc, err := r.reader(t.Context(), command{tool: toolOSTree, args: []string{"cat"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := readN(t, rc, 4); string(b) != "some" {
+		t.Errorf("%q", b)
+	}
+	began := time.Now()
+	if err := rc.Close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if n, err := rc.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a closed reader reads %d, %v", n, err)
+	}
+	if pr, ok := rc.(*processReader); !ok || running(pr.p.cmd.Process.Pid) {
+		t.Error("the command still runs")
+	}
+}
+
+func TestOutputLimit(t *testing.T) {
+	b := &limitedBuffer{limit: 5}
+	for _, tt := range []struct{ text, wantErr string }{{"abc", ""}, {"de", ""}, {"f", "more than 5 bytes of output"}} {
+		_, err := b.Write([]byte(tt.text))
+		sameText(t, "error of "+tt.text, errText(err), tt.wantErr)
+	}
+	sameText(t, "output", string(b.bytes), "abcde")
+}
+
+// TestInheritedLock: every child holds the locks of the run, and none of its other files.
+func TestInheritedLock(t *testing.T) {
+	t.Parallel()
+	r, _ := fakeRunner(t, 0, fakeRule{Fds: true})
+	lock, err := os.Create(filepath.Join(t.TempDir(), "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Close() }()
+	other, err := os.Create(filepath.Join(t.TempDir(), "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	stop := r.inheriting(lock)
+	for _, held := range []bool{true, false} {
+		out, err := r.output(t.Context(), command{tool: toolOSTree})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := bytes.Contains(out, []byte(lock.Name())); got != held {
+			t.Errorf("the child holds the lock: %t, want %t\n%s", got, held, out)
+		}
+		if bytes.Contains(out, []byte(other.Name())) {
+			t.Errorf("the child holds other files\n%s", out)
+		}
+		stop()
+	}
+}
+
+// TestParentKilled: a child does not outlive the program, however that ends.
+func TestParentKilled(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	parent := filepath.Join(dir, "parent-of-sleeper")
+	if err := os.Symlink(self, parent); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(parent)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var child int
+	if _, err := fmt.Fscan(out, &child); err != nil {
+		t.Fatal(err)
+	}
+	if !running(child) {
+		t.Error("the child does not run")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	eventually(t, "the end of the child", func() bool { return !running(child) })
+}
+
+// parentOfSleeper is the program of TestParentKilled. It uses up threads, as any Go program may.
+func parentOfSleeper() int {
+	r := newRunner("sleep", "tar", 0, &journal{})
+	p, err := r.start(context.Background(), command{tool: toolOSTree, args: []string{"600"}}, nil, nil)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println(p.cmd.Process.Pid)
+	_ = p.wait()
+	return 0
+}
+
+// TestEngineEnds: an engine that ends before its input does says why.
+func TestEngineEnds(t *testing.T) {
+	t.Parallel()
+	layer := archive(file("large", strings.Repeat(bigBody, 4)))
+	tests := []struct {
+		name    string
+		engine  engineName
+		rule    fakeRule
+		timeout time.Duration
+		wantErr string
+	}{
+		{"fails", engineStream, fakeRule{Match: "--tree=tar=-", Read: 1000, Stderr: "error: no space\n", Exit: 1}, 0, "FAKE commit: exit status 1: no space"},
+		{"crashes", engineStream, fakeRule{Match: "--tree=tar=-", Read: 1000, Stderr: "assertion\n", Signal: int(syscall.SIGKILL)}, 0, "FAKE commit: signal: killed: assertion"},
+		{"hangs", engineStream, fakeRule{Match: "--tree=tar=-", Read: 1000, Sleep: time.Minute}, 2 * time.Second, "FAKE commit: stopped after 2s, the limit of --command-timeout"},
+		{"ends well, too early", engineStream, fakeRule{Match: "--tree=tar=-", Read: 1000, Stdout: sumA + "\n"}, 0, "FAKE commit: it ended before its input did"},
+		{"no checksum", engineStream, fakeRule{Match: "--tree=tar=-", Read: -1, Stdout: "done\n"}, 0, `ostree commit: "done\n" is no checksum`},
+		{"tar fails", engineTar, fakeRule{Match: "-x", Read: 1000, Stderr: "tar: no space\n", Exit: 2}, 0, "FAKE: exit status 2: tar: no space"},
+		{"tar hangs", engineTar, fakeRule{Match: "-x", Read: 1000, Sleep: time.Minute}, 2 * time.Second, "FAKE: stopped after 2s, the limit of --command-timeout"},
+		{"tar fails at the end", engineTar, fakeRule{Match: "-x", Read: -1, Stderr: "tar: Exiting with failure status due to previous errors\n", Exit: 2}, 0,
+			"FAKE: exit status 2: tar: Exiting with failure status due to previous errors"},
+		{"tar cannot set an attribute", engineTar, fakeRule{Match: "-x", Read: -1, Stderr: "tar: setxattrat: Cannot set 'user.a' extended attribute for file 'x': No space left on device\n"}, 0,
+			"FAKE: the files cannot have all attributes here: tar: setxattrat: Cannot set 'user.a' extended attribute for file 'x': No space left on device"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			o := testOptions{mode: modeArchive, unpack: tt.engine, timeout: tt.timeout}
+			fake := ""
+			if tt.engine == engineTar {
+				fake = fakeTool(t, "tar", tt.rule)
+				o.tar = fake
+			} else {
+				fake = fakeTool(t, "ostree", tt.rule)
+				o.ostree = fake
+			}
+			r := newTestRun(t, o)
+			err := r.importImage(t, "a", &testImage{layers: [][]byte{layer}})
+			got := strings.ReplaceAll(errText(err), fake, "FAKE")
+			_, got, _ = strings.Cut(strings.TrimPrefix(got, "importing: layer "), ": ")
+			sameText(t, "error", got, tt.wantErr)
+			r.nothingLeft(t)
+		})
+	}
+}
