@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
 	"io"
 	"os"
 	"path"
@@ -17,6 +18,8 @@ import (
 	"github.com/vbatts/tar-split/archive/tar"
 	"github.com/vbatts/tar-split/tar/asm"
 	"github.com/vbatts/tar-split/tar/storage"
+
+	"ostree-image/internal/shellquote"
 )
 
 // blobStore reads the blobs of a repository, as its refs were when it was opened. It is safe for parallel use.
@@ -220,7 +223,20 @@ func (s *blobStore) openTar(ctx context.Context, b *storedBlob) (io.ReadCloser, 
 	if err != nil {
 		return nil, err
 	}
+	s.recordRebuild(b)
 	return verified(newRebuild(ctx, s.repo, b.spec, record), b.diffID), nil
+}
+
+// recordRebuild writes into a record how to put the layer together without this program, where the program tar-split is.
+func (s *blobStore) recordRebuild(b *storedBlob) {
+	split := `ostree cat --repo="$REPO" ` + shellquote.Word(b.side) + " /" + fileSplit
+	if b.record != "" {
+		split = `ostree show --repo="$REPO" --print-metadata-key=` + keyTarSplit + " " + shellquote.Word(b.spec) + ` | tr -d "'" | base64 -d`
+	}
+	s.repo.run.journal.recorded("put layer "+b.digest.String()+" together, where the program tar-split is", fmt.Sprintf(
+		`! command -v tar-split >/dev/null || { ostree checkout --repo="$REPO" --user-mode %[1]s "$WORK"/rebuilt; %[2]s >"$WORK"/split; `+
+			`tar-split asm --input "$WORK"/split --path "$WORK"/rebuilt --output - | sha256sum | grep -q %[3]s; rm -rf "$WORK"/rebuilt "$WORK"/split; }`,
+		shellquote.Word(b.spec), split, b.diffID.Encoded()))
 }
 
 // openBlobTar returns the tar stream of a layer that is kept as it came.
