@@ -85,10 +85,10 @@ func normalizeName(name string) (string, error) {
 }
 
 // normalizeRepo makes a repository's path absolute and resolves symbolic links. A colon would make the policy's scopes ambiguous, so the
-// old transport refused it, and so does this; ostree pull-local takes a percent sign for a part of a URL.
+// old transport refused it, and so does this; ostree pull-local reads a path as a URL.
 func normalizeRepo(path string) (string, error) {
 	resolved := path
-	if !strings.ContainsAny(path, ":%") {
+	if !strings.ContainsAny(path, ":%#") {
 		var err error
 		if resolved, err = explicitfilepath.ResolvePathToFullyExplicit(path); err != nil {
 			if os.IsNotExist(errors.Cause(err)) {
@@ -97,7 +97,7 @@ func normalizeRepo(path string) (string, error) {
 			return "", usagef("repository path %q: %s", path, err)
 		}
 	}
-	for _, c := range []struct{ sign, name string }{{":", "a colon"}, {"%", "a percent sign"}} {
+	for _, c := range []struct{ sign, name string }{{":", "a colon"}, {"%", "a percent sign"}, {"#", "a number sign"}} {
 		if strings.Contains(resolved, c.sign) {
 			return "", usagef("repository path %q: %s cannot stand in it", resolved, c.name)
 		}
