@@ -636,11 +636,9 @@ func (d *destination) publish(ctx context.Context, refs map[string]bool, top *de
 	if err := st.ready(ctx); err != nil {
 		return err
 	}
-	fsync := !d.settings.noFsync
 	blobs := d.stagedRefs(refs)
 	if len(blobs) > 0 {
-		pull := func() error { return d.repo.pullLocal(ctx, st.repo.path, fsync, "publish the blobs", blobs...) }
-		if err := again(ctx, pull); err != nil {
+		if err := d.pullStaged(ctx, st, refs, "publish the blobs", blobs...); err != nil {
 			return errors.WithMessage(err, "publishing the blobs")
 		}
 	}
@@ -657,11 +655,40 @@ func (d *destination) publish(ctx context.Context, refs map[string]bool, top *de
 	if err := st.commitFiles(ctx, d.imageFiles(), o); err != nil {
 		return err
 	}
-	pull := func() error { return d.repo.pullLocal(ctx, st.repo.path, fsync, "publish the image", d.ref.ref()) }
-	if err := again(ctx, pull); err != nil {
+	if err := d.pullStaged(ctx, st, refs, "publish the image", d.ref.ref()); err != nil {
 		return errors.WithMessage(err, "publishing the image")
 	}
 	return d.settings.journal.record.wrote(ctx, append(blobs, d.ref.ref()))
+}
+
+// pullStaged moves refs and what they name from the staging repository into the target, which had the refs before.
+func (d *destination) pullStaged(ctx context.Context, st *staging, before map[string]bool, why string, refs ...string) error {
+	err := again(ctx, func() error { return d.repo.pullLocal(ctx, st.repo.path, !d.settings.noFsync, why, refs...) })
+	if err != nil {
+		return err
+	}
+	// ostree takes a ref that only a remote has for the local one, and does not write it where it names the same commit.
+	underRemote := func(ref string) bool {
+		for spec := range before {
+			if remote, same := splitSpec(spec); remote != "" && same == ref {
+				return true
+			}
+		}
+		return false
+	}
+	for _, ref := range refs {
+		if before[ref] || !underRemote(ref) {
+			continue
+		}
+		sums, err := st.repo.revParse(ctx, ref)
+		if err != nil {
+			return err
+		}
+		if err := d.repo.perform(ctx, "name it, though a remote has the same", "refs", "--force", "--create="+ref, sums[0]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // stagedRefs returns the refs of blobs to publish. Side commits that another copy has published meanwhile stay, unless ours holds a blob.

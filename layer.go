@@ -107,6 +107,14 @@ func (st *staging) prepare(ctx context.Context) error {
 			}
 		}
 	}
+	// The commits of a repository that names its collection must name it too: its fsck, and create-usb, want that.
+	if collection, err := st.target.config(ctx, "core.collection-id"); err != nil {
+		return err
+	} else if collection != "" {
+		if err := st.repo.perform(ctx, "the commits name the repository's collection", "config", "set", "core.collection-id", collection); err != nil {
+			return err
+		}
+	}
 	if st.engine, err = chooseEngine(ctx, st.settings.runner, st.settings.unpack); err != nil {
 		return err
 	}

@@ -173,3 +173,25 @@ func (e endless) Read(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// An image that is there under a remote is imported under its own name all the same.
+func TestSameUnderRemote(t *testing.T) {
+	from := newTestRun(t, testOptions{mode: modeArchive})
+	if err := from.importImage(t, "a", otherImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	r := newTestRun(t, testOptions{})
+	tool(t, "ostree", "remote", "add", "--no-gpg-verify", "--repo="+r.repo.path, "origin", "file://"+from.repo.path)
+	for ref := range from.commits(t) {
+		tool(t, "ostree", "pull", "--repo="+r.repo.path, "origin", ref)
+	}
+	if err := r.importImage(t, "a", otherImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	got := r.commits(t)
+	for ref, sum := range from.commits(t) {
+		if got[ref] != sum || got["origin:"+ref] != sum {
+			t.Errorf("%s is %q, and %q under the remote; want %q", ref, got[ref], got["origin:"+ref], sum)
+		}
+	}
+}
