@@ -264,44 +264,16 @@ func checkRebuilt(t *testing.T, r *testRun, layers []oddLayer) {
 	}
 }
 
-const (
-	asUserDir = "OSTREE_IMAGE_TEST_AS_USER"
-	otherID   = 54321
-)
-
 // checkOtherUser imports the layers as a user who is not root.
 func checkOtherUser(t *testing.T, root map[string]string, layers []oddLayer) {
 	t.Helper()
-	dir, err := os.MkdirTemp(fastDir(), "as-user-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	program := filepath.Join(dir, "test")
-	if err := copyFile(self, program); err != nil {
-		t.Fatal(err)
-	}
-	for path, mode := range map[string]os.FileMode{dir: 0o777, program: 0o755} {
-		if err := os.Chmod(path, mode); err != nil {
-			t.Fatal(err)
-		}
-	}
+	dir := publicDir(t)
 	for i, l := range layers {
 		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%03d.tar", i)), l.layer, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command(program, "-test.run=^TestAsAnotherUser$", "-test.v")
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), asUserDir+"="+dir, "HOME="+dir, "TMPDIR="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: otherID, Gid: otherID}}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	asOtherUser(t, "TestAsAnotherUser", dir)
 	commits := map[string]map[string]string{}
 	for _, mode := range []string{modeArchive, modeBare, modeBareUser, modeBareUserOnly} {
 		for _, engine := range []engineName{engineStream, engineTar} {

@@ -88,16 +88,37 @@ func (w *workDir) join(names ...string) string {
 	return filepath.Join(append([]string{w.path}, names...)...)
 }
 
-// remove ends the directory and all that is in it.
+// remove ends the directory and all that is in it. What could not be removed is left to the next run.
 func (w *workDir) remove() error {
-	err := removeTree(w.path)
-	w.release()
+	err := removeWorkDir(w.path)
+	w.unlock()
 	return err
 }
 
-// release ends the hold on the directory. Where it is still there it stays, and is nobody's to sweep.
+// removeWorkDir removes the mark last: whatever ends the removal, the rest is still known for what it is.
+func removeWorkDir(path string) error {
+	entries, err := os.ReadDir(path)
+	if err != nil && !os.IsNotExist(err) {
+		return errors.WithStack(err)
+	}
+	for _, e := range entries {
+		if e.Name() == workMark {
+			continue
+		}
+		if err := removeTree(filepath.Join(path, e.Name())); err != nil {
+			return err
+		}
+	}
+	return removeTree(path)
+}
+
+// release ends the hold on the directory, which stays, and is nobody's to sweep.
 func (w *workDir) release() {
 	_ = os.Remove(w.join(workMark))
+	w.unlock()
+}
+
+func (w *workDir) unlock() {
 	for _, f := range w.done {
 		f()
 	}
@@ -133,7 +154,7 @@ func sweepWorkDirs(parent string) {
 			continue
 		}
 		if ok, err := tryLock(lock); err == nil && ok {
-			_ = removeTree(path)
+			_ = removeWorkDir(path)
 		}
 		_ = lock.Close()
 	}

@@ -1,0 +1,396 @@
+package main
+
+import (
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func names(t testing.TB, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, e := range entries {
+		list = append(list, e.Name())
+	}
+	return list
+}
+
+func mkdir(t testing.TB, path string, files ...string) {
+	t.Helper()
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if err := os.WriteFile(filepath.Join(path, f), []byte(f), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestSweep(t *testing.T) {
+	parent := t.TempDir()
+	old := time.Now().Add(-2 * abandonedAfter)
+	mkdir(t, parent+"/ostree-image-dead", workMark, "blob")
+	mkdir(t, parent+"/ostree-image-dead/stage/objects", "x")
+	mkdir(t, parent+"/ostree-image-unmarked", "precious")
+	mkdir(t, parent+"/.ostree-image-new-young", workMark)
+	mkdir(t, parent+"/.ostree-image-new-old", workMark)
+	mkdir(t, parent+"/staging-other", "x")
+	mkdir(t, parent+"/cache")
+	mkdir(t, parent+"/outside", workMark, "victim")
+	mkdir(t, parent, "ostree-image-file")
+	for link, target := range map[string]string{"ostree-image-link": parent + "/outside", "ostree-image-dead/link": parent + "/outside"} {
+		if err := os.Symlink(target, filepath.Join(parent, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chtimes(parent+"/.ostree-image-new-old", old, old); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{".ostree-image-new-young", "cache", "ostree-image-file", "ostree-image-link", "ostree-image-unmarked", "outside", "staging-other"}
+	if os.Geteuid() == 0 {
+		mkdir(t, parent+"/ostree-image-foreign", workMark)
+		for _, path := range []string{"/ostree-image-foreign/" + workMark, "/ostree-image-foreign"} {
+			if err := os.Lchown(parent+path, otherID, otherID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want = append(want, "ostree-image-foreign")
+	}
+	living, err := newWorkDir(parent, newRunner("true", "true", 0, &journal{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = append(want, filepath.Base(living.path))
+	slices.Sort(want)
+	sweepWorkDirs(parent)
+	if got := names(t, parent); !slices.Equal(got, want) {
+		t.Errorf("left: %q, want %q", got, want)
+	}
+	if got := names(t, parent+"/outside"); !slices.Equal(got, []string{workMark, "victim"}) {
+		t.Errorf("outside: %q", got)
+	}
+	if err := living.remove(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(living.path); !os.IsNotExist(err) {
+		t.Errorf("a work directory that was removed is there: %v", err)
+	}
+}
+
+// TestSweepWaitsForChildren: a child that outlives the program still writes there.
+func TestSweepWaitsForChildren(t *testing.T) {
+	needTools(t, "sleep")
+	parent := t.TempDir()
+	r := newRunner("sleep", "tar", 0, &journal{})
+	w, err := newWorkDir(parent, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := r.start(t.Context(), command{tool: toolOSTree, args: []string{"600"}}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The program dies: its own hold on the directory ends, the child's does not.
+	_ = w.lock.Close()
+	sweepWorkDirs(parent)
+	if _, err := os.Stat(w.path); err != nil {
+		t.Errorf("it is swept while a child lives: %v", err)
+	}
+	p.kill()
+	_ = p.wait()
+	sweepWorkDirs(parent)
+	if _, err := os.Stat(w.path); !os.IsNotExist(err) {
+		t.Errorf("it is not swept after the last child's end: %v", err)
+	}
+	for _, f := range w.done {
+		f()
+	}
+}
+
+// TestRemovalBreaksOff: a work directory whose removal was killed is still known for one.
+func TestRemovalBreaksOff(t *testing.T) {
+	parent := t.TempDir()
+	w, err := newWorkDir(parent, newRunner("true", "true", 0, &journal{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mkdir(t, w.path+"/stuck", "file")
+	// A file that cannot be removed stands for the kill. Nobody, root neither, removes from a directory that is not there.
+	if os.Geteuid() != 0 {
+		skip(t, "only root can make a file that cannot be removed")
+	}
+	immutable(t, w.path+"/stuck/file", true)
+	if err := w.remove(); err == nil {
+		t.Error("what cannot be removed is removed")
+	}
+	immutable(t, w.path+"/stuck/file", false)
+	sweepWorkDirs(parent)
+	if got := names(t, parent); len(got) > 0 {
+		t.Errorf("left: %q", got)
+	}
+}
+
+// immutable sets or clears the attribute of chattr(1).
+func immutable(t *testing.T, path string, on bool) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	const flag = 0x10 // FS_IMMUTABLE_FL
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err == nil {
+		flags &^= flag
+		if on {
+			flags |= flag
+		}
+		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags)
+	}
+	if err != nil {
+		skip(t, "no attributes of files here: %v", err)
+	}
+}
+
+// hostileNames are names that a file can have, and text tools stumble over.
+var hostileNames = []string{
+	"new\nline", "tab\t", `back\slash`, "-dash", " lead", "trail ", "\xff\xfe", "e\u0301", "'", `"`, "*", "...", "$(id)", "\x01", strings.Repeat("n", 255),
+}
+
+// closedTree makes a tree with things that their owner cannot read, and a link that leads out of it to a victim.
+func closedTree(t testing.TB, dir, victim string) {
+	t.Helper()
+	mkdir(t, dir)
+	for _, n := range hostileNames {
+		mkdir(t, filepath.Join(dir, "closed-"+n[:min(len(n), 240)], "deeper"), n)
+		mkdir(t, dir, n)
+	}
+	for _, link := range []string{"link", "closed-tab\t/link"} {
+		if err := os.Symlink(victim, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Mkfifo(dir+"/fifo", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(dir+"/closed-*/fifo", 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var dirs []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			dirs = append(dirs, path)
+		case d.Type().IsRegular():
+			return os.Chmod(path, 0)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range slices.Backward(dirs) {
+		if err := os.Chmod(d, fs.ModeSetgid|0o011); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+const (
+	asUserDir = "OSTREE_IMAGE_TEST_AS_USER" // set where this is not the first process
+	otherID   = 54321
+)
+
+// asOtherUser runs a test of this binary again as a user who is not root.
+func asOtherUser(t *testing.T, test, dir string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(dir, "test")
+	if err := copyFile(self, program); err != nil {
+		t.Fatal(err)
+	}
+	for path, mode := range map[string]os.FileMode{dir: 0o777, program: 0o755} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(program, "-test.run=^"+test+"$", "-test.v")
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), asUserDir+"="+dir, "HOME="+dir, "TMPDIR="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: otherID, Gid: otherID}}
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: "+test) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+func publicDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(fastDir(), "as-user-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// TestClosedTrees: what not even their owner can read is removed, and made readable, without following a link.
+func TestClosedTrees(t *testing.T) {
+	if os.Geteuid() == 0 && os.Getenv(asUserDir) == "" {
+		asOtherUser(t, "TestClosedTrees", publicDir(t))
+		return
+	}
+	victim := t.TempDir() + "/victim"
+	mkdir(t, victim, "file")
+	for _, path := range []string{victim + "/file", victim} {
+		if err := os.Chmod(path, 0o100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	intact := func() {
+		t.Helper()
+		if err := os.Chmod(victim, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(victim + "/file")
+		if err != nil || info.Mode() != 0o100 {
+			t.Errorf("the victim is %v, %v", info, err)
+		}
+	}
+	t.Run("removed", func(t *testing.T) {
+		dir := t.TempDir() + "/tree"
+		closedTree(t, dir, victim)
+		if err := removeTree(dir); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(dir); !os.IsNotExist(err) {
+			t.Errorf("it is there: %v", err)
+		}
+		intact()
+	})
+	for _, readable := range []bool{false, true} {
+		t.Run("made readable", func(t *testing.T) {
+			dir := t.TempDir() + "/tree"
+			closedTree(t, dir, victim)
+			overrides, err := (permissions{uid: os.Geteuid(), gid: os.Getegid(), readable: readable}).fixTree(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkReadable(t, dir)
+			checkOverrides(t, dir, overrides, readable)
+			intact()
+		})
+	}
+}
+
+func checkReadable(t *testing.T, dir string) {
+	t.Helper()
+	found := 0
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		found++
+		switch {
+		case d.IsDir() && info.Mode()&0o777 != 0o711:
+			t.Errorf("%q has the mode %s, want 0711", path, info.Mode())
+		case d.Type().IsRegular() && info.Mode() != 0o400:
+			t.Errorf("%q has the mode %s, want 0400", path, info.Mode())
+		case d.Type()&fs.ModeNamedPipe != 0:
+			t.Errorf("%q is left", path)
+		}
+		return nil
+	})
+	if want := 1 + 4*len(hostileNames) + 2; err != nil || found != want {
+		t.Errorf("%d things, %v, want %d", found, err, want)
+	}
+}
+
+// checkOverrides: every mode that was changed is given back, but for what a line cannot name and what is to be readable.
+func checkOverrides(t *testing.T, dir string, overrides []string, readable bool) {
+	t.Helper()
+	want := []string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := strings.TrimPrefix(path, dir)
+		if name == "" {
+			name = "/"
+		}
+		if strings.Contains(name, "\n") || d.Type()&fs.ModeSymlink != 0 || readable && !d.IsDir() {
+			return nil
+		}
+		line := "=0 " + name
+		if d.IsDir() {
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			line = "=9 " + name
+			if info.Mode()&fs.ModeSetgid != 0 {
+				line = "=1033 " + name
+			}
+		}
+		want = append(want, line)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(want)
+	slices.Sort(overrides)
+	if !slices.Equal(overrides, want) {
+		t.Errorf("overrides\n%q, want\n%q", overrides, want)
+	}
+}
+
+// TestFixTreeAsRoot: root reads everything, so nothing is changed but what OSTree cannot hold.
+func TestFixTreeAsRoot(t *testing.T) {
+	dir := t.TempDir() + "/tree"
+	victim := t.TempDir()
+	closedTree(t, dir, victim)
+	t.Cleanup(func() { _ = removeTree(dir) })
+	if os.Geteuid() != 0 {
+		return // TestClosedTrees
+	}
+	overrides, err := permissions{}.fixTree(dir)
+	if err != nil || overrides != nil {
+		t.Errorf("%q, %v", overrides, err)
+	}
+	if info, err := os.Stat(dir); err != nil || info.Mode() != fs.ModeDir|fs.ModeSetgid|0o011 {
+		t.Errorf("the root is %v, %v", info, err)
+	}
+	for _, f := range []string{"/fifo", "/closed-*/fifo"} {
+		if _, err := os.Lstat(dir + f); !os.IsNotExist(err) {
+			t.Errorf("%s is there: %v", f, err)
+		}
+	}
+	if err := os.Symlink(dir, victim+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (permissions{uid: 1}).fixTree(victim + "/link"); err == nil {
+		t.Error("a link is taken for a tree")
+	}
+}
