@@ -392,10 +392,13 @@ func (c *checkout) apply(ctx context.Context, b *storedBlob, i int) (err error) 
 			}
 		}()
 	}
-	a := &applier{root: root, layer: layer, base: i == 0, upper: map[string]bool{}, settings: c.settings}
+	a := &applier{root: root, layer: layer, base: i == 0, settings: c.settings}
 	entries, err := c.entries(ctx, b, a)
 	if err != nil {
 		return err
+	}
+	if slices.ContainsFunc(entries, isWhiteout) {
+		a.upper = map[string]bool{}
 	}
 	for _, e := range entries {
 		if ctx.Err() != nil {
@@ -592,14 +595,16 @@ func treeEntries(layer *rootFS) ([]layerEntry, error) {
 type applier struct {
 	root, layer *rootFS
 	base        bool            // the layer is the root already: only whiteouts, devices and hard links are left to do
-	upper       map[string]bool // real paths that this layer has made, and the directories above them
+	upper       map[string]bool // real paths that this layer has made, and the directories above them; nil where it has no whiteouts
 	settings    *settings
 }
 
 // needs tells whether there is anything to do for an entry.
 func (a *applier) needs(e layerEntry) bool {
-	return !a.base || e.kind == tarstream.HardLink || e.kind == goneKind || strings.HasPrefix(path.Base(e.name), whiteoutPrefix)
+	return !a.base || e.kind == tarstream.HardLink || e.kind == goneKind || isWhiteout(e)
 }
+
+func isWhiteout(e layerEntry) bool { return strings.HasPrefix(path.Base(e.name), whiteoutPrefix) }
 
 func (a *applier) apply(e layerEntry) error {
 	dir, base := splitPath(e.name)
@@ -669,7 +674,7 @@ func (a *applier) describe(e layerEntry, real string) error {
 
 // keep marks what this layer has made, so that its own whiteouts leave it alone.
 func (a *applier) keep(real string) {
-	for p := real; p != "" && !a.upper[p]; p, _ = splitPath(p) {
+	for p := real; a.upper != nil && p != "" && !a.upper[p]; p, _ = splitPath(p) {
 		a.upper[p] = true
 	}
 }

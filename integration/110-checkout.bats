@@ -192,9 +192,9 @@ check_checkout() {
     import_debian archive
     local signal status
     for signal in INT TERM; do
-        # Not by timeout's --foreground: ostree, in a group of its own, must end because the program ends it.
+        # Without --foreground timeout sends the signal twice, and the second ends the program at once.
         status=0
-        timeout --signal="$signal" 0.5 "$OI" "--repo=$REPO" checkout debian "$OUT/root" || status=$?
+        timeout --foreground --signal="$signal" 0.3 "$OI" "--repo=$REPO" checkout debian "$OUT/root" || status=$?
         [[ $status == 124 ]] || fail "SIG$signal: status $status"
         assert_alone ""
         assert_no_children "$OUT"
