@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"strconv"
 	"sync"
 	"time"
@@ -188,13 +189,21 @@ func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, err
 	if err == nil {
 		return content, nil
 	}
-	// The digest of a layer, too: the blob is kept beside it.
-	if side, ok := s.find(sideRef(d)); ok {
-		if content, serr := s.repo.catFile(ctx, side, fileBlob, maxConfigBytes); serr == nil {
-			return content, nil
-		}
+	// The digest of a layer, too.
+	b, berr := s.blob(ctx, d)
+	if berr != nil || !b.layer || !b.isExact() {
+		return nil, err
 	}
-	return nil, err
+	stream, err := s.open(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = stream.Close() }()
+	content, err = io.ReadAll(io.LimitReader(stream, maxConfigBytes+1))
+	if err == nil && len(content) > maxConfigBytes {
+		err = checkf("config %s is larger than %d bytes", d, maxConfigBytes)
+	}
+	return content, err
 }
 
 // listImages returns all images of a repository by name, those under a remote too. One that cannot be read is told to broken,

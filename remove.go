@@ -56,7 +56,7 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []o
 		return nil, err
 	}
 	if !prune {
-		return nil, nil
+		return nil, repo.dropCommits(ctx, commits)
 	}
 	blobs, err := pruneBlobs(ctx, repo, commits, false)
 	if err != nil {

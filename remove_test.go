@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	gotar "archive/tar"
+
+	"github.com/containers/image/v5/types"
+	"github.com/opencontainers/go-digest"
+)
+
+// removeAll removes images by name.
+func (r *testRun) removeAll(t testing.TB, prune bool, names ...string) error {
+	t.Helper()
+	var refs []ostreeReference
+	for _, n := range names {
+		refs = append(refs, r.reference(t, n))
+	}
+	_, err := removeImages(t.Context(), r.settings, r.repo, refs, prune)
+	return err
+}
+
+// allWell holds that every image that is there verifies, and that there are n.
+func (r *testRun) allWell(t testing.TB, n int) {
+	t.Helper()
+	results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n >= 0 && len(results) != n {
+		t.Errorf("%d images, want %d", len(results), n)
+	}
+	for _, result := range results {
+		if !result.OK {
+			t.Errorf("%s: %+v", result.Name, result.Problems)
+		}
+	}
+	fsck(t, r.repo.path)
+}
+
+func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
+	for _, mode := range []string{modeBare, modeArchive} {
+		t.Run(mode, func(t *testing.T) {
+			r := newTestRun(t, testOptions{mode: mode})
+			small := smallImage(t)
+			for _, name := range []string{"a", "b"} {
+				if err := r.importImage(t, name, small); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// Shares a layer with both.
+			if err := r.importImage(t, "c", &testImage{layers: [][]byte{small.layers[1], otherImage(t).layers[0]}}); err != nil {
+				t.Fatal(err)
+			}
+			// Of others, and not of ours: a branch with the same files, a commit without a branch.
+			files := t.TempDir()
+			if err := os.WriteFile(filepath.Join(files, "theirs"), []byte("theirs\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch=their/branch", "--tree=dir="+files)
+			if err := os.WriteFile(filepath.Join(files, "more"), []byte("more\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			orphan := strings.TrimSpace(tool(t, "ostree", "commit", "--repo="+r.repo.path, "--orphan", "--tree=dir="+files))
+
+			if err := r.removeAll(t, true, "a", "a"); err != nil {
+				t.Errorf("one image, named twice: %v", err)
+			}
+			r.allWell(t, 2)
+			if err := r.removeAll(t, true, "b", "missing", "c"); exitStatus(t.Context(), err) != exitNotFound {
+				t.Errorf("removing one that is not there: %v", err)
+			}
+			r.allWell(t, 2)
+			if err := r.removeAll(t, false, "b"); err != nil {
+				t.Error(err)
+			}
+			r.allWell(t, 1)
+			blobs := r.commits(t)
+			would, err := pruneRepository(t.Context(), r.repo, true)
+			if err != nil || len(would) != 2 { // the layer that only small has, and its config
+				t.Errorf("prune would remove %v: %v", would, err)
+			}
+			sameCommits(t, "after a dry run", r.commits(t), blobs, func(string) string { return "" })
+			did, err := pruneRepository(t.Context(), r.repo, false)
+			if err != nil || !slices.Equal(did, would) {
+				t.Errorf("prune has removed %v: %v", did, err)
+			}
+			r.sameLayers(t, "c", &testImage{layers: [][]byte{small.layers[1], otherImage(t).layers[0]}}, [][]byte{small.layers[1], otherImage(t).layers[0]}, true)
+			r.allWell(t, 1)
+			if err := r.reference(t, "c").DeleteImage(t.Context(), nil); err != nil {
+				t.Error(err)
+			}
+			if refs := strings.Fields(tool(t, "ostree", "refs", "--repo="+r.repo.path)); !slices.Equal(refs, []string{"their/branch"}) {
+				t.Errorf("refs are %q", refs)
+			}
+			if text := tool(t, "ostree", "cat", "--repo="+r.repo.path, "their/branch", "/theirs") + tool(t, "ostree", "cat", "--repo="+r.repo.path, orphan, "/more"); text != "theirs\nmore\n" {
+				t.Errorf("of others is left: %q", text)
+			}
+			commits := 0
+			for _, o := range objects(t, r.repo.path) {
+				if filepath.Ext(o) == ".commit" {
+					commits++
+				}
+			}
+			if commits != 2 {
+				t.Errorf("%d commits are left", commits)
+			}
+		})
+	}
+}
+
+// A layer of one image is the config of another, and of the same.
+func TestOneDigestTwoUses(t *testing.T) {
+	layer := tarOf(t, &gotar.Header{Name: "a", Typeflag: gotar.TypeReg, Mode: 0o600, Size: 10})
+	for _, order := range [][]string{{"layer", "config"}, {"config", "layer"}, {"both"}} {
+		t.Run(strings.Join(order, " then "), func(t *testing.T) {
+			r := newTestRun(t, testOptions{})
+			images := map[string]*testImage{
+				"layer":  {layers: [][]byte{layer}},
+				"config": {config: layer, confType: "application/vnd.example.config", layers: otherImage(t).layers},
+				"both":   {config: layer, confType: "application/vnd.example.config", layers: [][]byte{layer}},
+			}
+			for _, name := range order {
+				if err := r.importImage(t, name, images[name]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, name := range order {
+				r.sameLayers(t, name, images[name], images[name].layers, true)
+				src := r.source(t, name)
+				if b, err := getBlob(t.Context(), src, digest.FromBytes(images[name].config)); err != nil || string(b) != string(images[name].config) {
+					t.Errorf("config of %s: %v", name, err)
+				}
+			}
+			images2, err := r.repo.listImages(t.Context(), 1, func(name string, err error) { t.Errorf("list %s: %v", name, err) })
+			if err != nil || len(images2) != len(order) {
+				t.Errorf("list: %v %v", images2, err)
+			}
+			r.allWell(t, len(order))
+		})
+	}
+}
+
+// Copies, removals and prunes at the same time: an image that is there has all that it needs.
+func TestRemoveWhileCopying(t *testing.T) {
+	const lasts = 12 * time.Second
+	r := newTestRun(t, testOptions{})
+	var layers [][]byte
+	for i := range 6 {
+		layers = append(layers, tarOf(t, &gotar.Header{Name: fmt.Sprint("file-", i), Typeflag: gotar.TypeReg, Mode: 0o644, Size: int64(100 + i)}))
+	}
+	end := time.Now().Add(lasts)
+	var group sync.WaitGroup
+	var mu sync.Mutex
+	counts := map[string]int{}
+	count := func(what string) {
+		mu.Lock()
+		defer mu.Unlock()
+		counts[what]++
+	}
+	for w := range 3 {
+		group.Go(func() { // copies
+			random := rand.New(rand.NewPCG(1, uint64(w)))
+			for time.Now().Before(end) {
+				i := (&testImage{layers: [][]byte{layers[random.IntN(6)], layers[random.IntN(6)]}}).finish(t)
+				err := put(context.Background(), r.destination(t, fmt.Sprint("image-", random.IntN(4))), i)
+				switch err.(type) {
+				case nil:
+					count("copied")
+				case *vanishedError:
+					count("vanished")
+				default:
+					t.Errorf("copy: %v", err)
+				}
+			}
+		})
+	}
+	group.Go(func() {
+		random := rand.New(rand.NewPCG(2, 2))
+		for time.Now().Before(end) {
+			err := r.removeAll(t, random.IntN(3) > 0, fmt.Sprint("image-", random.IntN(4)))
+			switch {
+			case err == nil:
+				count("removed")
+			case exitStatus(context.Background(), err) != exitNotFound:
+				t.Errorf("remove: %v", err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
+	group.Go(func() {
+		for time.Now().Before(end) {
+			if _, err := pruneRepository(context.Background(), r.repo, false); err != nil {
+				t.Errorf("prune: %v", err)
+			}
+			count("pruned")
+			time.Sleep(300 * time.Millisecond) // or it would hold the lock all the time
+		}
+	})
+	group.Wait()
+	t.Log(counts)
+	for _, what := range []string{"copied", "removed", "pruned"} {
+		if counts[what] == 0 {
+			t.Errorf("nothing was %s", what)
+		}
+	}
+	r.allWell(t, -1)
+	r.nothingInTmp(t)
+}
+
+// What is read after its image is gone is an error, not a short layer.
+func TestReadWhileRemoving(t *testing.T) {
+	r := newTestRun(t, testOptions{})
+	i := smallImage(t)
+	if err := r.importImage(t, "a", i); err != nil {
+		t.Fatal(err)
+	}
+	src := r.source(t, "a")
+	infos, err := src.LayerInfosForCopy(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.removeAll(t, true, "a"); err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range infos {
+		stream, _, err := src.GetBlob(t.Context(), types.BlobInfo{Digest: info.Digest}, nil)
+		if err == nil {
+			_, err = io.Copy(io.Discard, stream)
+			_ = stream.Close()
+		}
+		if err == nil {
+			t.Errorf("layer %s is read though it is gone", info.Digest)
+		}
+	}
+}
