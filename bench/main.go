@@ -111,7 +111,7 @@ var cases = []benchCase{
 	},
 	{
 		name: "debian", what: "Import of a two-layer Debian image with python, perl and git", modes: allModes,
-		image: debian, contenders: append(importers, again, tarOnly, gzipOnly),
+		image: debian, contenders: slices.Concat(importers, []contender{recorded, again, tarOnly, gzipOnly}),
 	},
 	{
 		name: "layers", what: "Import of 60 layers of 100 small files", modes: []string{"bare-user"},
@@ -164,6 +164,10 @@ rm -rf repo/tmp/stage`)},
 }
 
 var (
+	recorded = contender{"ostree-image --record", freshRepo, func(b *bench) *exec.Cmd {
+		return exec.Command(b.o.program, "--quiet", "--insecure-policy", "--record="+b.path("record"), "--repo="+b.path("repo"),
+			"pull", "oci:"+b.layout+":image", "image:1")
+	}}
 	again = contender{"nothing new", haveImage, func(b *bench) *exec.Cmd {
 		return exec.Command(b.o.program, "--quiet", "--insecure-policy", "--log-commands="+b.path("log"), "--repo="+b.path("repo"),
 			"pull", "oci:"+b.layout+":image", "image:1")
