@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -189,15 +190,15 @@ func (j *journal) print(text string) {
 	}
 }
 
-// word quotes one argument. A named directory at its start, or behind the first "=" of an option, becomes a variable.
+// pathOption is what can stand before a path in an argument.
+var pathOption = regexp.MustCompile(`^--[a-z-]+=(dir=|tar=)?`)
+
+// word quotes one argument. A named directory at its start, or at the start of an option's value, becomes a variable.
 func (j *journal) word(arg string) string {
 	for _, p := range j.places {
-		at := strings.Index(arg, p.path)
-		if at < 0 || (at > 0 && arg[at-1] != '=') {
-			continue
-		}
-		rest := arg[at+len(p.path):]
-		if rest != "" && rest[0] != '/' {
+		at := len(pathOption.FindString(arg))
+		rest, ok := strings.CutPrefix(arg[at:], p.path)
+		if !ok || rest != "" && rest[0] != '/' {
 			continue
 		}
 		quoted := `"$` + p.variable + `"`

@@ -498,7 +498,7 @@ func (st *staging) logChecks(l *importedLayer, diffID digest.Digest) {
 		return
 	}
 	st.settings.journal.shell("so does that of its tar stream", fmt.Sprintf(
-		`for z in gzip zstd bzip2 xz cat; do "$z" -dc <%s 2>/dev/null | sha256sum; done | grep -q %s`, blob, diffID.Encoded()))
+		`for z in 'gzip -dc' 'zstd -dc' 'bzip2 -dc' 'xz -dc' cat; do $z <%s 2>/dev/null | sha256sum; done | grep -q %s`, blob, diffID.Encoded()))
 }
 
 // keepSide commits what a layer's exact bytes need beside its tree: the tar-split record that does not fit into the
