@@ -337,7 +337,7 @@ END
     requires_tool unshare mount
     run --separate-stderr unshare --mount sh -euc '
         mkdir "$1"; mount -t tmpfs -o size=3m none "$1"; ostree init --repo="$1/repo" --mode=bare-user
-        head -c 2500000 /dev/urandom >"$1/fill"
+        head -c "$(($(df --output=avail -B1 "$1" | tail -n 1) - 200000))" /dev/urandom >"$1/fill"
         s=0; "$2" --insecure-policy --repo="$1/repo" pull "$3" small || s=$?
         ostree refs --repo="$1/repo" >&2; ls "$1/repo/tmp" >&2; ostree fsck --repo="$1/repo" >/dev/null; exit "$s"' sh "$BATS_TEST_TMPDIR/full" "$OI" "$SMALL"
     echo "$stderr"

@@ -29,6 +29,15 @@ teardown() {
     [[ -z ${pid-} ]] || kill -KILL "$pid" 2>/dev/null || :
 }
 
+# has_child TOOL: the program has such a child now. It looks at few processes, since that can take long where many run.
+has_child() {
+    local child
+    for child in $(cat -- "/proc/$pid/task/"*/children 2>/dev/null); do
+        [[ $(cat -- "/proc/$child/comm" 2>/dev/null) != "$1" ]] || return 0
+    done
+    return 1
+}
+
 # start_slowly TOOL ARGUMENT… starts a pull of 42 MB at RATE (3 MB/s), and waits until TOOL runs and has something to do.
 start_slowly() {
     local tool=$1 i
@@ -39,8 +48,8 @@ start_slowly() {
         >"$BATS_TEST_TMPDIR/out" 2>"$BATS_TEST_TMPDIR/err" 3>&- &
     pid=$!
     for ((i = 0; i < 200; i++)); do
-        children "$REPO" | grep -q " \?$tool " && [[ -n $(find "$REPO/tmp" -name 'blob-*' -size +2M) ]] && return
-        kill -0 "$pid" || break
+        has_child "$tool" && [[ -n $(find "$REPO/tmp" -path '*/ostree-image-*' -type f -size +2M 2>/dev/null) ]] && return
+        kill -0 "$pid" 2>/dev/null || break
         sleep 0.1
     done
     fail "it did not get there: $(cat "$BATS_TEST_TMPDIR/err")"
