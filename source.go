@@ -111,19 +111,9 @@ func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([]
 	if n := s.info.metadata[keySignatures]; dir == "" && n == "0" {
 		return nil, nil
 	}
-	names, err := s.store.repo.fileNames(ctx, s.commit, dir)
+	numbers, err := s.store.repo.signatureNumbers(ctx, s.info, dir)
 	if err != nil {
-		return nil, damage(err)
-	}
-	numbers := []int{}
-	for _, name := range names {
-		if n, err := strconv.Atoi(strings.TrimPrefix(name, fileSignature)); err == nil && strings.HasPrefix(name, fileSignature) {
-			numbers = append(numbers, n)
-		}
-	}
-	sort.Ints(numbers)
-	if want := s.info.metadata[keySignatures]; dir == "" && want != "" && want != strconv.Itoa(len(numbers)) {
-		return nil, checkf("image %s has %d signature files, and its commit says %q", s.ref.image, len(numbers), want)
+		return nil, errors.WithMessagef(err, "image %s", s.ref.image)
 	}
 	var signatures [][]byte
 	for _, n := range numbers {
@@ -138,6 +128,26 @@ func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([]
 		signatures = append(signatures, blob)
 	}
 	return signatures, nil
+}
+
+// signatureNumbers returns the numbers of the signature files in a directory of an image's commit, and checks that there are as
+// many as the commit says.
+func (r *repository) signatureNumbers(ctx context.Context, info commitInfo, dir string) ([]int, error) {
+	names, err := r.fileNames(ctx, info.checksum, dir)
+	if err != nil {
+		return nil, damage(err)
+	}
+	var numbers []int
+	for _, name := range names {
+		if n, err := strconv.Atoi(strings.TrimPrefix(name, fileSignature)); err == nil && strings.HasPrefix(name, fileSignature) {
+			numbers = append(numbers, n)
+		}
+	}
+	sort.Ints(numbers)
+	if want := info.metadata[keySignatures]; dir == "" && want != "" && want != strconv.Itoa(len(numbers)) {
+		return nil, checkf("it has %d signature files, and its commit says %q", len(numbers), want)
+	}
+	return numbers, nil
 }
 
 // LayerInfosForCopy names the uncompressed layers, which is what the repository holds. It is nil where the manifest must

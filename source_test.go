@@ -1,10 +1,18 @@
 package main
 
 import (
+	gotar "archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
+	"encoding/base64"
+	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
@@ -88,6 +96,218 @@ func (r *testRun) sameLayers(t testing.TB, name string, i *testImage, streams []
 	for n, l := range i.layers {
 		if b, err := getBlob(t.Context(), r.source(t, name), digest.FromBytes(l)); err != nil || !bytes.Equal(b, l) {
 			t.Errorf("blob %d is %s, want %s: %v", n, digest.FromBytes(b), digest.FromBytes(l), err)
+		}
+	}
+}
+
+// tamper gives a ref another commit with the same tree, and the metadata that edit makes of the old.
+func (r *testRun) tamper(t *testing.T, ref string, edit func(metadata map[string]string)) {
+	t.Helper()
+	info, err := r.repo.commitInfo(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit(info.metadata)
+	args := []string{"commit", "--repo=" + r.repo.path, "--branch=" + ref, "--tree=ref=" + info.checksum, "--timestamp=@0", "--parent=none"}
+	for _, k := range slices.Sorted(maps.Keys(info.metadata)) {
+		args = append(args, "--add-metadata-string="+k+"="+info.metadata[k])
+	}
+	tool(t, "ostree", args...)
+}
+
+// record returns tar-split data as the metadata of a commit has it.
+func record(t *testing.T, lines ...string) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write([]byte(strings.Join(lines, "\n") + "\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return base64.StdEncoding.EncodeToString(b.Bytes())
+}
+
+// A commit that lies is an error, of status 4, that names the blob. Nothing hangs, and no process is left.
+func TestLyingMetadata(t *testing.T) {
+	layer := tarOf(t,
+		&gotar.Header{Name: "dir/", Typeflag: gotar.TypeDir, Mode: 0o755},
+		&gotar.Header{Name: "dir/a", Typeflag: gotar.TypeReg, Mode: 0o644, Size: 10},
+		&gotar.Header{Name: "big", Typeflag: gotar.TypeReg, Mode: 0o644, Size: 3_000_000},
+		&gotar.Header{Name: "link", Typeflag: gotar.TypeSymlink, Linkname: "dir/a"},
+		&gotar.Header{Name: "loop", Typeflag: gotar.TypeSymlink, Linkname: "loop"},
+	)
+	file := func(name string, size int) string {
+		return fmt.Sprintf(`{"type":1,"name":%q,"size":%d,"payload":"AAAAAAAAAAA=","position":0}`, name, size)
+	}
+	setRecord := func(lines ...string) func(*testing.T, map[string]string) {
+		return func(t *testing.T, m map[string]string) { m[keyTarSplit] = record(t, lines...) }
+	}
+	set := func(key, value string) func(*testing.T, map[string]string) {
+		return func(_ *testing.T, m map[string]string) { m[key] = value }
+	}
+	many := make([]string, 10000)
+	for i := range many {
+		many[i] = file("dir/a", 10)
+	}
+	tests := []struct {
+		name string
+		edit func(*testing.T, map[string]string)
+		want string
+	}{
+		{"another diffID", set(keyUncompressedDigest, "sha256:"+strings.Repeat("0", 64)), "it is damaged"},
+		{"no diffID", set(keyUncompressedDigest, "sha256:x"), "names the diffID"},
+		{"another diffID's kind", set(keyUncompressedDigest, "md5:"+strings.Repeat("0", 32)), "names the diffID"},
+		{"no size", set(keySize, "many"), `says that docker.size is "many"`},
+		{"negative size", set(keyUncompressedSize, "-5"), `docker.uncompressed_size is "-5"`},
+		{"no base64", set(keyTarSplit, "!!!"), "cannot be read"},
+		{"no gzip", set(keyTarSplit, "aGVsbG8gd29ybGQK"), "cannot be read"},
+		{"cut gzip", func(t *testing.T, m map[string]string) { m[keyTarSplit] = m[keyTarSplit][:200] }, "cannot be read"},
+		{"no JSON", setRecord("hello"), "cannot be read"},
+		{"no entries", setRecord(), "it is damaged"},
+		{"file outside", setRecord(file("../../../../etc/passwd", 10)), `leads out of the layer`},
+		{"file outside, in the middle", setRecord(file("dir/../../etc/passwd", 10)), `leads out of the layer`},
+		{"absolute name", setRecord(file("/dir/a", 10)), "integrity checksum failed"},
+		{"missing file", setRecord(file("dir/b", 10)), "damaged"},
+		{"file that is no file", setRecord(file("dir", 10)), "damaged"},
+		{"root", setRecord(file("/", 10)), "tar-split data is wrong"},
+		{"symbolic link", setRecord(file("link", 10)), "integrity checksum failed"},
+		{"loop of links", setRecord(file("loop", 10)), "damaged"},
+		{"name of an option", setRecord(file("--repo=/", 10)), "damaged"},
+		{"name with a NUL", setRecord(`{"type":1,"name":"a\u0000b","size":10,"payload":"AAAAAAAAAAA="}`), "holds a NUL"},
+		{"huge size", setRecord(file("dir/a", 1<<62)), "damaged"},
+		{"negative size of a file", setRecord(file("dir/a", -1)), "tar-split data is wrong"},
+		{"short size", setRecord(file("dir/a", 3)), "integrity checksum failed"},
+		{"twice the same name", setRecord(file("dir/a", 10), file("dir/a", 10)), "damaged"},
+		{"ten thousand times the same name", setRecord(many...), "damaged"},
+		{"a type that is none", setRecord(`{"type":7,"name":"dir/a","size":10}`), "it is damaged"},
+		{"only segments", setRecord(`{"type":2,"payload":"aGVsbG8="}`), "it is damaged"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newTestRun(t, testOptions{})
+			i := &testImage{layers: [][]byte{layer}}
+			if err := r.importImage(t, "a", i); err != nil {
+				t.Fatal(err)
+			}
+			r.tamper(t, blobRef(digest.FromBytes(layer)), func(m map[string]string) { tt.edit(t, m) })
+			before := processesOf(r.repo.path)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			_, err := tars(ctx, r.source(t, "a"))
+			if exitStatus(ctx, err) != exitCheck || !strings.Contains(errText(err), tt.want) {
+				t.Errorf("export: %v (status %d), want %q", err, exitStatus(ctx, err), tt.want)
+			}
+			if !strings.Contains(errText(err), "sha256:") {
+				t.Errorf("the error names no blob: %v", err)
+			}
+			if len(errText(err)) > 1000 {
+				t.Errorf("the error has %d bytes", len(errText(err)))
+			}
+			results, err := verifyImages(ctx, r.settings, r.repo, nil, 2)
+			if err != nil || len(results) != 1 || results[0].OK {
+				t.Errorf("verify: %+v, %v", results, err)
+			}
+			if _, err := r.repo.listImages(ctx, 1, func(string, error) {}); err != nil {
+				t.Errorf("list: %v", err)
+			}
+			if after := processesOf(r.repo.path); len(after) > len(before) {
+				t.Errorf("processes are left: %q", after)
+			}
+		})
+	}
+}
+
+// What an image's commit says of its manifest is checked.
+func TestLyingImage(t *testing.T) {
+	tests := []struct {
+		name string
+		edit func(map[string]string)
+		want string
+	}{
+		{"another digest", func(m map[string]string) { m[keyDigest] = "sha256:" + strings.Repeat("1", 64) }, "its commit says"},
+		{"no digest", func(m map[string]string) { m[keyDigest] = "hello" }, "names the manifest digest"},
+		{"signatures that are not there", func(m map[string]string) { m[keySignatures] = "3" }, "0 signature files"},
+		{"signatures that are no number", func(m map[string]string) { m[keySignatures] = "many" }, `signature`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newTestRun(t, testOptions{})
+			if err := r.importImage(t, "a", otherImage(t)); err != nil {
+				t.Fatal(err)
+			}
+			r.tamper(t, r.reference(t, "a").ref(), tt.edit)
+			src, err := r.openSource(t.Context(), t, "a")
+			if err == nil {
+				_, err = src.GetSignatures(t.Context(), nil)
+			}
+			if exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), tt.want) || !strings.Contains(errText(err), "a:latest") {
+				t.Errorf("%v", err)
+			}
+			results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 2)
+			if err != nil || len(results) != 1 || results[0].OK {
+				t.Errorf("verify: %+v, %v", results, err)
+			}
+		})
+	}
+	t.Run("another text in the metadata", func(t *testing.T) {
+		r := newTestRun(t, testOptions{})
+		i := otherImage(t)
+		if err := r.importImage(t, "a", i); err != nil {
+			t.Fatal(err)
+		}
+		r.tamper(t, r.reference(t, "a").ref(), func(m map[string]string) { m[keyManifest] = "{}" })
+		if b, _, err := r.source(t, "a").GetManifest(t.Context(), nil); err != nil || string(b) != string(i.manifest) {
+			t.Errorf("the manifest is %q: %v", b, err)
+		}
+	})
+}
+
+// A stream that is closed early ends its processes, and so does the end of the context.
+func TestCloseEarly(t *testing.T) {
+	var headers []*gotar.Header
+	for i := range 6000 { // more than one part
+		headers = append(headers, &gotar.Header{Name: fmt.Sprintf("d%d/f%d", i%50, i), Typeflag: gotar.TypeReg, Mode: 0o644, Size: 2000})
+	}
+	layer := tarOf(t, headers...)
+	r := newTestRun(t, testOptions{})
+	if err := r.importImage(t, "a", &testImage{layers: [][]byte{layer}}); err != nil {
+		t.Fatal(err)
+	}
+	r.sameLayers(t, "a", &testImage{layers: [][]byte{layer}}, [][]byte{layer}, true)
+	for _, n := range []int64{0, 1, 100_000, int64(len(layer)) - 1000} {
+		src := r.source(t, "a")
+		stream, _, err := src.GetBlob(t.Context(), types.BlobInfo{Digest: digest.FromBytes(layer)}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.CopyN(io.Discard, stream, n); err != nil {
+			t.Errorf("reading %d bytes: %v", n, err)
+		}
+		if err := stream.Close(); err != nil {
+			t.Errorf("closing: %v", err)
+		}
+		if found := processesOf(r.repo.path); len(found) > 0 {
+			t.Errorf("after %d bytes and Close %q runs", n, found)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		if stream, _, err = r.source(t, "a").GetBlob(ctx, types.BlobInfo{Digest: digest.FromBytes(layer)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.CopyN(io.Discard, stream, n)
+		cancel()
+		_, err = io.Copy(io.Discard, stream)
+		if err == nil {
+			t.Errorf("after %d bytes and the end of the context the layer ends well", n)
+		}
+		if exitStatus(t.Context(), err) == exitCheck {
+			t.Errorf("after the end of the context: %v", err)
+		}
+		_ = stream.Close()
+		if found := processesOf(r.repo.path); len(found) > 0 {
+			t.Errorf("after %d bytes and the end of the context %q runs", n, found)
 		}
 	}
 }

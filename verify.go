@@ -255,6 +255,9 @@ func (v *verifier) image(ctx context.Context, spec string, parallel int) []verif
 	} else if got := digest.FromBytes(content); want != "" && got != want {
 		problems = append(problems, verifyProblem{Expected: want.String(), Actual: got.String(), Error: "the manifest does not match its digest"})
 	}
+	if _, err := v.repo.signatureNumbers(ctx, info, ""); err != nil {
+		problems = append(problems, verifyProblem{Error: oneLine(err)})
+	}
 	blobs, err := v.repo.imageBlobs(ctx, info.checksum)
 	if err != nil {
 		return append(problems, verifyProblem{Error: oneLine(err)})
