@@ -31,8 +31,9 @@ teardown() {
 
 # has_child TOOL: the program has such a child now. It looks at few processes, since that can take long where many run.
 has_child() {
-    local child
-    for child in $(cat -- "/proc/$pid/task/"*/children 2>/dev/null); do
+    local child found
+    read -r -d '' -a found < <(cat -- "/proc/$pid/task/"*/children 2>/dev/null) || :
+    for child in "${found[@]}"; do
         [[ $(cat -- "/proc/$child/comm" 2>/dev/null) != "$1" ]] || return 0
     done
     return 1
