@@ -146,6 +146,10 @@ func (d *destination) stagingArea() (*staging, error) {
 // at the latest in Commit.
 func (d *destination) PutBlob(ctx context.Context, stream io.Reader, info types.BlobInfo, _ types.BlobInfoCache, isConfig bool) (types.BlobInfo, error) {
 	if info.Digest != "" {
+		// Before it becomes a part of a path.
+		if err := info.Digest.Validate(); err != nil {
+			return types.BlobInfo{}, errors.Wrapf(err, "blob digest %q", info.Digest)
+		}
 		b, mine := d.claim(info)
 		if !mine {
 			<-b.done
@@ -255,9 +259,6 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	}
 	got := types.BlobInfo{Digest: digest.FromBytes(content), Size: int64(len(content)), MediaType: info.MediaType}
 	if info.Digest != "" {
-		if err := info.Digest.Validate(); err != nil {
-			return types.BlobInfo{}, errors.Wrapf(err, "config digest %q", info.Digest)
-		}
 		if got.Digest = info.Digest.Algorithm().FromBytes(content); got.Digest != info.Digest {
 			return types.BlobInfo{}, checkf("config %s does not match its digest: what arrived is %s", info.Digest, got.Digest)
 		}
