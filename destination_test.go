@@ -1,0 +1,451 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containers/image/v5/types"
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+func zipped(t testing.TB, b []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func blobInfo(b []byte, mediaType string) types.BlobInfo {
+	return types.BlobInfo{Digest: digest.FromBytes(b), Size: int64(len(b)), MediaType: mediaType}
+}
+
+func TestPutBlobErrors(t *testing.T) {
+	t.Parallel()
+	layer := archive(file("good", bigBody))
+	zip := zipped(t, layer)
+	const layerType = imgspecv1.MediaTypeImageLayer
+	hex := digest.FromBytes(layer).Encoded()
+	zipHex := digest.FromBytes(zip).Encoded()
+	junk := func(b []byte) types.BlobInfo { return blobInfo(b, layerType) }
+	with := func(d digest.Digest) types.BlobInfo {
+		return types.BlobInfo{Digest: d, Size: -1, MediaType: layerType}
+	}
+	badZip := append(bytes.Clone(zip[:len(zip)-8]), "junkjunk"...)
+	notGzip := append([]byte("\x1f\x8b\x08"), bytes.Repeat([]byte("no"), 100)...)
+	trailing := append(bytes.Clone(zip), "trailing junk that is no gzip"...)
+	tests := []struct {
+		name     string
+		blob     []byte
+		info     types.BlobInfo
+		isConfig bool
+		wantErr  string
+		isCheck  bool // the exit status says so
+	}{
+		{"truncated", layer[:5000], junk(layer), false, "blob sha256:" + hex + " has 5000 bytes, and its manifest names " + fmt.Sprint(len(layer)) + ": it was cut short", true},
+		{"truncated gzip", zip[:len(zip)/2], junk(zip), false, fmt.Sprintf("blob sha256:%s has %d bytes, and its manifest names %d: it was cut short", zipHex, len(zip)/2, len(zip)), true},
+		{"too long", append(bytes.Clone(layer), 0), junk(layer), false, fmt.Sprintf("blob sha256:%s is larger than the %d bytes that its manifest names", hex, len(layer)), true},
+		{"wrong digest", corrupt(layer, 2000), junk(layer), false, "blob sha256:" + hex + " does not match its digest: what arrived is " + digest.FromBytes(corrupt(layer, 2000)).String(), true},
+		{"truncated config", []byte("{}"), types.BlobInfo{Digest: digest.FromString("{} "), Size: 3}, true, "config " + digest.FromString("{} ").String() + " does not match its digest: what arrived is " + digest.FromString("{}").String(), true},
+		{"no digest", layer, with("nonsense"), false, `blob digest "nonsense": invalid checksum digest format`, false},
+		{"a path as a digest", layer, with("sha256:../../../../../tmp/evil"), false, `blob digest "sha256:../../../../../tmp/evil": invalid checksum digest length`, false},
+		{"unknown algorithm", layer, with("md5:d41d8cd98f00b204e9800998ecf8427e"), false, `blob digest "md5:d41d8cd98f00b204e9800998ecf8427e": unsupported digest algorithm`, false},
+		{"no digest of a config", layer, with("nonsense"), true, `blob digest "nonsense": invalid checksum digest format`, false},
+		{"bad checksum of gzip", badZip, junk(badZip), false, "importing: layer " + digest.FromBytes(badZip).Encoded() + ": gzip: invalid checksum", false},
+		{"no gzip", notGzip, junk(notGzip), false, "importing: layer " + digest.FromBytes(notGzip).Encoded() + ": decompressing: ", false},
+		{"junk behind gzip", trailing, junk(trailing), false, "importing: layer " + digest.FromBytes(trailing).Encoded() + ": gzip: invalid header", false},
+	}
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d := r.destination(t, "a")
+			_, err := d.PutBlob(t.Context(), bytes.NewReader(tt.blob), tt.info, nil, tt.isConfig)
+			if err == nil { // what is wrong with a blob that is what its digest says is told at the latest by Commit
+				i := (&testImage{}).finish(t)
+				if err = d.PutManifest(t.Context(), i.manifest, nil); err == nil {
+					err = d.Commit(t.Context(), nil)
+				}
+			}
+			if !strings.HasPrefix(errText(err), tt.wantErr) || err == nil {
+				t.Errorf("error %q, want %q", errText(err), tt.wantErr)
+			}
+			var check checkError
+			if errors.As(err, &check) != tt.isCheck {
+				t.Errorf("%T is a checkError: %t, want %t", err, !tt.isCheck, tt.isCheck)
+			}
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+			r.nothingLeft(t)
+		})
+	}
+}
+
+func TestBrokenStream(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	layer := archive(file("f", bigBody))
+	d := r.destination(t, "a")
+	stream := io.MultiReader(bytes.NewReader(layer[:100000]), readerFunc(func([]byte) (int, error) { return 0, errors.New("the network is gone") }))
+	_, err := d.PutBlob(t.Context(), stream, blobInfo(layer, ""), nil, false)
+	sameText(t, "error", errText(err), "reading blob "+digest.FromBytes(layer).String()+" after 100000 bytes: the network is gone")
+	sameText(t, "error of Commit", errText(d.Commit(t.Context(), nil)), errText(err))
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	r.nothingLeft(t)
+}
+
+func TestPlatform(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, config string
+		sys          types.SystemContext
+		wantErr      string
+	}{
+		{"same", `{"os":"linux","architecture":"riscv64"}`, *testSys, ""},
+		{"none", `{}`, *testSys, ""},
+		{"architecture", `{"os":"linux","architecture":"s390x"}`, *testSys, "the image is for linux/s390x, and linux/riscv64 is wanted; to store it all the same, use --override-os=linux --override-arch=s390x"},
+		{"os", `{"os":"windows","architecture":"riscv64"}`, *testSys, "the image is for windows/riscv64, and linux/riscv64 is wanted; to store it all the same, use --override-os=windows --override-arch=riscv64"},
+		{"overridden", `{"os":"windows","architecture":"s390x"}`, types.SystemContext{OSChoice: "windows", ArchitectureChoice: "s390x"}, ""},
+		{"no json", `x`, *testSys, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			sameText(t, "error", errText(checkPlatform([]byte(tt.config), &tt.sys)), tt.wantErr)
+		})
+	}
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	err := r.importImage(t, "a", &testImage{layers: [][]byte{archive(file("f", "x"))}, config: []byte(tests[2].config)})
+	sameText(t, "error of an import", errText(err), tests[2].wantErr)
+	r.nothingLeft(t)
+}
+
+func TestManifests(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	other := digest.FromString("other")
+	tests := []struct {
+		name, manifest string
+		instance       *digest.Digest
+		wantErr        string
+		rejected       bool
+	}{
+		{"schema 1", `{"schemaVersion":1,"name":"a","fsLayers":[],"history":[]}`, nil, `a manifest of type "application/vnd.docker.distribution.manifest.v1+json" cannot be stored; use --format oci or v2s2`, true},
+		{"nothing", ``, nil, `a manifest of type "" cannot be stored; use --format oci or v2s2`, true},
+		{"no manifest", `{"a":1}`, nil, `a manifest of type "" cannot be stored; use --format oci or v2s2`, true},
+		{"other instance", `{"schemaVersion":2,"mediaType":"` + imgspecv1.MediaTypeImageManifest + `"}`, &other, "manifest " + other.String() + " does not match its digest: what arrived is ", false},
+		{"index in an index", `{"schemaVersion":2,"mediaType":"` + imgspecv1.MediaTypeImageIndex + `"}`, &other, "an index within an index cannot be stored", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d := r.destination(t, "a")
+			err := d.PutManifest(t.Context(), []byte(tt.manifest), tt.instance)
+			if !strings.HasPrefix(errText(err), tt.wantErr) {
+				t.Errorf("error %q, want %q", errText(err), tt.wantErr)
+			}
+			var rejected types.ManifestTypeRejectedError
+			if errors.As(err, &rejected) != tt.rejected {
+				t.Errorf("%T", err)
+			}
+			sameText(t, "error of Commit", errText(d.Commit(t.Context(), nil)), "the image has no manifest")
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+			r.nothingLeft(t)
+		})
+	}
+	t.Run("the name asks for another", func(t *testing.T) {
+		d := r.destination(t, "a@"+other.String())
+		i := (&testImage{}).finish(t)
+		err := put(t.Context(), d, i)
+		sameText(t, "error", errText(err), "the image's manifest is "+digest.FromBytes(i.manifest).String()+", and its name asks for "+other.String())
+	})
+}
+
+// refsOf are the refs that an image of these blobs has.
+func refsOf(name string, blobs ...string) []string {
+	refs := []string{refPrefix + encodeName(name)}
+	for _, b := range blobs {
+		if hex, side := strings.CutPrefix(b, "side:"); side {
+			refs = append(refs, splitPrefix+digest.FromString(hex).Encoded())
+		} else {
+			refs = append(refs, refPrefix+digest.FromString(b).Encoded())
+		}
+	}
+	slices.Sort(refs)
+	return refs
+}
+
+func TestImages(t *testing.T) {
+	t.Parallel()
+	layer, empty := archive(file("f", "images")), `{}`
+	gz := zipped(t, layer)
+	var many []member
+	for i := range 3000 {
+		many = append(many, file(fmt.Sprintf("f-%x-%d", i*i*7919, i), ""))
+	}
+	large := archive(many...)
+	tests := []struct {
+		name  string
+		image testImage
+		refs  []string // of blobs, by content
+	}{
+		{"no layers", testImage{}, nil},
+		{"a layer twice", testImage{layers: [][]byte{layer, layer, archive(file("g", "x")), layer}}, []string{string(layer), string(archive(file("g", "x")))}},
+		{"the same tree twice", testImage{layers: [][]byte{layer, gz}, types: []string{imgspecv1.MediaTypeImageLayer, imgspecv1.MediaTypeImageLayerGzip}}, []string{string(layer), string(gz)}},
+		{"layer without a type", testImage{layers: [][]byte{layer}, types: []string{""}}, []string{string(layer)}},
+		{
+			"artifact", testImage{layers: [][]byte{[]byte("text"), []byte("\x00\xff")}, types: []string{"text/plain", "application/octet-stream"}, config: []byte(`{"a":1}`), confType: "application/vnd.example+json"},
+			[]string{"text", "\x00\xff"},
+		},
+		{
+			"config and layer of one digest", testImage{layers: [][]byte{[]byte(empty)}, types: []string{"application/vnd.oci.empty.v1+json"}, config: []byte(empty), confType: "application/vnd.oci.empty.v1+json"},
+			[]string{empty},
+		},
+		{"a large record", testImage{layers: [][]byte{large}}, []string{string(large), "side:" + string(large)}},
+		{"empty blob", testImage{layers: [][]byte{{}}, types: []string{"text/plain"}, confType: "application/vnd.example+json"}, []string{""}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newTestRun(t, testOptions{})
+			i := tt.image
+			if err := r.importImage(t, "image", &i); err != nil {
+				t.Fatal(err)
+			}
+			want := slices.Compact(refsOf("image:latest", append(tt.refs, string(i.config))...))
+			got := r.commits(t)
+			if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, want) {
+				t.Errorf("refs\n%q, want\n%q", names, want)
+			}
+			fsck(t, r.repo.path)
+			r.nothingInTmp(t)
+			manifest, err := r.repo.catFile(t.Context(), want[slices.IndexFunc(want, func(s string) bool { return strings.Contains(s, "_3A") })], fileManifest, 1<<20)
+			if err != nil || !bytes.Equal(manifest, i.manifest) {
+				t.Errorf("manifest %q, %v", manifest, err)
+			}
+			r.checkAgain(t, "image", i)
+		})
+	}
+}
+
+// checkAgain imports an image again and holds that nothing is committed or changed.
+func (r *testRun) checkAgain(t *testing.T, name string, i testImage) {
+	t.Helper()
+	before := r.commits(t)
+	fake, fakeTar := fakeTool(t, "ostree"), fakeTool(t, "tar")
+	again := newTestRun(t, testOptions{repo: r.repo.path, ostree: fake, tar: fakeTar})
+	if err := again.importImage(t, name, &i); err != nil {
+		t.Error(err)
+	}
+	for _, call := range fakeCalls(t, fake) {
+		if verb, _, _ := strings.Cut(call, " "); verb == "commit" || verb == "pull-local" || verb == "init" {
+			t.Errorf("again: ostree %.200s", call)
+		}
+	}
+	if calls := fakeCalls(t, fakeTar); !slices.Equal(calls, []string{""}) {
+		t.Errorf("again: tar %q", calls)
+	}
+	sameCommits(t, "again", again.commits(t), before, func(string) string { return "" })
+}
+
+// TestInlineRecord: the tar-split data stands in the layer's commit as long as that argument has room for it.
+func TestInlineRecord(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	random := rand.New(rand.NewSource(1)) // names that cannot be compressed much
+	for _, n := range []int{1, 500, 1500} {
+		var members []member
+		for range n {
+			members = append(members, file(fmt.Sprintf("%016x%016x%016x%016x", random.Uint64(), random.Uint64(), random.Uint64(), random.Uint64()), ""))
+		}
+		layer := archive(members...)
+		if err := r.importImage(t, fmt.Sprint("image:", n), &testImage{layers: [][]byte{layer}}); err != nil {
+			t.Fatal(err)
+		}
+		info, err := r.repo.commitInfo(t.Context(), blobRef(digest.FromBytes(layer)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, inline := info.metadata[keyTarSplit]
+		_, side := r.commits(t)[sideRef(digest.FromBytes(layer))]
+		if want := n <= 500; inline != want || side == want {
+			t.Errorf("%d files: inline %t, side commit %t, want inline %t", n, inline, side, want)
+		}
+	}
+}
+
+func TestLargeManifest(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	m := imgspecv1.Manifest{MediaType: imgspecv1.MediaTypeImageManifest, Annotations: map[string]string{"a": strings.Repeat("x", maxArgument)}}
+	m.SchemaVersion = 2
+	config := []byte(`{"os":"linux","architecture":"riscv64"}`)
+	m.Config = imgspecv1.Descriptor{MediaType: imgspecv1.MediaTypeImageConfig, Digest: digest.FromBytes(config), Size: int64(len(config))}
+	i := &testImage{config: config, manifest: marshal(t, m)}
+	if err := r.importImage(t, "large", i); err != nil {
+		t.Fatal(err)
+	}
+	info, err := r.repo.commitInfo(t.Context(), "ociimage/large_3Alatest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, ok := info.metadata[keyManifest]; ok {
+		t.Errorf("%s has %d bytes", keyManifest, len(text))
+	}
+	sameText(t, keyDigest, info.metadata[keyDigest], digest.FromBytes(i.manifest).String())
+	images, err := r.repo.listImages(t.Context(), 1, func(name string, err error) { t.Errorf("%s: %v", name, err) })
+	if err != nil || len(images) != 1 || images[0].Digest != digest.FromBytes(i.manifest).String() || images[0].Name != "large:latest" {
+		t.Errorf("%+v, %v", images, err)
+	}
+	r.checkAgain(t, "large", *i)
+}
+
+func TestTimestamps(t *testing.T) {
+	t.Parallel()
+	seconds := int64(1234567890)
+	tests := []struct {
+		name, config string
+		timestamp    *int64
+		image, blob  uint64
+	}{
+		{"created", `"created":"2024-05-06T07:08:09.5Z"`, nil, 1714979289, 0},
+		{"created elsewhere", `"created":"2024-05-06T09:08:09+02:00"`, nil, 1714979289, 0},
+		{"not created", `"author":"x"`, nil, 0, 0},
+		{"no time", `"created":null`, nil, 0, 0},
+		{"year 1", `"created":"0001-01-01T00:00:00Z"`, nil, 0, 0},
+		{"before 1970", `"created":"1969-12-31T23:59:59Z"`, nil, 0, 0},
+		{"year 9999", `"created":"9999-12-31T23:59:59Z"`, nil, 253402300799, 0},
+		{"bad", `"created":"yesterday"`, nil, 0, 0},
+		{"given", `"created":"2024-05-06T07:08:09Z"`, &seconds, 1234567890, 1234567890},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newTestRun(t, testOptions{mode: modeArchive, timestamp: tt.timestamp})
+			layer := archive(file("f", "x"))
+			i := &testImage{layers: [][]byte{layer}, config: []byte(`{"os":"linux","architecture":"riscv64",` + tt.config + `}`)}
+			if err := r.importImage(t, "a", i); err != nil {
+				t.Fatal(err)
+			}
+			for ref, want := range map[string]uint64{
+				"ociimage/a_3Alatest": tt.image, blobRef(digest.FromBytes(layer)): tt.blob, blobRef(digest.FromBytes(i.config)): tt.blob,
+			} {
+				if info, err := r.repo.commitInfo(t.Context(), ref); err != nil || info.timestamp != want {
+					t.Errorf("%s: %d, %v, want %d", ref, info.timestamp, err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestVanishedBlob(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	layer := archive(file("f", "vanishes"))
+	i := &testImage{layers: [][]byte{layer}}
+	if err := r.importImage(t, "first", i); err != nil {
+		t.Fatal(err)
+	}
+	d := r.destination(t, "second")
+	if ok, _, err := d.TryReusingBlob(t.Context(), blobInfo(layer, i.types[0]), nil, false); !ok || err != nil {
+		t.Fatalf("it is not reused: %t, %v", ok, err)
+	}
+	tool(t, "ostree", "refs", "--repo="+r.repo.path, "--delete", blobRef(digest.FromBytes(layer)))
+	before := r.commits(t)
+	err := put(t.Context(), d, i)
+	sameText(t, "error", errText(err), "blob "+digest.FromBytes(layer).String()+" was removed from the repository while the image was copied; copy it again")
+	var vanished *vanishedError
+	if !errors.As(err, &vanished) {
+		t.Errorf("%T is no vanishedError", err)
+	}
+	sameCommits(t, "after it", r.commits(t), before, func(string) string { return "" })
+	r.nothingInTmp(t)
+}
+
+// TestFailingCommands: whatever fails, no ref appears that was not there.
+func TestFailingCommands(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ name, match, wantErr string }{
+		{"no staging repository", "init ", "making the staging repository: FAKE init: exit status 1: no"},
+		{"no mode", "config --repo=", "FAKE config: exit status 1: no"},
+		{"no version", "--version", "FAKE: exit status 1: no"},
+		{"no layer", "--branch=ociimage/LAYER", "FAKE commit: exit status 1: no"},
+		{"no config", "--branch=ociimage/CONFIG", "FAKE commit: exit status 1: no"},
+		{"no blobs", "pull-local --repo=REPO --disable-fsync REPO/tmp/", "publishing the blobs: FAKE pull-local: exit status 1: no"},
+		{"no image", "--branch=ociimage/a_3Alatest", "FAKE commit: exit status 1: no"},
+		{"image not published", "stage ociimage/a_3Alatest", "publishing the image: FAKE pull-local: exit status 1: no"},
+	}
+	layer := archive(file("f", "fails"))
+	i := (&testImage{layers: [][]byte{layer}}).finish(t)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			repo := newRepo(t, modeArchive)
+			here := strings.NewReplacer("LAYER", digest.FromBytes(layer).Encoded(), "CONFIG", digest.FromBytes(i.config).Encoded(), "REPO", repo)
+			fake := fakeTool(t, "ostree", fakeRule{Match: here.Replace(tt.match), Stderr: "error: no\n", Exit: 1})
+			r := newTestRun(t, testOptions{repo: repo, ostree: fake})
+			err := r.importImage(t, "a", &testImage{layers: i.layers, types: i.types, config: i.config, manifest: i.manifest, confType: i.confType})
+			text := strings.ReplaceAll(strings.TrimPrefix(errText(err), "importing: "), fake, "FAKE")
+			sameText(t, "error", text, tt.wantErr)
+			for ref := range refCommits(t, repo) {
+				if strings.Contains(ref, "_3A") {
+					t.Errorf("%s is there", ref)
+				}
+			}
+			r.nothingInTmp(t)
+			fsck(t, repo)
+		})
+	}
+}
+
+// TestBlobDirectory: blobs are staged where --tmpdir says, and leave nothing there.
+func TestBlobDirectory(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r := newTestRun(t, testOptions{mode: modeArchive, tmpdir: dir})
+	layer := archive(file("f", "staged"), file("f", "twice"))
+	d := r.destination(t, "a")
+	if _, err := d.PutBlob(t.Context(), bytes.NewReader(layer), blobInfo(layer, ""), nil, false); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := filepath.Glob(dir + "/ostree-image-*/blob-*"); err != nil || len(found) == 0 {
+		t.Errorf("nothing is staged in %s: %v", dir, err)
+	}
+	if err := put(t.Context(), d, (&testImage{layers: [][]byte{layer}, types: []string{""}}).finish(t)); err != nil {
+		t.Fatal(err)
+	}
+	if left := names(t, dir); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	r = newTestRun(t, testOptions{repo: r.repo.path, tmpdir: dir + "/none"})
+	d = r.destination(t, "b")
+	_, err := d.PutBlob(t.Context(), strings.NewReader("x"), types.BlobInfo{Size: -1}, nil, false)
+	if !strings.HasPrefix(errText(err), "the temporary directory "+dir+"/none cannot be used: ") {
+		t.Errorf("%v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	r.nothingInTmp(t)
+	if _, err := os.Stat(dir + "/none"); !os.IsNotExist(err) {
+		t.Errorf("%s/none: %v", dir, err)
+	}
+}
