@@ -199,7 +199,7 @@ func (s *blobStore) open(ctx context.Context, b *storedBlob) (io.ReadCloser, err
 	case b.diffID == b.digest && b.hasRecord():
 		return s.openTar(ctx, b)
 	default:
-		return nil, errors.Errorf("blob %s is in the repository unpacked, without its compressed bytes; an image imported with --preserve-digests has them", b.digest)
+		return nil, errors.Errorf("blob %s is in the repository unpacked, without its compressed bytes; import it again with --preserve-digests; where it is its signatures that ask for them, --remove-signatures leaves those behind", b.digest)
 	}
 	if err != nil {
 		return nil, err

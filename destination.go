@@ -231,9 +231,12 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 // importLayer imports a staged layer, while it arrives or after. The first error ends the copy.
 func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinationBlob) {
 	d.mu.Lock()
-	// A digest that is kept as some other blob's content must stay readable as that.
-	exactBlob := d.exactBlob || staged.want.Digest != "" && d.refs[blobRef(staged.want.Digest)]
+	exactBlob, known := d.exactBlob, staged.want.Digest != "" && d.refs[blobRef(staged.want.Digest)]
 	d.mu.Unlock()
+	if known && !exactBlob {
+		// A digest that is kept as some other blob's content must stay readable as that. What cannot be read is no loss.
+		exactBlob, _ = d.repo.hasFile(d.ctx, blobRef(staged.want.Digest), fileContent)
+	}
 	bar := d.settings.progress.importing(staged.want.Digest, staged.want.Size)
 	defer bar.done()
 	layer, err := st.importLayer(d.ctx, staged, exactBlob)

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -300,7 +302,7 @@ func (r *repository) hasFile(ctx context.Context, rev, path string) (bool, error
 // fileNames returns the names of the files in a directory of a commit, "" or with a slash at its end.
 func (r *repository) fileNames(ctx context.Context, rev, dir string) ([]string, error) {
 	r.reads(ctx, rev)
-	out, err := r.query(ctx, "the files of "+rev, "ls", "--nul-filenames-only", rev, "/"+dir)
+	out, err := r.query(ctx, "the files of "+rev, "ls", "--nul-filenames-only", rev, "/"+strings.TrimSuffix(dir, "/"))
 	if err != nil {
 		return nil, err
 	}
@@ -488,17 +490,40 @@ func (r *repository) deleteRefs(ctx context.Context, why string, specs ...string
 	return nil
 }
 
-// dropCommits deletes commits that no ref names, but not yet the objects that they alone need. One that some other
-// branch names stays.
+// dropCommits deletes commits that no ref names, but not yet the objects that they alone need. One that some branch names
+// stays. It deletes the files themselves: "ostree prune --delete-commit" leaves a tombstone for each, and writes into the
+// repository's configuration that all that delete commits from then on shall do so.
 func (r *repository) dropCommits(ctx context.Context, commits []string) error {
-	for _, c := range commits {
-		err := r.perform(ctx, "drop a commit", "prune", "--commit-only", "--delete-commit="+c)
-		var terr *toolError
-		if errors.As(err, &terr) && (strings.Contains(terr.Stderr, "is referenced by") || strings.Contains(terr.Stderr, "No such file or directory")) {
-			continue
-		}
+	if len(commits) == 0 {
+		return nil
+	}
+	refs, err := r.refs(ctx)
+	if err != nil {
+		return err
+	}
+	named := map[string]bool{}
+	for chunk := range slices.Chunk(slices.Sorted(maps.Keys(refs)), maxRefsPerCall) {
+		sums, err := r.revParse(ctx, chunk...)
 		if err != nil {
 			return err
+		}
+		for _, s := range sums {
+			named[s] = true
+		}
+	}
+	for _, c := range commits {
+		if named[c] || !checksumPattern.MatchString(c) {
+			continue
+		}
+		for _, name := range []string{"objects/" + c[:2] + "/" + c[2:] + ".commit", "objects/" + c[:2] + "/" + c[2:] + ".commitmeta", "state/" + c + ".commitpartial"} {
+			path := filepath.Join(r.path, name)
+			if _, err := os.Lstat(path); err != nil {
+				continue
+			}
+			r.run.journal.step("drop a commit", "rm", "-f", path)
+			if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+				return errors.Wrapf(err, "dropping commit %s", c)
+			}
 		}
 	}
 	return nil

@@ -38,6 +38,10 @@ func inspectImage(ctx context.Context, ref ostreeReference, sys *types.SystemCon
 		return inspectInfo{}, errors.Wrapf(err, "image %s", ref.image)
 	}
 	data, err := img.Inspect(ctx)
+	var artifact manifest.NonImageArtifactError
+	if errors.As(err, &artifact) { // it has no config that would say more
+		data, err = inspectArtifact(img), nil
+	}
 	if err != nil {
 		return inspectInfo{}, errors.Wrapf(err, "image %s", ref.image)
 	}
@@ -49,6 +53,16 @@ func inspectImage(ctx context.Context, ref ostreeReference, sys *types.SystemCon
 		Name: ref.image, Digest: sum, RepoTags: []string{}, Created: data.Created, DockerVersion: data.DockerVersion, Labels: data.Labels,
 		Architecture: data.Architecture, Os: data.Os, Layers: data.Layers, LayersData: data.LayersData, Env: data.Env,
 	}, nil
+}
+
+// inspectArtifact tells what the manifest alone says.
+func inspectArtifact(img types.Image) *types.ImageInspectInfo {
+	info := &types.ImageInspectInfo{}
+	for _, l := range img.LayerInfos() {
+		info.Layers = append(info.Layers, l.Digest.String())
+		info.LayersData = append(info.LayersData, types.ImageInspectLayer{MIMEType: l.MediaType, Digest: l.Digest, Size: l.Size, Annotations: l.Annotations})
+	}
+	return info
 }
 
 // writeRaw writes the exact bytes of an image's manifest.

@@ -151,8 +151,8 @@ func (r *repository) signatureNumbers(ctx context.Context, info commitInfo, dir 
 }
 
 // LayerInfosForCopy names the uncompressed layers, which is what the repository holds. It is nil where the manifest must
-// stay as it is, since the library refuses changed layers then: digests are to be preserved, the image has signatures that go
-// with it, or the copy stays within one repository.
+// stay as it is, since the library refuses changed layers then: digests are to be preserved, the image or its index has
+// signatures that go with it, or the copy stays within one repository.
 func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest) ([]types.BlobInfo, error) {
 	blob, mimeType, err := s.GetManifest(ctx, instance)
 	if err != nil {
@@ -166,6 +166,14 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 		if err != nil || len(signatures) > 0 {
 			return nil, err
 		}
+	}
+	signedIndex, exact := false, true
+	if instance != nil && !s.settings.removeSignatures { // its signatures cover the manifests of all instances
+		signatures, err := s.GetSignatures(ctx, nil)
+		if err != nil {
+			return nil, err
+		}
+		signedIndex = len(signatures) > 0
 	}
 	named, err := manifestBlobs(blob, mimeType)
 	if err != nil {
@@ -189,7 +197,11 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 				return nil, err
 			}
 		}
+		exact = exact && b.isExact()
 		infos = append(infos, types.BlobInfo{Digest: b.diffID, Size: b.tarSize, MediaType: tarType, Annotations: info.Annotations})
+	}
+	if signedIndex && exact {
+		return nil, nil
 	}
 	return infos, nil
 }
