@@ -204,7 +204,7 @@ func (s *blobStore) open(ctx context.Context, b *storedBlob) (io.ReadCloser, err
 	if err != nil {
 		return nil, err
 	}
-	return verified(stream, b.digest), nil
+	return b.verified(stream, b.digest), nil
 }
 
 // openTar returns the layer's tar stream. It ends well only if it matches the diffID.
@@ -217,14 +217,14 @@ func (s *blobStore) openTar(ctx context.Context, b *storedBlob) (io.ReadCloser, 
 		if err != nil {
 			return nil, err
 		}
-		return verified(stream, b.diffID), nil
+		return b.verified(stream, b.diffID), nil
 	}
 	record, err := s.openRecord(ctx, b)
 	if err != nil {
 		return nil, err
 	}
 	s.recordRebuild(b)
-	return verified(newRebuild(ctx, s.repo, b.spec, record), b.diffID), nil
+	return b.verified(newRebuild(ctx, s.repo, b.spec, record), b.diffID), nil
 }
 
 // recordRebuild writes into a record how to put the layer together without this program, where the program tar-split is.
@@ -334,18 +334,19 @@ func (s *stackedReader) Close() error {
 type digestError struct{ expected, actual digest.Digest }
 
 func (e *digestError) Error() string {
-	return "what the repository holds of " + e.expected.String() + " gives " + e.actual.String() + ": it is damaged"
+	return "what the repository holds gives " + e.actual.String() + " instead of " + e.expected.String() + ": it is damaged"
 }
 
 // Unwrap makes it one of the errors that have an exit status of their own.
 func (e *digestError) Unwrap() error { return checkError{e.Error()} }
 
-// verified returns a reader that ends well only if all that it gave matches the digest.
-func verified(r io.ReadCloser, want digest.Digest) io.ReadCloser {
-	return &verifiedReader{r: r, want: want, sum: want.Algorithm().Digester()}
+// verified returns a reader of the blob, or of its tar stream, that ends well only if all that it gave matches the digest.
+func (b *storedBlob) verified(r io.ReadCloser, want digest.Digest) io.ReadCloser {
+	return &verifiedReader{blob: b.digest, r: r, want: want, sum: want.Algorithm().Digester()}
 }
 
 type verifiedReader struct {
+	blob digest.Digest
 	r    io.ReadCloser
 	want digest.Digest
 	sum  digest.Digester
@@ -356,10 +357,10 @@ func (v *verifiedReader) Read(p []byte) (int, error) {
 	_, _ = v.sum.Hash().Write(p[:n])
 	if err == io.EOF {
 		if got := v.sum.Digest(); got != v.want {
-			return n, &digestError{expected: v.want, actual: got}
+			return n, errors.WithMessagef(&digestError{expected: v.want, actual: got}, "reading blob %s", v.blob)
 		}
 	} else if err != nil {
-		err = errors.WithMessagef(damage(err), "reading blob %s", v.want)
+		err = errors.WithMessagef(damage(err), "reading blob %s", v.blob)
 	}
 	return n, err
 }

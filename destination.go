@@ -294,7 +294,7 @@ func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile
 	}
 	if d.refs[o.branch] {
 		_, isLayer, err := d.repo.metadataKey(d.ctx, o.branch, keyUncompressedDigest)
-		if err != nil {
+		if err != nil && !errors.Is(err, errNoRef) { // a prune can have removed it since
 			return "", err
 		}
 		if isLayer {
@@ -511,7 +511,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 		return err
 	}
 	for _, blob := range need {
-		if d.isReused(blob) && !refs[blobRef(blob)] {
+		if d.isReused(blob) && (!refs[blobRef(blob)] || d.refs[sideRef(blob)] && !refs[sideRef(blob)]) {
 			return &vanishedError{blob}
 		}
 	}
