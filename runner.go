@@ -170,23 +170,27 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 		p.killer = time.AfterFunc(killAfter, func() { _ = syscall.Kill(group, syscall.SIGKILL) })
 		return syscall.Kill(group, syscall.SIGTERM)
 	}
-	r.mu.Lock()
-	p.cmd.ExtraFiles = append([]*os.File(nil), r.inherit...)
-	r.mu.Unlock()
-
 	if !c.hidden {
 		p.number = r.journal.command(entry{
 			why: c.why, words: append([]string{c.tool}, c.args...), input: c.input, read: c.read, out: c.read && stdout != nil,
 		})
 	}
 	p.began = time.Now()
-	if err := r.onSpawnThread(p.cmd.Start); err != nil {
+	if err := r.onSpawnThread(p.begin); err != nil {
 		terr := &toolError{Tool: p.tool, Args: c.args, ExitCode: -1, Err: startCause(ctx, err, c.args)}
 		cancel() // only now: the cause is to be an ended context only where that was the cause
 		p.ended(terr)
 		return nil, terr
 	}
 	return p, nil
+}
+
+// begin starts the process with the files that it inherits, none of which is let go meanwhile.
+func (p *process) begin() error {
+	p.run.mu.Lock()
+	defer p.run.mu.Unlock()
+	p.cmd.ExtraFiles = append([]*os.File(nil), p.run.inherit...)
+	return p.cmd.Start()
 }
 
 // startCause explains an error of starting a process.

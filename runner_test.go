@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -281,6 +282,33 @@ func TestInheritedLock(t *testing.T) {
 		}
 		stop()
 	}
+}
+
+// TestLockLetGo: a run ends its hold on a directory while another one starts commands.
+func TestLockLetGo(t *testing.T) {
+	t.Parallel()
+	needTools(t, "true")
+	r := newRunner("true", "true", 0, &journal{})
+	dir := t.TempDir()
+	var runs sync.WaitGroup
+	for range 4 {
+		runs.Go(func() {
+			for range 25 {
+				lock, err := os.Open(dir)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				stop := r.inheriting(lock)
+				if err := r.run(t.Context(), command{tool: toolOSTree}); err != nil {
+					t.Error(err)
+				}
+				stop()
+				_ = lock.Close()
+			}
+		})
+	}
+	runs.Wait()
 }
 
 // TestParentKilled: a child does not outlive the program, however that ends.
