@@ -23,6 +23,8 @@ ARCHES = amd64 arm64 arm riscv64
 
 PREFIX = /usr/local
 DESTDIR =
+# For the Go tests of one package; go's own 10 minutes are short for a slow machine.
+TIMEOUT = 40m
 FUZZTIME = 60s
 BENCH =
 JOBS = $(shell nproc)
@@ -57,14 +59,14 @@ unit: deps-build ## run the Go tests, with the race detector where there is a C 
 	@if echo '#include <stdlib.h>' | $${CC:-gcc} -E - >/dev/null 2>&1; then \
 		$(MAKE) --no-print-directory race; \
 	else \
-		set -x; $(GO) test -v -count=1 -tags '$(TAGS)' ./... | awk -f scripts/count-tests; \
+		set -x; $(GO) test -v -count=1 -timeout $(TIMEOUT) -tags '$(TAGS)' ./... | awk -f scripts/count-tests; \
 	fi
 
 race: export CGO_ENABLED = 1
 # SQLite, which only the library's cache uses, takes half the time to compile.
 race: export CGO_CFLAGS ?= -O0 -g0
 race: deps-build ## run the Go tests with the race detector
-	$(GO) test -race -v -count=1 -tags '$(RACE_TAGS)' ./... | awk -f scripts/count-tests
+	$(GO) test -race -v -count=1 -timeout $(TIMEOUT) -tags '$(RACE_TAGS)' ./... | awk -f scripts/count-tests
 
 integration: build ## run the bats tests, as many at a time as there are processors
 	@export PATH="$(WITH_GO)"; jobs=; if parallel --version 2>/dev/null | grep -q '^GNU'; then jobs='--jobs $(JOBS)'; fi; \
