@@ -5,14 +5,19 @@ import (
 	"bytes"
 	"compress/bzip2"
 	"compress/gzip"
+	"context"
 	"encoding/base64"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
 )
 
 // corpus returns the archives that Go and tar-split test their readers with, by name.
@@ -194,4 +199,153 @@ func TestSameUnderRemote(t *testing.T) {
 			t.Errorf("%s is %q, and %q under the remote; want %q", ref, got[ref], got["origin:"+ref], sum)
 		}
 	}
+}
+
+// fuzzLayer makes a layer out of a fuzzer's bytes: names from a small stock, so that they meet; every type and format.
+func fuzzLayer(data []byte) []byte {
+	next := func() int {
+		if len(data) == 0 {
+			return 0
+		}
+		b := data[0]
+		data = data[1:]
+		return int(b)
+	}
+	parts := []string{"a", "b", "c", "usr", "etc", "é", "e\u0301", ".wh.a", ".wh..wh..opq", "with blank", "new\nline", "-", "...", "ostree",
+		strings.Repeat("n", 120), strings.Repeat("m", 255), "\x01\x7f", "a'b\"", "*", "馬"}
+	prefixes := []string{"", "", "", "", "./", "/", ".//", "d/", "d/", "d/e/", "d/e/f/", "d/./"} // which few entries replace
+	name := func() string {
+		s := prefixes[next()%len(prefixes)] + parts[next()%len(parts)]
+		switch n := next(); n % 32 {
+		case 0:
+			s += "/" + parts[n/32]
+		case 1:
+			s = "d"
+		}
+		return s
+	}
+	kinds := []byte{gotar.TypeReg, gotar.TypeReg, gotar.TypeReg, gotar.TypeDir, gotar.TypeDir, gotar.TypeSymlink, gotar.TypeLink, gotar.TypeLink,
+		gotar.TypeChar, gotar.TypeBlock, gotar.TypeFifo, gotar.TypeCont, gotar.TypeXGlobalHeader, gotar.TypeRegA}
+	formats := []gotar.Format{gotar.FormatUnknown, gotar.FormatUSTAR, gotar.FormatPAX, gotar.FormatGNU}
+	var b bytes.Buffer
+	w := gotar.NewWriter(&b)
+	for range 25 {
+		if len(data) == 0 {
+			break
+		}
+		h := &gotar.Header{Name: name(), Typeflag: kinds[next()%len(kinds)], Format: formats[next()%len(formats)], Mode: int64(next()) * 16 & 0o7777,
+			ModTime: time.Unix(int64(next())*10_000_000-1_000_000, int64(next()%2)*5)}
+		if n := next(); n > 128 {
+			h.Uid, h.Gid, h.Uname = n*n*n, next(), "user"
+		}
+		switch h.Typeflag {
+		case gotar.TypeReg, gotar.TypeCont:
+			h.Size = int64(next()) * int64(next()%16)
+		case gotar.TypeDir:
+			h.Name += "/"
+		case gotar.TypeSymlink, gotar.TypeLink:
+			h.Linkname = name()
+			if h.Typeflag == gotar.TypeSymlink && next()%3 == 0 {
+				h.Linkname = "../" + h.Linkname
+			}
+		case gotar.TypeXGlobalHeader:
+			*h = gotar.Header{Name: h.Name, Typeflag: h.Typeflag, PAXRecords: map[string]string{"comment": "é"}}
+		}
+		if n := next(); n%5 == 0 && h.Format != gotar.FormatGNU && h.Format != gotar.FormatUSTAR {
+			h.PAXRecords = map[string]string{"SCHILY.xattr.user." + parts[n/5%6]: strings.Repeat("v", n), "SCHILY.xattr.trusted.x": "y"}
+		}
+		if err := w.WriteHeader(h); err != nil {
+			continue // not every header fits into every format
+		}
+		if h.Size > 0 {
+			_, _ = io.CopyN(w, endless(h.Name), h.Size)
+		}
+	}
+	end := next()
+	if end%4 != 0 {
+		_ = w.Close()
+	} else {
+		_ = w.Flush()
+	}
+	if end%3 == 0 {
+		b.Write(bytes.Repeat([]byte{byte(end)}, end*7))
+	}
+	layer := b.Bytes()
+	if at := next()*256 + next(); end%7 == 0 && at < len(layer) {
+		layer[at] ^= byte(next()) // often what no archiver writes
+	}
+	return layer
+}
+
+// FuzzRoundTrip holds that a layer which is imported comes back byte for byte, and that one which is not was refused by the program
+// itself. It goes without images: a layer into a staging repository, and out of it. Give it -fuzzminimizetime=1x, or the time goes
+// into making inputs smaller that are merely new.
+func FuzzRoundTrip(f *testing.F) {
+	random := rand.New(rand.NewPCG(7, 7))
+	for range 25 {
+		b := make([]byte, 30+random.IntN(400))
+		for i := range b {
+			b[i] = byte(random.Uint32())
+		}
+		f.Add(b)
+	}
+	modes := []string{modeBareUser, modeBare, modeArchive, modeBareUserOnly}
+	r := newTestRun(f, testOptions{mode: modes[os.Getpid()%len(modes)]})
+	ctx := context.Background()
+	st, err := newStaging(ctx, r.settings, r.repo)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() {
+		if err := st.remove(); err != nil {
+			f.Error(err)
+		}
+	})
+	if err := st.ready(ctx); err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		layer := fuzzLayer(data)
+		d := digest.FromBytes(layer)
+		staged, file, err := newStagedBlob(st.blobDir(), types.BlobInfo{Digest: d, Size: int64(len(layer))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			_ = os.Remove(staged.path)
+			_ = os.Remove(staged.path + "." + fileSplit)
+		}()
+		if err := staged.fill(ctx, bytes.NewReader(layer), file); err != nil {
+			t.Fatal(err)
+		}
+		l, err := st.importLayer(ctx, staged, false)
+		var terr *toolError
+		if errors.As(err, &terr) {
+			t.Fatalf("a tool has failed: %v", err)
+		}
+		if err != nil {
+			t.Logf("refused: %v", err)
+			return
+		}
+		store := &blobStore{repo: st.repo, refs: map[string]bool{blobRef(d): true}}
+		if l.kept || l.exact && !l.inline {
+			store.refs[sideRef(d)] = true
+		}
+		b, err := store.blob(ctx, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stream, err := store.open(ctx, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(stream)
+		_ = stream.Close()
+		if err != nil || !bytes.Equal(got, layer) {
+			t.Fatalf("%d bytes came back of %d: %v", len(got), len(layer), err)
+		}
+		for ref := range store.refs {
+			tool(t, "ostree", "refs", "--repo="+st.repo.path, "--delete", ref)
+		}
+	})
 }
