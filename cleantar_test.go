@@ -57,6 +57,7 @@ func nameOf(layers []oddLayer) func(string) string {
 func TestOddLayers(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
+	whole := t
 	layers := accepted(t)
 	if len(layers) < 60 {
 		t.Errorf("%d layers, and 60 are the least", len(layers))
@@ -68,7 +69,7 @@ func TestOddLayers(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			for _, engine := range []engineName{engineStream, engineTar} {
 				t.Run(string(engine), func(t *testing.T) {
-					r := newTestRun(t, testOptions{mode: mode, unpack: engine, repo: newSharedRepo(t, mode)})
+					r := newTestRun(t, testOptions{mode: mode, unpack: engine, repo: newSharedRepo(whole, mode)})
 					if err := r.importImage(t, "odd", imageOf(layers)); err != nil {
 						t.Fatal(err)
 					}
@@ -95,14 +96,14 @@ func TestOddLayers(t *testing.T) {
 	t.Run("another user", func(t *testing.T) { checkOtherUser(t, commits[modeArchive+"stream"], layers) })
 }
 
-// newSharedRepo makes a repository that lasts longer than a subtest.
+// newSharedRepo makes a repository that lasts as long as the whole test, in memory where that can be.
 func newSharedRepo(t testing.TB, mode string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(fastDir(), "shared-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	shared = append(shared, dir)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	path := filepath.Join(dir, "repo")
 	tool(t, "ostree", "init", "--repo="+path, "--mode="+mode)
 	return path
@@ -124,9 +125,6 @@ func fastDir() string {
 	}
 	return "/dev/shm"
 }
-
-// shared are directories that TestMain removes.
-var shared []string
 
 // checkPlain holds the layers' trees against those of a plain tar -x.
 func checkPlain(t *testing.T, r *testRun, layers []oddLayer) {
