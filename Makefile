@@ -32,7 +32,7 @@ JOBS = $(shell nproc)
 # Names of Debian packages. What is there already is left alone, whoever put it there.
 PACKAGES_RUN = ostree tar gzip
 PACKAGES_TEST = $(PACKAGES_RUN) $(PACKAGES_LINT) bats parallel mmdebstrap debian-archive-keyring umoci skopeo docker-registry apache2-utils \
-	openssl python3 jq zstd bzip2 xz-utils attr libcap2-bin gnupg file faketime dash mount passwd procps util-linux gcc libc6-dev
+	openssl python3 jq zstd bzip2 xz-utils attr libcap2-bin gnupg file faketime dash mount passwd procps util-linux bc buildah busybox tar-split gcc libc6-dev
 PACKAGES_LINT = shellcheck
 GOLANGCI_LINT = .tools/bin/golangci-lint
 GOLANGCI_LINT_VERSION = v2.15.0
