@@ -316,16 +316,16 @@ func (p *program) importFlags() []cli.Flag {
 
 // before settles what all commands share.
 func (p *program) before(c *cli.Context) error {
-	logrus.SetOutput(p.stderr)
-	logrus.SetLevel(logrus.WarnLevel)
 	g := &p.global
 	s := &g.settings
-	s.stderr = p.stderr
 	file, isFile := p.stderr.(*os.File)
 	s.progress = newProgress(p.stderr, isFile && term.IsTerminal(int(file.Fd())), s.quiet)
+	s.stderr = s.progress.w
+	logrus.SetOutput(s.stderr)
+	logrus.SetLevel(logrus.WarnLevel)
 	var debug io.Writer
 	if s.debug {
-		debug = p.stderr
+		debug = s.stderr
 	}
 	journal, err := openJournal(g.logCommands, debug)
 	if err != nil {

@@ -21,7 +21,7 @@ const (
 // progress shows how far a copy is: bars on a terminal, a line for each step elsewhere, nothing where the user wants
 // quiet. It is safe for parallel use.
 type progress struct {
-	w     io.Writer
+	w     io.Writer // whole writes, one at a time: the library writes there from several goroutines
 	quiet bool
 
 	mu        sync.Mutex
@@ -31,11 +31,23 @@ type progress struct {
 }
 
 func newProgress(w io.Writer, terminal, quiet bool) *progress {
-	p := &progress{w: w, quiet: quiet, downloads: map[digest.Digest]*mpb.Bar{}, imports: map[digest.Digest]*mpb.Bar{}}
+	p := &progress{w: &serialWriter{w: w}, quiet: quiet, downloads: map[digest.Digest]*mpb.Bar{}, imports: map[digest.Digest]*mpb.Bar{}}
 	if terminal && !quiet {
 		p.pool = mpb.New(mpb.WithOutput(w), mpb.WithWidth(progressWidth))
 	}
 	return p
+}
+
+// serialWriter lets one write through at a time.
+type serialWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (s *serialWriter) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.w.Write(b)
 }
 
 // print writes whole lines, above the bars where there are any.
