@@ -36,7 +36,7 @@ PACKAGES_TEST = $(PACKAGES_RUN) $(PACKAGES_LINT) bats parallel mmdebstrap debian
 PACKAGES_LINT = shellcheck
 GOLANGCI_LINT = .tools/bin/golangci-lint
 GOLANGCI_LINT_VERSION = v2.15.0
-SHELL_FILES = .ci/run scripts/apt-install scripts/demo scripts/find-go scripts/get-go
+SHELL_FILES = .ci/run scripts/apt-install scripts/count-tests scripts/demo scripts/find-go scripts/get-go
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,19 +59,19 @@ unit: deps-build ## run the Go tests, with the race detector where there is a C 
 	@if echo '#include <stdlib.h>' | $${CC:-gcc} -E - >/dev/null 2>&1; then \
 		$(MAKE) --no-print-directory race; \
 	else \
-		set -x; $(GO) test -v -count=1 -timeout $(TIMEOUT) -tags '$(TAGS)' ./... | awk -f scripts/count-tests; \
+		set -x; $(GO) test -v -count=1 -timeout $(TIMEOUT) -tags '$(TAGS)' ./... | scripts/count-tests; \
 	fi
 
 race: export CGO_ENABLED = 1
 # SQLite, which only the library's cache uses, takes half the time to compile.
 race: export CGO_CFLAGS ?= -O0 -g0
 race: deps-build ## run the Go tests with the race detector
-	$(GO) test -race -v -count=1 -timeout $(TIMEOUT) -tags '$(RACE_TAGS)' ./... | awk -f scripts/count-tests
+	$(GO) test -race -v -count=1 -timeout $(TIMEOUT) -tags '$(RACE_TAGS)' ./... | scripts/count-tests
 
 integration: build ## run the bats tests, as many at a time as there are processors
 	@export PATH="$(WITH_GO)"; jobs=; if parallel --version 2>/dev/null | grep -q '^GNU'; then jobs='--jobs $(JOBS)'; fi; \
 	if [ -t 1 ]; then set -x; bats $$jobs integration/*.bats; \
-	else set -x; bats $$jobs --formatter tap integration/*.bats | awk -f scripts/count-tests; fi
+	else set -x; bats $$jobs --formatter tap integration/*.bats | scripts/count-tests; fi
 
 fuzz: deps-build ## run each fuzz test for FUZZTIME (60s)
 	@for package in $$($(GO) list -tags '$(TAGS)' ./...); do \
