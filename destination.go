@@ -576,17 +576,21 @@ func manifestBlobs(blob []byte, mimeType string) ([]types.BlobInfo, error) {
 	return blobs, nil
 }
 
-// keepSigned keeps the exact bytes of the layers that a signature covers, where the copy did not announce signatures.
+// keepSigned keeps the exact bytes of the layers that a signature covers, where the copy did not announce signatures, and of a
+// layer that is the config, too.
 func (d *destination) keepSigned(ctx context.Context) error {
 	for _, m := range d.manifests {
-		if len(m.signatures) == 0 || manifest.MIMETypeIsMultiImage(m.mimeType) {
+		if manifest.MIMETypeIsMultiImage(m.mimeType) {
 			continue
 		}
 		blobs, err := manifestBlobs(m.blob, m.mimeType)
 		if err != nil {
 			return err
 		}
-		for _, info := range blobs[1:] {
+		if len(m.signatures) == 0 {
+			blobs = blobs[:1]
+		}
+		for _, info := range blobs {
 			b := d.blobs[info.Digest]
 			if b == nil || b.layer == nil || b.layer.kept || !b.layer.needsBlob(true) {
 				continue

@@ -1,6 +1,9 @@
 package main
 
 import (
+	gotar "archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
 	"fmt"
 	"io"
@@ -12,8 +15,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	gotar "archive/tar"
 
 	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
@@ -122,22 +123,36 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 // A layer of one image is the config of another, and of the same.
 func TestOneDigestTwoUses(t *testing.T) {
 	layer := tarOf(t, &gotar.Header{Name: "a", Typeflag: gotar.TypeReg, Mode: 0o600, Size: 10})
-	for _, order := range [][]string{{"layer", "config"}, {"config", "layer"}, {"both"}} {
+	var packed bytes.Buffer
+	gz := gzip.NewWriter(&packed)
+	if _, err := gz.Write(layer); err != nil {
+		t.Fatal(err)
+	}
+	if err := gz.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, order := range [][]string{{"layer", "config"}, {"config", "layer"}, {"both"}, {"both, packed"}} {
 		t.Run(strings.Join(order, " then "), func(t *testing.T) {
 			r := newTestRun(t, testOptions{})
 			images := map[string]*testImage{
 				"layer":  {layers: [][]byte{layer}},
 				"config": {config: layer, confType: "application/vnd.example.config", layers: otherImage(t).layers},
 				"both":   {config: layer, confType: "application/vnd.example.config", layers: [][]byte{layer}},
+				"both, packed": {config: packed.Bytes(), confType: "application/vnd.example.config", layers: [][]byte{packed.Bytes()},
+					types: []string{"application/vnd.oci.image.layer.v1.tar+gzip"}},
 			}
 			for _, name := range order {
-				if err := r.importImage(t, name, images[name]); err != nil {
+				if err := r.importImage(t, name[:4], images[name]); err != nil {
 					t.Fatal(err)
 				}
 			}
 			for _, name := range order {
-				r.sameLayers(t, name, images[name], images[name].layers, true)
-				src := r.source(t, name)
+				streams := [][]byte{layer}
+				if name == "config" {
+					streams = images[name].layers
+				}
+				r.sameLayers(t, name[:4], images[name], streams, true)
+				src := r.source(t, name[:4])
 				if b, err := getBlob(t.Context(), src, digest.FromBytes(images[name].config)); err != nil || string(b) != string(images[name].config) {
 					t.Errorf("config of %s: %v", name, err)
 				}
