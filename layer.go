@@ -348,8 +348,9 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 	if err != nil {
 		return nil, false, err
 	}
+	whole := false
 	defer func() {
-		if rerr := kept.end(tree != nil); err == nil {
+		if rerr := kept.end(whole); err == nil {
 			err = rerr
 		}
 	}()
@@ -364,6 +365,10 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 	if err == nil && !scan.odd {
 		if err = sink.finish(); err == nil {
 			err = buffered.Flush()
+		}
+		whole = err == nil
+		if err == nil {
+			err = kept.broken()
 		}
 		if err == nil {
 			tree, err = w.finish(ctx)
