@@ -102,7 +102,7 @@ func TestOddLayers(t *testing.T) {
 // newSharedRepo makes a repository that lasts as long as the whole test, in memory where that can be.
 func newSharedRepo(t testing.TB, mode string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(fastDir(), "shared-")
+	dir, err := os.MkdirTemp(fastDir(), "shared-") //nolint:usetesting // t.TempDir() is on disk
 	if err != nil {
 		t.Fatal(err)
 	}

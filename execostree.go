@@ -436,7 +436,7 @@ func (r *repository) commitStream(ctx context.Context, input, why string) (*stre
 func (s *streamCommit) Write(b []byte) (int, error) { return s.stdin.Write(b) }
 
 // finish ends the stream and returns the commit's checksum.
-func (s *streamCommit) finish(ctx context.Context) (string, error) {
+func (s *streamCommit) finish() (string, error) {
 	cerr := s.stdin.Close()
 	if err := s.process.wait(); err != nil {
 		return "", err

@@ -371,7 +371,7 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 			err = kept.broken()
 		}
 		if err == nil {
-			tree, err = w.finish(ctx)
+			tree, err = w.finish()
 			return tree, plain, errors.WithMessagef(err, "layer %s", b.name())
 		}
 	}
@@ -388,7 +388,7 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 // layerWriter takes a clean stream. One of finish and abort is called, once.
 type layerWriter interface {
 	io.Writer
-	finish(ctx context.Context) (tree []string, err error)
+	finish() (tree []string, err error)
 	// abort ends the engine. The error is how that ended, and says something only where it had ended before.
 	abort() error
 }
@@ -440,8 +440,8 @@ func makeDir(path string) error {
 
 type streamEngine struct{ *streamCommit }
 
-func (e streamEngine) finish(ctx context.Context) ([]string, error) {
-	sum, err := e.streamCommit.finish(ctx)
+func (e streamEngine) finish() ([]string, error) {
+	sum, err := e.streamCommit.finish()
 	return []string{"--tree=ref=" + sum}, err
 }
 
@@ -461,7 +461,7 @@ func (e *tarEngine) abort() error {
 
 // finish waits for tar, makes what it extracted readable for ostree, and says how to commit it with the modes that the
 // layer has.
-func (e *tarEngine) finish(context.Context) ([]string, error) {
+func (e *tarEngine) finish() ([]string, error) {
 	cerr := e.stdin.Close()
 	if err := e.process.wait(); err != nil {
 		return nil, err

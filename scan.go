@@ -84,7 +84,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			return context.Cause(ctx)
 		}
 		hdr, err := tr.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			if err := segment(tr.RawBytes()); err != nil {
 				return err
 			}
@@ -134,7 +134,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 		if perr := segment(buf[:n]); perr != nil {
 			return perr
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -220,7 +220,7 @@ func copyPayload(buf []byte, r io.Reader, crc hash.Hash64, sum *maphash.Hash, w 
 			}
 			idle = 0
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return total, nil
 		}
 		if err != nil {

@@ -243,7 +243,7 @@ func asOtherUser(t *testing.T, test, dir string) {
 
 func publicDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(fastDir(), "as-user-")
+	dir, err := os.MkdirTemp(fastDir(), "as-user-") //nolint:usetesting // the directory above t.TempDir() is closed to other users
 	if err != nil {
 		t.Fatal(err)
 	}
