@@ -40,6 +40,9 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []o
 	if err != nil {
 		return nil, err
 	}
+	if err := repo.dropStrays(ctx, store.refs); err != nil {
+		return nil, err
+	}
 	var specs []string
 	for _, image := range images {
 		spec, err := store.findImage(image)
@@ -85,6 +88,11 @@ func pruneBlobs(ctx context.Context, repo *repository, going []string, dryRun bo
 	refs, err := repo.refs(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if !dryRun {
+		if err := repo.dropStrays(ctx, refs); err != nil {
+			return nil, err
+		}
 	}
 	needed, err := neededHex(ctx, repo, refs)
 	if err != nil {
