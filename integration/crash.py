@@ -121,7 +121,7 @@ class Crash:
                     except ProcessLookupError:
                         pass
             _, stderr = process.communicate(timeout=trial.LIMIT)
-            trial.wait_gone(self.work)
+            trial.wait_gone(self.work, [os.path.join(place.repo, "tmp"), place.tmp])
             if process.returncode == 0:
                 self.counts["too late"] += 1
                 trial.same_state(f"{mode}, {command}, ended by itself", place.state(), self.whole(mode, command)[1])

@@ -1,6 +1,7 @@
 """What crash.py, disk.py and stress.py share: the images, the program as it is run, and what must hold of a repository whatever
 has happened to it. Other tools judge as far as they can: ostree fsck, and the files themselves."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +20,11 @@ LIMIT = 120  # seconds that any one run may take
 
 
 class Failure(Exception):
-    """What must not be."""
+    """What must not be. said is what the program said, where it was that."""
+
+    def __init__(self, text, said=""):
+        super().__init__(text)
+        self.said = said
 
 
 def make_layer(path, seed, files, size):
@@ -56,7 +61,7 @@ class Program:
         except subprocess.TimeoutExpired as e:
             raise Failure(f"{' '.join(args)}: no end within {LIMIT} s") from e
         if done.returncode not in want:
-            raise Failure(f"{' '.join(args)}: status {done.returncode} instead of {want}: {done.stderr}")
+            raise Failure(f"{' '.join(args)}: status {done.returncode} instead of {want}: {done.stderr}", done.stderr)
         return done.stdout, (done.stderr.splitlines() or [""])[-1]
 
     def images(self, repo):
@@ -167,10 +172,26 @@ def processes(path):
     return found
 
 
-def wait_gone(path, seconds=5):
-    """Waits until no process works on a path any more."""
+def held(path):
+    """The work directories in path whose lock somebody holds: a process that ends has no arguments any more, but still its files."""
+    found = []
+    for name in os.listdir(path):
+        if not name.startswith("ostree-image-"):
+            continue
+        fd = os.open(os.path.join(path, name), os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found.append(name)
+        finally:
+            os.close(fd)
+    return found
+
+
+def wait_gone(path, work_dirs, seconds=5):
+    """Waits until no process works on a path any more, or holds a work directory in one of work_dirs."""
     end = time.monotonic() + seconds
-    while left := processes(path):
+    while left := processes(path) or [name for parent in work_dirs for name in held(parent)]:
         if time.monotonic() > end:
             raise Failure(f"still running: {left}")
         time.sleep(0.02)
