@@ -526,6 +526,11 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 		}
 	}
 	if d.staging == nil && d.isStored(ctx, whole, top, timestamp) {
+		// It makes no work directory, so nothing else removes what a run left that was killed after it had published.
+		d.repo.sweep()
+		if d.settings.tmpdir != "" {
+			sweepWorkDirs(d.settings.tmpdir)
+		}
 		return nil
 	}
 	return d.publish(ctx, refs, whole, top, timestamp)

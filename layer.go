@@ -53,7 +53,7 @@ type staging struct {
 // newStaging makes the directories at once and the repository in the background, while the first blob arrives.
 func newStaging(ctx context.Context, s *settings, target *repository) (st *staging, err error) {
 	st = &staging{settings: s, target: target, prepared: make(chan struct{})}
-	if st.work, err = newWorkDir(filepath.Join(target.path, "tmp"), s.runner); err != nil {
+	if st.work, err = newWorkDir(target.tmp(), s.runner); err != nil {
 		return nil, errors.WithMessagef(err, "the repository %s cannot be written", target.path)
 	}
 	s.journal.name(st.work.path, "WORK")

@@ -36,6 +36,7 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []o
 		return nil, repo.explainPath(err)
 	}
 	defer unlock()
+	repo.sweep()
 	store, err := openBlobStore(ctx, repo)
 	if err != nil {
 		return nil, err
@@ -75,6 +76,7 @@ func pruneRepository(ctx context.Context, repo *repository, dryRun bool) ([]prun
 		return nil, repo.explainPath(err)
 	}
 	defer unlock()
+	repo.sweep()
 	blobs, err := pruneBlobs(ctx, repo, nil, dryRun)
 	if err != nil || dryRun {
 		return blobs, err

@@ -15,10 +15,16 @@ const (
 	transactionLock   = "-lock"
 )
 
+// tmp is where the repository's temporary files lie, and ours in directories of their own.
+func (r *repository) tmp() string { return filepath.Join(r.path, "tmp") }
+
+// sweep removes what runs that were killed have left in the repository's tmp/.
+func (r *repository) sweep() { sweepWorkDirs(r.tmp()) }
+
 // transactions returns the directories of transactions in the repository's tmp/, running or left by a process that was killed.
 func (r *repository) transactions() map[string]bool {
 	found := map[string]bool{}
-	paths, _ := filepath.Glob(filepath.Join(r.path, "tmp", transactionPrefix+"*"))
+	paths, _ := filepath.Glob(filepath.Join(r.tmp(), transactionPrefix+"*"))
 	for _, path := range paths {
 		if !strings.HasSuffix(path, transactionLock) {
 			found[path] = true
