@@ -35,9 +35,13 @@ func removeImages(ctx context.Context, repo *repository, images []ostreeReferenc
 		return repo.explainPath(err)
 	}
 	defer unlock()
+	repo.sweep()
 	store, err := openBlobStore(ctx, repo)
 	if err != nil {
 		return err
+	}
+	if err := repo.dropStrays(ctx, store.refs); err != nil {
+		return nil, err
 	}
 	var specs []string
 	for _, image := range images {
@@ -70,6 +74,7 @@ func pruneRepository(ctx context.Context, repo *repository, dryRun bool) ([]prun
 		return nil, repo.explainPath(err)
 	}
 	defer unlock()
+	repo.sweep()
 	blobs, err := pruneBlobs(ctx, repo, nil, dryRun)
 	if err != nil || dryRun {
 		return blobs, err
@@ -83,6 +88,11 @@ func pruneBlobs(ctx context.Context, repo *repository, going []string, dryRun bo
 	refs, err := repo.refs(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if !dryRun {
+		if err := repo.dropStrays(ctx, refs); err != nil {
+			return nil, err
+		}
 	}
 	needed, err := neededHex(ctx, repo, refs)
 	if err != nil {

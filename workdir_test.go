@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
 )
 
@@ -392,5 +393,22 @@ func TestFixTreeAsRoot(t *testing.T) {
 	}
 	if _, err := (permissions{uid: 1}).fixTree(victim + "/link"); err == nil {
 		t.Error("a link is taken for a tree")
+	}
+}
+
+func TestWorkDirThatCannotBeFilled(t *testing.T) {
+	// There is room for the directory's name, and none for that of a file in it.
+	parent := t.TempDir()
+	for len(parent) < 4050 {
+		parent = filepath.Join(parent, strings.Repeat("d", min(200, 4050-len(parent))))
+	}
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		t.Skipf("no such long path here: %v", err)
+	}
+	if _, err := newWorkDir(parent, nil); !errors.Is(err, syscall.ENAMETOOLONG) {
+		t.Errorf("newWorkDir: %v", err)
+	}
+	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
