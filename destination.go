@@ -679,7 +679,7 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	running := d.repo.transactions()
 	defer func() {
 		if err != nil {
-			d.takeBack(ctx, st, refs, running, append(blobs, d.ref.ref()))
+			d.takeBack(ctx, refs, running, append(blobs, d.ref.ref()))
 		}
 	}()
 	if err := d.pullStaged(ctx, st, refs, "publish the blobs", append(slices.Clone(blobs), image)...); err != nil {
@@ -694,10 +694,10 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 // takeBackLimit is how long a run that fails, or was told to end, takes back what it has published.
 const takeBackLimit = time.Minute
 
-// takeBack removes what a publishing that failed has brought into the repository: refs that were not there before, their commits, and
-// what ostree leaves of a transaction that is ended. What cannot be removed is left to prune: the reason of the failure is
-// what the user must know.
-func (d *destination) takeBack(ctx context.Context, st *staging, before, running map[string]bool, published []string) {
+// takeBack removes what a publishing that failed has brought into the repository: refs that were not there before, and what ostree
+// leaves of a transaction that is ended. Their objects are left to prune, and so is what cannot be removed: the reason of
+// the failure is what the user must know.
+func (d *destination) takeBack(ctx context.Context, before, running map[string]bool, published []string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackLimit)
 	defer cancel()
 	err := d.repo.dropTransactions(running)
@@ -713,13 +713,6 @@ func (d *destination) takeBack(ctx context.Context, st *staging, before, running
 	}
 	if derr := d.repo.deleteRefs(ctx, "take the refs back", fresh...); err == nil {
 		err = derr
-	}
-	commits, rerr := st.repo.revParse(ctx, published...)
-	if err == nil {
-		err = rerr
-	}
-	if err == nil {
-		err = d.repo.deleteCommits(ctx, commits)
 	}
 	if err != nil {
 		d.settings.debugf("what was published is not all taken back: %v", err)

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"bytes"
+	"bufio"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -554,105 +554,27 @@ func (r *repository) deleteRefs(ctx context.Context, why string, specs ...string
 	return nil
 }
 
-// dropCommits deletes commits that no ref names, but not yet the objects that they alone need. One that some branch names
-// stays. It deletes the files themselves: "ostree prune --delete-commit" leaves a tombstone for each, and writes into the
-// repository's configuration that all that delete commits from then on shall do so.
-func (r *repository) dropCommits(ctx context.Context, commits []string) error {
-	if len(commits) == 0 {
-		return nil
-	}
-	refs, err := r.refs(ctx)
-	if err != nil {
-		return err
-	}
-	named, err := r.commitsOf(ctx, refs)
-	if err != nil {
-		return err
-	}
-	stay := slices.Collect(maps.Values(named))
-	for _, c := range commits {
-		if slices.Contains(stay, c) || !checksumPattern.MatchString(c) {
-			continue
-		}
-		object := filepath.Join(r.path, "objects", c[:2], c[2:])
-		for _, path := range []string{object + ".commit", object + ".commitmeta", r.partialMark(c)} {
-			if _, err := os.Lstat(path); err != nil {
-				continue
-			}
-			r.run.journal.step("drop a commit", "rm", "-f", path)
-			if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-				return errors.Wrapf(err, "dropping commit %s", c)
-			}
-		}
-	}
-	return nil
+// prune deletes the commits that no ref names, and all objects that no commit needs then.
+func (r *repository) prune(ctx context.Context) error {
+	return r.perform(ctx, "remove what no ref needs any more", "prune", "--refs-only")
 }
 
-// deleteCommits deletes commits that no ref names, those of our refs that runs which were killed have left, and then all
-// objects that no commit needs. Commits of others stay, whether a ref names them or not.
-func (r *repository) deleteCommits(ctx context.Context, commits []string) error {
-	orphans, err := r.orphans(ctx, commits)
+// list calls f for each line of what ostree ls says of all files of a commit: type and mode, owner, group, size, path. Any object but a file's
+// content that is missing or cannot be read is an error.
+func (r *repository) list(ctx context.Context, rev string, f func(line string)) error {
+	r.reads(ctx, rev)
+	c := r.command("list all files of "+rev, "ls", "-R", rev)
+	c.read = true
+	out, err := r.run.reader(ctx, c)
 	if err != nil {
 		return err
 	}
-	if err := r.dropCommits(ctx, append(slices.Clone(commits), orphans...)); err != nil {
-		return err
+	defer func() { _ = out.Close() }()
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		f(lines.Text())
 	}
-	return r.perform(ctx, "remove the objects that no commit needs", "prune")
-}
-
-// keyBinding is where ostree notes in a commit for which refs it was made.
-const keyBinding = "ostree.ref-binding"
-
-// orphans returns the commits, but those that are known, which were made for our refs and are named by none.
-func (r *repository) orphans(ctx context.Context, known []string) ([]string, error) {
-	files, err := filepath.Glob(filepath.Join(r.path, "objects/[0-9a-f][0-9a-f]/*.commit"))
-	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	refs, err := r.refs(ctx)
-	if err != nil {
-		return nil, err
-	}
-	named, err := r.commitsOf(ctx, refs)
-	if err != nil {
-		return nil, err
-	}
-	stay := append(slices.Collect(maps.Values(named)), known...)
-	var orphans []string
-	for _, path := range files {
-		sum := filepath.Base(filepath.Dir(path)) + strings.TrimSuffix(filepath.Base(path), ".commit")
-		if slices.Contains(stay, sum) {
-			continue
-		}
-		content, err := os.ReadFile(path)
-		if err != nil && !os.IsNotExist(err) {
-			return nil, errors.WithStack(err)
-		}
-		// Asking ostree is a process for each commit of a long history.
-		if !bytes.Contains(content, []byte(keyBinding)) || !bytes.Contains(content, []byte(refPrefix)) {
-			continue
-		}
-		bound, err := r.query(ctx, "for which refs "+sum+" was made", "show", "--print-metadata-key="+keyBinding, sum)
-		if err == nil && isOurBinding(string(bound)) {
-			orphans = append(orphans, sum)
-		}
-	}
-	if len(orphans) == 0 {
-		return nil, nil
-	}
-	// A transaction that is about to write its refs ends before this one gets its lock, and the caller looks at the refs after it.
-	return orphans, r.perform(ctx, "wait for what others are writing", "prune", "--no-prune")
-}
-
-// isOurBinding tells whether the text of a ref binding names refs, and only ours.
-func isOurBinding(text string) bool {
-	v, err := parseGVariant(strings.TrimSpace(text))
-	refs, ok := v.([]any)
-	return err == nil && ok && len(refs) > 0 && !slices.ContainsFunc(refs, func(ref any) bool {
-		name, ok := ref.(string)
-		return !ok || !strings.HasPrefix(name, refPrefix)
-	})
+	return r.explain(lines.Err())
 }
 
 // fsckLimit is how much of what fsck finds is read: a line for each broken object.

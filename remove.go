@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"maps"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -41,7 +39,7 @@ func removeImages(ctx context.Context, repo *repository, images []ostreeReferenc
 		return err
 	}
 	if err := repo.dropStrays(ctx, store.refs); err != nil {
-		return nil, err
+		return err
 	}
 	var specs []string
 	for _, image := range images {
@@ -51,20 +49,16 @@ func removeImages(ctx context.Context, repo *repository, images []ostreeReferenc
 		}
 		specs = append(specs, spec)
 	}
-	commits, err := repo.revParse(ctx, specs...)
-	if err != nil {
-		return err
-	}
 	if err := repo.deleteRefs(ctx, "remove the images", specs...); err != nil {
 		return err
 	}
 	if !prune {
-		return repo.dropCommits(ctx, commits)
+		return nil
 	}
-	if _, err := pruneBlobs(ctx, repo, commits, false); err != nil {
+	if _, err := pruneBlobs(ctx, repo, false); err != nil {
 		return err
 	}
-	return damage(repo.deleteCommits(ctx, commits))
+	return damage(repo.prune(ctx))
 }
 
 // pruneRepository removes the blobs that no image needs, or just names them.
@@ -75,16 +69,16 @@ func pruneRepository(ctx context.Context, repo *repository, dryRun bool) ([]prun
 	}
 	defer unlock()
 	repo.sweep()
-	blobs, err := pruneBlobs(ctx, repo, nil, dryRun)
+	blobs, err := pruneBlobs(ctx, repo, dryRun)
 	if err != nil || dryRun {
 		return blobs, err
 	}
-	return blobs, damage(repo.deleteCommits(ctx, nil))
+	return blobs, damage(repo.prune(ctx))
 }
 
-// pruneBlobs removes the refs and the commits of the blobs that no image needs, or just names them. The caller holds the
-// lock, and lets deleteCommits remove the objects and the commits going, of images that are gone.
-func pruneBlobs(ctx context.Context, repo *repository, going []string, dryRun bool) ([]prunedBlob, error) {
+// pruneBlobs removes the refs of the blobs that no image needs, or just names them. The caller holds the lock, and prunes the repository
+// afterwards.
+func pruneBlobs(ctx context.Context, repo *repository, dryRun bool) ([]prunedBlob, error) {
 	refs, err := repo.refs(ctx)
 	if err != nil {
 		return nil, err
@@ -118,7 +112,7 @@ func pruneBlobs(ctx context.Context, repo *repository, going []string, dryRun bo
 			return nil, err
 		}
 	}
-	if err := repo.checkMetadata(ctx, without(slices.Collect(maps.Keys(refs)), specs), append(slices.Clone(going), commits...)); err != nil {
+	if err := repo.checkMetadata(ctx, without(slices.Collect(maps.Keys(refs)), specs)); err != nil {
 		return nil, errors.WithMessage(err, "nothing is pruned")
 	}
 	if len(specs) == 0 {
@@ -130,11 +124,7 @@ func pruneBlobs(ctx context.Context, repo *repository, going []string, dryRun bo
 	if dryRun {
 		return blobs, nil
 	}
-	if err := repo.deleteRefs(ctx, "remove the blobs that no image needs", specs...); err != nil {
-		return nil, err
-	}
-	slices.Sort(commits)
-	return blobs, repo.dropCommits(ctx, slices.Compact(commits))
+	return blobs, repo.deleteRefs(ctx, "remove the blobs that no image needs", specs...)
 }
 
 // without returns what is in list and not in others.
@@ -146,71 +136,23 @@ func without(list, others []string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return drop[s] })
 }
 
-// checkMetadata makes sure that the commits of all refs that stay are there, and that no commit but those that go leads to a broken
-// commit, dirtree or dirmeta. What prune keeps is what these name, and it takes them at their word: it would delete what a
-// broken one named before, or one that is lost.
-func (r *repository) checkMetadata(ctx context.Context, refs, going []string) error {
-	if len(refs) > 0 {
-		named, err := r.revParse(ctx, refs...)
-		if err != nil {
-			return err
-		}
-		for i, c := range named {
-			if _, err := os.Lstat(filepath.Join(r.path, "objects", c[:2], c[2:]+".commit")); err != nil {
-				return checkf("commit %s of %s is missing", c, refs[i])
-			}
-		}
-	}
-	files, err := filepath.Glob(filepath.Join(r.path, "objects/[0-9a-f][0-9a-f]/*"))
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	broken := map[string]string{} // to the object's whole name
-	var commits []string
-	for _, path := range files {
-		kind := filepath.Ext(path)
-		if kind != ".commit" && kind != ".dirtree" && kind != ".dirmeta" {
+// checkMetadata makes sure that the images and blobs that stay can be read down to their last file. What prune keeps is what commits and
+// directories name, and it takes them at their word: it would delete what a broken one named before, or one that is lost.
+func (r *repository) checkMetadata(ctx context.Context, specs []string) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for _, spec := range specs {
+		if _, ref := splitSpec(spec); !strings.HasPrefix(ref, refPrefix) {
 			continue
 		}
-		sum := filepath.Base(filepath.Dir(path)) + strings.TrimSuffix(filepath.Base(path), kind)
-		if kind == ".commit" && !slices.Contains(going, sum) {
-			commits = append(commits, sum)
-		}
-		content, err := os.ReadFile(path)
-		if os.IsNotExist(err) { // of a run that removes it at this moment
-			continue
-		}
-		if err != nil {
-			return errors.WithStack(err)
-		}
-		if digest.FromBytes(content).Encoded() != sum {
-			broken[sum] = sum + kind
-		}
-	}
-	if len(broken) == 0 {
-		return nil
-	}
-	for _, c := range commits {
-		if broken[c] != "" {
-			return checkf("the object %s is broken; see ostree-image verify", broken[c])
-		}
-		list, err := r.objectList(ctx, c)
-		if err != nil {
-			return &damageError{err}
-		}
-		for _, sum := range checksums.FindAllString(list, -1) {
-			if broken[sum] != "" {
-				return checkf("the object %s is broken, and commit %s needs it; see ostree-image verify", broken[sum], c)
+		group.Go(func() error {
+			if err := r.list(ctx, spec, func(string) {}); err != nil {
+				return &damageError{errors.WithMessage(err, spec)}
 			}
-		}
+			return nil
+		})
 	}
-	return nil
-}
-
-// objectList returns a text that names the objects of a commit but the commit itself.
-func (r *repository) objectList(ctx context.Context, commit string) (string, error) {
-	out, err := r.query(ctx, "the objects of "+commit, "ls", "-R", "-C", commit)
-	return string(out), err
+	return group.Wait()
 }
 
 // splitSpec parts a refspec into its remote, "" for none, and its ref.

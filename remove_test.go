@@ -63,16 +63,16 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 			if err := r.importImage(t, "c", &testImage{layers: [][]byte{small.layers[1], otherImage(t).layers[0]}}); err != nil {
 				t.Fatal(err)
 			}
-			// Of others, and not of ours: a branch with the same files, a commit without a branch.
+			// Of others, and not of ours: a branch and its history.
 			files := t.TempDir()
 			if err := os.WriteFile(filepath.Join(files, "theirs"), []byte("theirs\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch=their/branch", "--tree=dir="+files)
+			first := strings.TrimSpace(tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch=their/branch", "--tree=dir="+files))
 			if err := os.WriteFile(filepath.Join(files, "more"), []byte("more\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			orphan := strings.TrimSpace(tool(t, "ostree", "commit", "--repo="+r.repo.path, "--orphan", "--tree=dir="+files))
+			tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch=their/branch", "--tree=dir="+files)
 
 			if err := r.removeAll(t, true, "a", "a"); err != nil {
 				t.Errorf("one image, named twice: %v", err)
@@ -104,7 +104,7 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 			if refs := strings.Fields(tool(t, "ostree", "refs", "--repo="+r.repo.path)); !slices.Equal(refs, []string{"their/branch"}) {
 				t.Errorf("refs are %q", refs)
 			}
-			if text := tool(t, "ostree", "cat", "--repo="+r.repo.path, "their/branch", "/theirs") + tool(t, "ostree", "cat", "--repo="+r.repo.path, orphan, "/more"); text != "theirs\nmore\n" {
+			if text := tool(t, "ostree", "cat", "--repo="+r.repo.path, first, "/theirs") + tool(t, "ostree", "cat", "--repo="+r.repo.path, "their/branch", "/more"); text != "theirs\nmore\n" {
 				t.Errorf("of others is left: %q", text)
 			}
 			commits := 0

@@ -1,20 +1,19 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
-	"fmt"
 	"io"
+	"maps"
 	"os"
-	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
-	"github.com/klauspost/compress/flate"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+	"github.com/vbatts/tar-split/archive/tar"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -41,7 +40,7 @@ type verifier struct {
 	mu      sync.Mutex
 	blobs   map[string][]verifyProblem // by the remote and the digest
 	objects map[string]string          // what fsck says of the commits that it names, by their checksums
-	packed  map[string]string          // objects that are not as ostree packs them, by their checksums
+	packed  bool                       // the repository is of mode archive
 }
 
 // verifyImages checks all that the images need: that their objects are what ostree fsck expects, and that their manifests,
@@ -67,9 +66,11 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 	if err != nil {
 		return nil, err
 	}
-	if err := v.checkPacked(ctx, parallel); err != nil {
+	mode, err := repo.config(ctx, "core.mode")
+	if err != nil {
 		return nil, err
 	}
+	v.packed = mode == modeArchive || mode == "archive-z2"
 	results := make([]verifyResult, len(specs))
 	for i, spec := range specs {
 		problems := v.image(ctx, spec, parallel)
@@ -142,99 +143,109 @@ func fsckCommits(line string) (commits []string, ok bool) {
 	return commits, true
 }
 
-// packedHeader is what an object of an archive repository begins with: the size of a GVariant and four bytes of nothing, and in
-// the GVariant the size of the file, first.
-const packedHeader = 16
+// listedFile is a line of ostree ls about a file, or a symbolic link and its target.
+var listedFile = regexp.MustCompile(`^([-l])0[0-7]{4} +[0-9]+ +[0-9]+ +([0-9]+) /(.*)$`)
 
-// checkPacked checks of an archive repository what a checksum of its files does not cover: the size in each one's header, and the
-// bytes about it.
-func (v *verifier) checkPacked(ctx context.Context, parallel int) error {
-	files, err := filepath.Glob(filepath.Join(v.repo.path, "objects/[0-9a-f][0-9a-f]/*.filez"))
-	if err != nil {
-		return errors.WithStack(err)
+// listedSizes returns the sizes that a commit gives its files, but those with a name of two lines. In an archive repository they stand in
+// headers that no checksum covers.
+func (v *verifier) listedSizes(ctx context.Context, rev string) (map[string]int64, error) {
+	sizes := map[string]int64{}
+	var wrong error
+	err := v.repo.list(ctx, rev, func(line string) {
+		m := listedFile.FindStringSubmatch(line)
+		if m == nil {
+			return
+		}
+		size, err := strconv.ParseInt(m[2], 10, 64)
+		if m[1] == "-" && err == nil {
+			sizes[m[3]] = size
+		} else if size != 0 {
+			wrong = checkf("the tree says that the symbolic link %q has %s bytes", m[3], m[2])
+		}
+	})
+	if err == nil {
+		err = wrong
 	}
-	v.packed = map[string]string{}
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(max(1, parallel))
-	for _, path := range files {
-		group.Go(func() error {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			if err := checkPackedFile(path); err != nil && !os.IsNotExist(err) {
-				sum := filepath.Base(filepath.Dir(path)) + strings.TrimSuffix(filepath.Base(path), ".filez")
-				v.mu.Lock()
-				defer v.mu.Unlock()
-				v.packed[sum] = fmt.Sprintf("object %s: %s", sum, err)
-			}
-			return nil
-		})
-	}
-	return group.Wait()
+	return sizes, err
 }
 
-func checkPackedFile(path string) error {
-	file, err := os.Open(path)
+// checkSizes compares the sizes that the tree of a layer gives its files with those in the layer's headers.
+func (v *verifier) checkSizes(ctx context.Context, store *blobStore, b *storedBlob) error {
+	listed, err := v.listedSizes(ctx, b.spec)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = file.Close() }()
-	in := bufio.NewReader(file)
-	var head [packedHeader]byte
-	if _, err := io.ReadFull(in, head[:]); err != nil {
-		return errors.New("it breaks off in its header")
-	}
-	variant := int64(binary.BigEndian.Uint32(head[:]))
-	if variant < packedHeader || binary.BigEndian.Uint32(head[4:]) != 0 {
-		return errors.New("its header is wrong")
-	}
-	want := binary.BigEndian.Uint64(head[8:])
-	if _, err := io.CopyN(io.Discard, in, variant-8); err != nil {
-		return errors.New("it breaks off in its header")
-	}
-	if _, err := in.Peek(1); err == io.EOF { // a symbolic link
-		if want != 0 {
-			return errors.Errorf("its header says that it has %d bytes, and it has none", want)
+	want := map[string]int64{}
+	err = store.headers(ctx, b, func(hdr *tar.Header) error {
+		name, err := cleanName(hdr.Name)
+		if err != nil {
+			return checkf("%s", err)
+		}
+		if delete(want, name); hdr.Typeflag == tar.TypeReg {
+			want[name] = hdr.Size
 		}
 		return nil
+	})
+	if err != nil {
+		return err
 	}
-	got, err := io.Copy(io.Discard, flate.NewReader(in))
+	for name, size := range want {
+		if got, ok := listed[name]; ok && got != size {
+			return checkf("the tree says that %q has %d bytes, and the layer that it has %d", name, got, size)
+		}
+	}
+	return nil
+}
+
+// checkTree checks the sizes of one of a blob's commits.
+func (v *verifier) checkTree(ctx context.Context, store *blobStore, b *storedBlob, spec string) error {
 	switch {
-	case err != nil:
-		return errors.WithMessage(err, "unpacking it")
-	case uint64(got) != want:
-		return errors.Errorf("its header says that it has %d bytes, and it has %d", want, got)
+	case !v.packed:
+		return nil
+	case !b.layer || spec == b.side:
+		return v.checkPlainSizes(ctx, spec)
+	case !b.canRebuild():
+		_, err := v.listedSizes(ctx, spec)
+		return err
 	}
-	if _, err := in.Peek(1); err == nil {
-		return errors.New("something follows its end")
+	return v.checkSizes(ctx, store, b)
+}
+
+// checkPlainSizes compares the sizes that a commit of a few files gives them with what they are.
+func (v *verifier) checkPlainSizes(ctx context.Context, rev string) error {
+	listed, err := v.listedSizes(ctx, rev)
+	if err != nil || len(listed) == 0 {
+		return err
+	}
+	in, err := v.repo.cat(ctx, rev, slices.Sorted(maps.Keys(listed))...)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	got, err := io.Copy(io.Discard, in)
+	if err != nil {
+		return err
+	}
+	var want int64
+	for _, size := range listed {
+		want += size
+	}
+	if got != want {
+		return checkf("the tree says that its files have %d bytes, and they have %d", want, got)
 	}
 	return nil
 }
 
 // commitProblem returns what is known to be wrong with a commit and its objects, "" for nothing.
-func (v *verifier) commitProblem(ctx context.Context, checksum string) string {
+func (v *verifier) commitProblem(checksum string) string {
 	if text := v.objects[checksum]; text != "" {
 		return text
 	}
 	if _, err := os.Lstat(v.repo.partialMark(checksum)); err == nil {
 		return "commit " + checksum + " is marked as partial, so it is not checked; pull or copy the image again"
 	}
-	if len(v.packed) == 0 {
-		return ""
-	}
-	list, err := v.repo.objectList(ctx, checksum)
-	if err != nil {
-		return oneLine(err)
-	}
-	for _, sum := range checksums.FindAllString(list, -1) {
-		if text := v.packed[sum]; text != "" {
-			return text
-		}
-	}
 	return ""
 }
-
-var checksums = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
 
 // image checks one image.
 func (v *verifier) image(ctx context.Context, spec string, parallel int) []verifyProblem {
@@ -244,8 +255,12 @@ func (v *verifier) image(ctx context.Context, spec string, parallel int) []verif
 	}
 	store := v.store.beside(spec)
 	var problems []verifyProblem
-	if text := v.commitProblem(ctx, info.checksum); text != "" {
+	if text := v.commitProblem(info.checksum); text != "" {
 		problems = append(problems, verifyProblem{Error: text})
+	} else if v.packed {
+		if err := v.checkPlainSizes(ctx, info.checksum); err != nil {
+			problems = append(problems, verifyProblem{Error: oneLine(damage(err))})
+		}
 	}
 	// The file counts, not its copy in the metadata, so the file is read whatever that says.
 	want := digest.Digest(info.metadata[keyDigest])
@@ -312,8 +327,10 @@ func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Dig
 		sums, err := v.repo.revParse(ctx, spec)
 		if err != nil {
 			problems = append(problems, verifyProblem{Blob: d.String(), Error: oneLine(err)})
-		} else if text := v.commitProblem(ctx, sums[0]); text != "" {
+		} else if text := v.commitProblem(sums[0]); text != "" {
 			problems = append(problems, verifyProblem{Blob: d.String(), Error: text})
+		} else if err := v.checkTree(ctx, store, b, spec); err != nil {
+			problems = append(problems, verifyProblem{Blob: d.String(), Error: oneLine(damage(err))})
 		}
 	}
 	check := func(want digest.Digest, open func(context.Context, *storedBlob) (io.ReadCloser, error)) {

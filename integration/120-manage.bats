@@ -108,8 +108,9 @@ layers_of() { manifest_layers "$OCI" "$1" | LC_ALL=C sort; }
 }
 
 @test "prune: shows what it would do, and does it" {
-    local gone shown orphan
-    orphan=$(ostree commit "--repo=$REPO" --orphan --tar-autocreate-parents "--tree=tar=$FIXTURES/small/third.tar" --subject='nobody names it')
+    local gone shown first
+    first=$(ostree commit "--repo=$REPO" --branch=their/branch --tar-autocreate-parents "--tree=tar=$FIXTURES/small/third.tar" --subject='their first')
+    ostree commit "--repo=$REPO" --branch=their/branch --tree=ref=their/branch --subject='their second'
     oi "--repo=$REPO" remove --no-prune one three
     gone=$(comm -23 <({ layers_of one; layers_of three; } | LC_ALL=C sort -u) <(layers_of two))
     oi "--repo=$REPO" prune --dry-run --format=json
@@ -123,8 +124,8 @@ layers_of() { manifest_layers "$OCI" "$1" | LC_ALL=C sort; }
     oi "--repo=$REPO" prune --format=json
     assert_stdout '[]'
     oi "--repo=$REPO" verify
-    assert_equal "$(ostree show "--repo=$REPO" "$orphan" | grep -c 'nobody names it')" 1
-    ostree cat "--repo=$REPO" "$orphan" /third
+    assert_equal "$(ostree show "--repo=$REPO" "$first" | grep -c 'their first')" 1
+    ostree cat "--repo=$REPO" "$first" /third
     assert_fsck "$REPO"
 }
 
