@@ -437,7 +437,10 @@ type streamEngine struct{ *streamCommit }
 
 func (e streamEngine) finish(ctx context.Context) ([]string, error) {
 	sum, err := e.streamCommit.finish(ctx)
-	return []string{"--tree=ref=" + sum}, err
+	if err != nil {
+		return nil, err
+	}
+	return []string{"--tree=ref=" + sum}, nil
 }
 
 type tarEngine struct {

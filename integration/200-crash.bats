@@ -11,3 +11,29 @@ load helpers
     echo "$output"
     [[ $status == 0 ]] || fail "status $status"
 }
+
+# An ostree that hangs does not see that its input ends: only the kernel can tell it.
+@test "SIGKILL [a child that hangs dies with the program]" {
+    requires root
+    requires_tool ostree python3
+    fixture counts
+    local fake=$BATS_TEST_TMPDIR/ostree i status=0 pid
+    printf '#!/bin/sh\ncase $1 in commit) : >%s.began; while :; do sleep 1; done ;; *) exec ostree "$@" ;; esac\n' "$fake" >"$fake"
+    chmod 755 -- "$fake"
+    new_repo "$BATS_TEST_TMPDIR/repo" bare-user
+    "$OI" --insecure-policy "--ostree=$fake" "--repo=$BATS_TEST_TMPDIR/repo" pull "oci:$FIXTURES/counts/oci:10" ten >/dev/null 2>&1 3>&- &
+    pid=$!
+    for ((i = 0; i < 200; i++)); do
+        [[ ! -e $fake.began ]] || break
+        sleep 0.1
+    done
+    kill -KILL "$pid"
+    wait "$pid" || status=$?
+    [[ $status == 137 && -e $fake.began ]] || fail "status $status"
+    for ((i = 0; i < 50; i++)); do
+        grep -alsF -- "$fake" /proc/[0-9]*/cmdline >/dev/null || return 0
+        sleep 0.1
+    done
+    grep -alsF -- "$fake" /proc/[0-9]*/cmdline | tr -dc '0-9\n' | xargs --no-run-if-empty kill -KILL
+    fail "it still runs"
+}
