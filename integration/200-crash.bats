@@ -37,3 +37,31 @@ load helpers
     grep -alsF -- "$fake" /proc/[0-9]*/cmdline | tr -dc '0-9\n' | xargs --no-run-if-empty kill -KILL
     fail "it still runs"
 }
+
+# What a killed ostree can leave at moments that are too short to be met by chance.
+@test "what a killed run leaves [goes with the next]" {
+    requires root
+    requires_tool ostree python3
+    fixture counts
+    local repo=$BATS_TEST_TMPDIR/repo before ref
+    new_repo "$repo" archive
+    oi "--repo=$repo" pull "oci:$FIXTURES/counts/oci:10" ten
+    before=$(refs "$repo")
+    for ref in "$repo"/refs/heads/ociimage/*; do
+        : >"$repo/state/$(cat -- "$ref").commitpartial"
+    done
+    cp -- "$repo/refs/heads/ociimage/ten_3Alatest" "$repo/refs/heads/ociimage/tmp.AbC123"
+    oi "--repo=$repo" pull "oci:$FIXTURES/counts/oci:10" ten
+    assert_equal "$(refs "$repo")" "$before" "the refs"
+    assert_equal "$(ls -A -- "$repo/state")" '' "commits are marked as partial"
+    oi "--repo=$repo" verify
+    # One that was killed before it named its commits.
+    mkdir -- "$BATS_TEST_TMPDIR/tree"
+    rm -- "$repo"/refs/heads/ociimage/*
+    cp -- /dev/null "$repo/refs/heads/ociimage/tmp.AbC123"
+    ostree refs "--repo=$repo" --create=their/branch "$(ostree commit "--repo=$repo" --orphan "--tree=dir=$BATS_TEST_TMPDIR/tree")"
+    oi "--repo=$repo" prune
+    assert_equal "$(ostree refs "--repo=$repo")" their/branch
+    assert_equal "$(find "$repo/objects" -name '*.commit' | wc -l)" 1 "commits that nobody names"
+    assert_fsck "$repo"
+}
