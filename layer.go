@@ -442,7 +442,10 @@ type streamEngine struct{ *streamCommit }
 
 func (e streamEngine) finish() ([]string, error) {
 	sum, err := e.streamCommit.finish()
-	return []string{"--tree=ref=" + sum}, err
+	if err != nil {
+		return nil, err
+	}
+	return []string{"--tree=ref=" + sum}, nil
 }
 
 type tarEngine struct {

@@ -145,7 +145,7 @@ interrupted() {
     pid=''
     [[ $status == 143 ]] || fail "status $status: $(cat "$BATS_TEST_TMPDIR/err")"
     assert_untouched "$REPO" "$BEFORE"
-    run ! grep -alsF -- "$BATS_TEST_TMPDIR/ostree" /proc/[0-9]*/cmdline
+    run ! grep -aqsF -- "$BATS_TEST_TMPDIR/ostree" /proc/[0-9]*/cmdline
 }
 
 # What another run that still lives has in tmp/ is its own.
