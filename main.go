@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -66,7 +67,20 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // oneLine is the text of an error without line breaks.
 func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), " ")
+	return printable(strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), " "))
+}
+
+// printable returns text with what a terminal would act on escaped. Images, and what tools say of them, are others' texts.
+func printable(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if strconv.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 // withoutExtensionName drops the "image" that ostree puts first when it runs the program as its own subcommand, "ostree
@@ -676,7 +690,7 @@ func (p *program) list(c *cli.Context) error {
 	}
 	var failed error
 	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), func(name string, err error) {
-		p.settings.progress.print(fmt.Sprintf("ostree-image: image %s: %s\n", name, oneLine(err)))
+		p.settings.progress.print(fmt.Sprintf("ostree-image: image %s: %s\n", printable(name), oneLine(err)))
 		failed = checkf("some images cannot be read")
 	})
 	if err != nil {
@@ -720,7 +734,7 @@ func (p *program) printRows(head string, fill func(row func(cells ...any))) erro
 			if i > 0 {
 				_, _ = fmt.Fprint(w, "\t")
 			}
-			_, _ = fmt.Fprint(w, c)
+			_, _ = fmt.Fprint(w, printable(fmt.Sprint(c)))
 		}
 		_, _ = fmt.Fprintln(w)
 	})

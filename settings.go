@@ -45,14 +45,14 @@ type settings struct {
 func (s *settings) warnf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if _, twice := s.said.LoadOrStore(text, true); !twice {
-		s.progress.print("ostree-image: warning: " + text + "\n")
+		s.progress.print("ostree-image: warning: " + printable(text) + "\n")
 	}
 }
 
 // notef says a step of the work, unless the user wants quiet.
 func (s *settings) notef(format string, args ...any) {
 	if !s.quiet {
-		s.progress.print(fmt.Sprintf(format, args...) + "\n")
+		s.progress.print(printable(fmt.Sprintf(format, args...)) + "\n")
 	}
 }
 
