@@ -95,7 +95,7 @@ func (st *staging) prepare(ctx context.Context) error {
 	j := st.settings.journal
 	j.shell("a fresh repository where REPO is none", fmt.Sprintf(`[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s`,
 		shellquote.Word(mode)))
-	st.repo = &repository{path: st.work.join("stage"), run: st.settings.runner}
+	st.repo = &repository{path: st.work.join("stage"), run: st.settings.runner, sign: st.settings.signArgs()}
 	if err := st.repo.init(ctx, mode); err != nil {
 		return errors.WithMessage(err, "making the staging repository")
 	}

@@ -110,6 +110,7 @@ type program struct {
 		authFile                                                               string
 		preserve, all, removeSignatures, noFsync, raw, config, noPrune, dryRun bool
 		unpack, timestamp, format, signBy, digestFile                          string
+		homedir                                                                string
 		maxLayerSize, maxManifestSize                                          string
 		retries                                                                int
 		parallel                                                               uint
@@ -233,7 +234,12 @@ func (p *program) app() *cli.App {
 				Name: "verify", Usage: "rebuild every blob of images and compare the digests",
 				ArgsUsage:   "[NAME…]",
 				Description: "ostree-image verify\nostree-image verify --format=json debian:12",
-				Flags:       []cli.Flag{p.formatFlag("table")}, Before: wantArgs(0, -1), Action: p.verify,
+				Flags: []cli.Flag{
+					p.formatFlag("table"),
+					&cli.BoolFlag{Name: "gpg-verify", Usage: "want a good GPG signature on each commit", Destination: &g.gpgVerify},
+					&cli.StringFlag{Name: "gpg-homedir", Usage: "accept the keys in `DIR`", Destination: &g.homedir},
+				},
+				Before: wantArgs(0, -1), Action: p.verify,
 			},
 			{
 				Name: "replay", Usage: "run a recorded run again in a fresh repository and compare every ref",
@@ -324,6 +330,8 @@ func (p *program) importFlags() []cli.Flag {
 		&cli.IntFlag{Name: "max-layer-files", Usage: "refuse a layer of more than `N` files", Value: 2_000_000, Destination: &g.limits.files},
 		&cli.StringFlag{Name: "max-manifest-size", Usage: "refuse a manifest of more than `SIZE`", Value: "4MiB", Destination: &g.maxManifestSize},
 		&cli.StringFlag{Name: "timestamp", Usage: "give all commits the time `now|SECONDS` (default: the same for the same image)", EnvVars: []string{"SOURCE_DATE_EPOCH"}, Destination: &g.timestamp},
+		&cli.StringFlag{Name: "gpg-sign", Usage: "sign each commit with the GPG key `KEY-ID`", Destination: &g.gpgSign},
+		&cli.StringFlag{Name: "gpg-homedir", Usage: "look for that key in `DIR`", Destination: &g.homedir},
 		&cli.BoolFlag{Name: "no-fsync", Usage: "do not wait until the repository is on disk", Destination: &g.noFsync},
 	}
 }
@@ -422,6 +430,14 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 		return o, usagef("--unpack %q: it is auto, stream or tar", g.unpack)
 	}
 	var err error
+	if g.homedir != "" {
+		if g.gpgSign == "" {
+			return o, usagef("--gpg-homedir says where the key of --gpg-sign is, which is not given")
+		}
+		if s.gpgHomedir, err = filepath.Abs(g.homedir); err != nil {
+			return o, errors.WithStack(err)
+		}
+	}
 	if s.limits.bytes, err = parseSize("--max-layer-size", g.maxLayerSize); err != nil {
 		return o, err
 	}
@@ -635,6 +651,13 @@ func (p *program) verify(c *cli.Context) error {
 	asJSON, err := p.wantsJSON()
 	if err != nil {
 		return err
+	}
+	if g := &p.global; g.gpgVerify != (g.homedir != "") {
+		return usagef("verify: --gpg-verify and --gpg-homedir go together: the one asks for signatures, the other says by whom")
+	} else if g.gpgVerify {
+		if p.settings.gpgHomedir, err = filepath.Abs(g.homedir); err != nil {
+			return errors.WithStack(err)
+		}
 	}
 	repo, refs, err := p.references(c)
 	if err != nil {

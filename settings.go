@@ -30,8 +30,11 @@ type settings struct {
 	timestamp        *int64 // of every commit, seconds since 1970; nil for the reproducible ones
 	noFsync          bool
 	limits           layerLimits
-	maxManifest      int64 // bytes, 0 for the library's own limit
-	parallelCopies   uint  // blobs that are copied at a time, 0 for the library's own number
+	maxManifest      int64  // bytes, 0 for the library's own limit
+	parallelCopies   uint   // blobs that are copied at a time, 0 for the library's own number
+	gpgSign          string // the key that signs the commits, "" for none
+	gpgHomedir       string // where that key is, "" for gpg's own place
+	gpgVerify        bool   // verify wants good signatures
 
 	stderr   io.Writer
 	journal  *journal
@@ -61,6 +64,18 @@ func (s *settings) debugf(format string, args ...any) {
 	if s.debug {
 		s.progress.print("# " + fmt.Sprintf(format, args...) + "\n")
 	}
+}
+
+// signArgs are the options of ostree commit that sign a commit.
+func (s *settings) signArgs() []string {
+	if s.gpgSign == "" {
+		return nil
+	}
+	args := []string{"--gpg-sign=" + s.gpgSign}
+	if s.gpgHomedir != "" {
+		args = append(args, "--gpg-homedir="+s.gpgHomedir)
+	}
+	return args
 }
 
 // embeddedRepo is the repository that is used where no other is named or there, made at its first use.

@@ -213,6 +213,13 @@ func checkPackedFile(path string) error {
 
 // commitProblem returns what is known to be wrong with a commit and its objects, "" for nothing.
 func (v *verifier) commitProblem(ctx context.Context, checksum string) string {
+	if v.settings.gpgVerify {
+		if ok, err := v.repo.signed(ctx, checksum, v.settings.gpgHomedir); err != nil {
+			return oneLine(err)
+		} else if !ok {
+			return "commit " + checksum + " has no good signature by a key in " + v.settings.gpgHomedir
+		}
+	}
 	if text := v.objects[checksum]; text != "" {
 		return text
 	}

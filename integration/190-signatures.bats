@@ -1,0 +1,73 @@
+#!/usr/bin/env bats
+# Signatures of our commits, and of images under a policy.
+
+bats_require_minimum_version 1.5.0
+load helpers
+
+setup() {
+    requires root
+    requires_tool ostree python3 gpg skopeo
+    new_scratch
+    new_repo "$REPO" archive
+    local who
+    for who in mine other; do
+        mkdir -m 700 -- "$SCRATCH_DIR/$who"
+        must gpg --homedir "$SCRATCH_DIR/$who" --batch --passphrase '' --quick-gen-key "$who <$who@example.com>" rsa2048 sign never
+        must gpg --homedir "$SCRATCH_DIR/$who" --batch --output "$SCRATCH_DIR/$who.gpg" --export
+    done
+    KEY=$(gpg --homedir "$SCRATCH_DIR/mine" --list-keys --with-colons | awk -F: '/^fpr/ { print $10; exit }')
+    must python3 "$INTEGRATION/image.py" files "$SCRATCH_DIR/1.tar" 3000 # its tar-split data has a commit of its own
+    must python3 "$INTEGRATION/image.py" oci "$SCRATCH_DIR/oci" x "$SCRATCH_DIR/1.tar"
+}
+
+teardown() {
+    local who
+    for who in mine other; do
+        gpgconf --homedir "$SCRATCH_DIR/$who" --kill all || :
+    done
+    drop_scratch
+}
+
+@test "--gpg-sign: every published commit is signed, what was there before too" {
+    local before
+    oi "--repo=$REPO" pull "oci:$SCRATCH_DIR/oci:x" x
+    before=$(refs "$REPO")
+    oi -4 "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/mine"
+    assert_stdout_has 'has no good signature by a key in'
+    oi "--repo=$REPO" "--record=$SCRATCH_DIR/record" pull "--gpg-sign=$KEY" "--gpg-homedir=$SCRATCH_DIR/mine" "oci:$SCRATCH_DIR/oci:x" x
+    assert_equal "$(refs "$REPO")" "$before" "a signature changed a commit"
+    assert_equal "$(find "$REPO/objects" -name '*.commitmeta' | wc -l)" "$(wc -l <<<"$before")" "commits that are signed"
+    oi "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/mine"
+    oi -4 "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/other"
+    assert_fsck "$REPO"
+    ! grep -rqa 'PRIVATE KEY' "$SCRATCH_DIR/record" || fail "a key is in the record"
+    oi --quiet replay "$SCRATCH_DIR/record"
+}
+
+@test "--gpg-sign: a key that is not there" {
+    oi -1 "--repo=$REPO" pull --gpg-sign=DEADBEEF "--gpg-homedir=$SCRATCH_DIR/mine" "oci:$SCRATCH_DIR/oci:x" x
+    assert_error 'No gpg key found with ID DEADBEEF'
+    assert_untouched "$REPO" ''
+    oi -2 "--repo=$REPO" verify --gpg-verify
+    assert_error '--gpg-homedir'
+}
+
+@test "policy.json: accepted, rejected, unsigned, in and out" {
+    local who
+    must skopeo --insecure-policy copy -q "oci:$SCRATCH_DIR/oci:x" "dir:$SCRATCH_DIR/plain"
+    cp -r -- "$SCRATCH_DIR/plain" "$SCRATCH_DIR/signed"
+    GNUPGHOME=$SCRATCH_DIR/mine must skopeo standalone-sign "$SCRATCH_DIR/plain/manifest.json" example.com/x:1 "$KEY" -o "$SCRATCH_DIR/signed/signature-1"
+    for who in mine other; do
+        printf '{"default":[{"type":"signedBy","keyType":"GPGKeys","keyPath":"%s","signedIdentity":{"type":"exactReference","dockerReference":"example.com/x:1"}}]}' \
+            "$SCRATCH_DIR/$who.gpg" >"$SCRATCH_DIR/$who.json"
+    done
+    OI_POLICY=''
+    oi -4 "--repo=$REPO" "--policy=$SCRATCH_DIR/mine.json" pull "dir:$SCRATCH_DIR/plain" x
+    assert_error 'A signature was required, but no signature exists'
+    oi -4 "--repo=$REPO" "--policy=$SCRATCH_DIR/other.json" pull "dir:$SCRATCH_DIR/signed" x
+    assert_untouched "$REPO" ''
+    oi "--repo=$REPO" "--policy=$SCRATCH_DIR/mine.json" pull "dir:$SCRATCH_DIR/signed" x
+    oi -4 "--repo=$REPO" "--policy=$SCRATCH_DIR/other.json" push x "dir:$SCRATCH_DIR/out"
+    oi "--repo=$REPO" "--policy=$SCRATCH_DIR/mine.json" push x "dir:$SCRATCH_DIR/out"
+    cmp "$SCRATCH_DIR/signed/signature-1" "$SCRATCH_DIR/out/signature-1"
+}
