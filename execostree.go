@@ -193,6 +193,7 @@ func parseCommit(text string) (commitInfo, error) {
 	if !ok || !checksumPattern.MatchString(checksum) {
 		return commitInfo{}, errors.Errorf("not a commit: %.40q", head)
 	}
+	body, _, _ = strings.Cut(body, "\nFound ") // what ostree says of the commit's GPG signatures; the object is one line
 	v, err := parseGVariant(strings.TrimRight(body, "\n"))
 	if err != nil {
 		return commitInfo{}, err

@@ -262,7 +262,7 @@ layer_case("name-1M-pax", "bombs", pax((b"path", b"n/" * 500000)) + header(b"x")
 layer_case("name-1M-dots", "bombs", named([b"./" * 500000 + b"a"]) + END)
 layer_case("name-1M-out", "bombs", named([b"a/" * 500000 + b"../../b"]) + END, "leads out of the layer")
 layer_case("target-1M", "bombs", gnu_long(b"K", b"t/" * 500000) + header(b"s", kind=b"2") + END, "has 1000000 bytes, and 4095 is the most")
-layer_case("names", "bombs", lambda long: through_zstd(lambda: (named([b"%08d/" % i + (b"n" * 250 + b"/") * 15]) for i in range(200_000 if long else 600))),
+layer_case("names", "bombs", lambda long: through_zstd(lambda: (named([b"%08d-" % i + b"n" * 200 + b"/." * 1900]) for i in range(200_000 if long else 700))),
            "the names and attributes of its first", options="--max-layer-files=1000", size="both")
 layer_case("directories", "bombs", lambda long: through_zstd(lambda: (named([b"%08d/" % i + b"d/" * 2000 + b"f"]) for i in range(2000 if long else 10))),
            "directories that it does not name, the limit of --max-layer-files", options="--max-layer-files=5000", size="both")
@@ -361,7 +361,7 @@ for name, layer, text in (
     ("sparse-beyond", pax_sparse(b"a", 100, "90,50") + END, BROKEN),
     ("sparse-map-long", pax_sparse(b"a", 10 ** 7, ",".join(f"{2 * i},0" for i in range(50000))) + END, ""),
     ("sparse-size-negative", pax_sparse(b"a", -100) + END, BROKEN),
-    ("sparse-data-missing", pax_sparse(b"a", 100, "0,100") + END, "the tar archive breaks off in its entry 1"),
+    ("sparse-data-missing", pax_sparse(b"a", 100, "0,100") + END, "sparse file references non-existent data"),
     ("xattr-huge", b"".join(pax((b"SCHILY.xattr.user.big", b"v" * 900000)) + header(b"a%d" % i) for i in range(4)) + END, ""),
     ("xattr-many", pax(*((b"SCHILY.xattr.user.%d" % i, b"v") for i in range(5000))) + header(b"a") + END, "Argument list too long"),
     ("xattr-capability-lies", pax((b"SCHILY.xattr.security.capability", b"\x01")) + header(b"a") + END, ""),
@@ -428,7 +428,7 @@ manifest_case("config-binary", config=bytes(range(256)) * 10)
 manifest_case("config-null", config=b"null")
 manifest_case("config-wrong-types", config=b'{"architecture": 5, "os": [], "created": "never", "rootfs": "x", "history": 1}')
 manifest_case("config-control", config=b'{"architecture": "\\u001b[2J", "os": "\\n"}', text=r"\x1b[2J")
-manifest_case("config-huge", config=b" " * (20 * MB) + b"{}", text="is larger than")
+manifest_case("config-huge", config=b" " * (20 * MB) + b"{}", text="exceeded maximum allowed size")
 manifest_case("config-is-layer", lambda m: m["config"].update(digest=m["layers"][0]["digest"], size=m["layers"][0]["size"]))
 manifest_case("layer-is-config", lambda m: m["layers"][0].update(digest=m["config"]["digest"], size=m["config"]["size"]), "not a tar archive")
 manifest_case("layer-type-text", first_layer(mediaType="text/plain"))
@@ -437,23 +437,21 @@ manifest_case("layer-type-odd", first_layer(mediaType="application/vnd.oci.image
 manifest_case("layer-type-lies", first_layer(mediaType=LAYER + "+zstd"))
 manifest_case("layer-type-control", first_layer(mediaType="\x1b[2J\n"))
 manifest_case("config-type-layer", the_config(mediaType=LAYER))
-manifest_case("manifest-type-unknown", text="cannot be stored", edit=both(mediaType="application/x-unknown"), media="application/x-unknown")
+manifest_case("manifest-type-unknown", text="unsupported manifest MIME types", edit=both(mediaType="application/x-unknown"), media="application/x-unknown")
 manifest_case("type-lies", text="manifest", media="application/vnd.docker.distribution.manifest.v2+json")
 manifest_case("type-signed-v1", text="manifest", media="application/vnd.docker.distribution.manifest.v1+prettyjws")
 manifest_case("schema-text", both(schemaVersion="2"), "cannot unmarshal string")
 manifest_case("layers-null", both(layers=None))
 manifest_case("layers-object", both(layers={}), "cannot unmarshal object")
-manifest_case("layers-and-manifests", both(manifests=[]), "cannot be parsed safely")
+manifest_case("layers-and-manifests", both(manifests=[]), "rejecting ambiguous manifest")
 manifest_case("no-config", lambda m: m.pop("config"), "invalid checksum digest format")
 manifest_case("key-twice", text="", raw=lambda m: json.dumps(m).encode()[:-1] + b', "layers": []}')
-manifest_case("rubbish-behind", text="manifest", raw=lambda m: json.dumps(m).encode() + b"{}")
-manifest_case("no-json", text="manifest", raw=lambda m: b"\0" * 1000)
+manifest_case("rubbish-behind", text="invalid character", raw=lambda m: json.dumps(m).encode() + b"{}")
+manifest_case("no-json", text="invalid character", raw=lambda m: b"\0" * 1000)
 manifest_case("manifest-empty", text="manifest", raw=lambda m: b"")
 manifest_case("annotation-3M", both(annotations={"a": "b" * 3 * MB}))
 manifest_case("annotation-control", both(annotations={"\x1b[2J": "\0\n"}))
 manifest_case("foreign-file", first_layer(mediaType="application/vnd.oci.image.layer.nondistributable.v1.tar", urls=["file:///etc/passwd"]))
-manifest_case("foreign-nowhere", first_layer(mediaType="application/vnd.oci.image.layer.nondistributable.v1.tar", urls=["http://127.0.0.1:1/x"]),
-              "connection refused")
 
 
 def index_case(name, change, text, status=1):
