@@ -237,7 +237,7 @@ func (p *program) app() *cli.App {
 				Flags: []cli.Flag{
 					p.formatFlag("table"),
 					&cli.BoolFlag{Name: "gpg-verify", Usage: "want a good GPG signature on each commit", Destination: &g.gpgVerify},
-					&cli.StringFlag{Name: "gpg-homedir", Usage: "accept the keys in `DIR`", Destination: &g.homedir},
+					&cli.StringFlag{Name: "gpg-homedir", Usage: "accept the keys in the *.gpg files of `DIR`", Destination: &g.homedir},
 				},
 				Before: wantArgs(0, -1), Action: p.verify,
 			},
@@ -657,6 +657,9 @@ func (p *program) verify(c *cli.Context) error {
 	} else if g.gpgVerify {
 		if p.settings.gpgHomedir, err = filepath.Abs(g.homedir); err != nil {
 			return errors.WithStack(err)
+		}
+		if err := checkKeyrings(p.settings.gpgHomedir); err != nil {
+			return err
 		}
 	}
 	repo, refs, err := p.references(c)

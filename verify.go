@@ -211,6 +211,20 @@ func checkPackedFile(path string) error {
 	return nil
 }
 
+// checkKeyrings refuses a directory without public keys: ostree reads them from *.gpg files, and not from the pubring.kbx of today's gpg.
+func checkKeyrings(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".gpg") && e.Name() != "trustdb.gpg" && e.Name() != "secring.gpg" {
+			return nil
+		}
+	}
+	return errors.Errorf("%s holds no *.gpg file, where ostree looks for public keys; write one with: gpg --export KEY-ID >DIR/KEY.gpg", dir)
+}
+
 // commitProblem returns what is known to be wrong with a commit and its objects, "" for nothing.
 func (v *verifier) commitProblem(ctx context.Context, checksum string) string {
 	if v.settings.gpgVerify {

@@ -32,6 +32,10 @@ teardown() {
     local before
     oi "--repo=$REPO" pull "oci:$SCRATCH_DIR/oci:x" x
     before=$(refs "$REPO")
+    oi -1 "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/mine"
+    assert_error "$SCRATCH_DIR/mine holds no *.gpg file"
+    cp -- "$SCRATCH_DIR/mine.gpg" "$SCRATCH_DIR/mine/"
+    cp -- "$SCRATCH_DIR/other.gpg" "$SCRATCH_DIR/other/"
     oi -4 "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/mine"
     assert_stdout_has 'has no good signature by a key in'
     oi "--repo=$REPO" "--record=$SCRATCH_DIR/record" pull "--gpg-sign=$KEY" "--gpg-homedir=$SCRATCH_DIR/mine" "oci:$SCRATCH_DIR/oci:x" x
