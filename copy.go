@@ -59,6 +59,9 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 	if o.format != "" && format == "" {
 		return usagef("--format %q: it is oci, v2s1 or v2s2", o.format)
 	}
+	if err := s.checkSigning(ctx, destination); err != nil {
+		return err
+	}
 	s.removeSignatures, s.sameRepository = o.removeSignatures, inOneRepository(source, destination)
 	if err := s.checkManifestFiles(source); err != nil {
 		return err
@@ -107,11 +110,26 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 		if err != nil {
 			return errors.WithStack(err)
 		}
-		if err := os.WriteFile(o.digestFile, []byte(sum), 0o644); err != nil {
+		if err := writeDigestFile(o.digestFile, sum); err != nil {
 			return errors.Wrap(err, "writing the digest file")
 		}
 	}
 	return nil
+}
+
+// writeDigestFile writes --digestfile. A symbolic link there may be anyone's, and is not followed, but those of open files.
+func writeDigestFile(path string, sum digest.Digest) (err error) {
+	flags := os.O_WRONLY | os.O_CREATE | os.O_TRUNC
+	if path = filepath.Clean(path); path != "/dev/stdout" && path != "/dev/stderr" && filepath.Dir(path) != "/dev/fd" {
+		flags |= oNoFollow
+	}
+	f, err := os.OpenFile(path, flags, 0o644)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer closeWith(&err, f)
+	_, err = f.WriteString(sum.String())
+	return errors.WithStack(err)
 }
 
 // checkManifestFiles refuses an image on disk with a manifest that is too large: the library reads all of it before it asks. What cannot be

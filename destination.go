@@ -237,7 +237,7 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 		// A digest that is kept as some other blob's content must stay readable as that. What cannot be read is no loss.
 		exactBlob, _ = d.repo.hasFile(d.ctx, blobRef(staged.want.Digest), fileContent)
 	}
-	if side := sideRef(staged.want.Digest); d.settings.gpgSign != "" && staged.want.Digest != "" && d.refs[side] && !exactBlob {
+	if side := sideRef(staged.want.Digest); d.settings.signs() && staged.want.Digest != "" && d.refs[side] && !exactBlob {
 		exactBlob, _ = d.repo.hasFile(d.ctx, side, fileBlob) // it is made anew to be signed, and must not lose what it has
 	}
 	bar := d.settings.progress.importing(staged.want.Digest, staged.want.Size)
@@ -273,7 +273,7 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	d.configs[got.Digest] = content
 	present := d.refs[blobRef(got.Digest)]
 	d.mu.Unlock()
-	if present && d.settings.gpgSign == "" {
+	if present && !d.settings.signs() {
 		old, err := d.repo.catFile(ctx, blobRef(got.Digest), fileContent, maxConfigBytes)
 		if err == nil && bytes.Equal(old, content) {
 			b.reused = true
@@ -321,7 +321,7 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 		<-b.done
 		return b.err == nil, b.info, b.err
 	}
-	if !known || d.settings.gpgSign != "" { // what is there may have no signature: made again it is the same commit, with one
+	if !known || d.settings.signs() { // what is there may have no signature: made again it is the same commit, with one
 		return false, types.BlobInfo{}, nil
 	}
 	size, ok, err := d.complete(ctx, info, side, exactBlob)
@@ -518,7 +518,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 			return &vanishedError{blob}
 		}
 	}
-	if d.staging == nil && d.settings.gpgSign == "" && d.isStored(ctx, refs, top, timestamp) {
+	if d.staging == nil && !d.settings.signs() && d.isStored(ctx, refs, top, timestamp) {
 		return nil
 	}
 	return d.publish(ctx, refs, top, timestamp)
@@ -711,7 +711,7 @@ func (d *destination) stagedRefs(refs map[string]bool) []string {
 		}
 		if l := b.layer; l != nil {
 			list = append(list, blobRef(sum))
-			if side := sideRef(sum); l.kept || l.exact && !l.inline && (!refs[side] || d.settings.gpgSign != "") {
+			if side := sideRef(sum); l.kept || l.exact && !l.inline && (!refs[side] || d.settings.signs()) {
 				list = append(list, side)
 			}
 		}

@@ -417,10 +417,10 @@ func (r *repository) commitTree(ctx context.Context, dir string, t treeOptions, 
 
 func (r *repository) commit(ctx context.Context, o commitOptions, tree ...string) (string, error) {
 	args := commitArgs(o)
-	if o.branch != "" {
-		args = append(args, r.sign...)
-	}
 	c := r.command(o.why, "commit", append(args, tree...)...)
+	if o.branch != "" {
+		c.unlogged = r.sign
+	}
 	out, err := r.run.output(ctx, c)
 	if err != nil {
 		return "", r.explain(err)

@@ -59,7 +59,10 @@ func newStaging(ctx context.Context, s *settings, target *repository) (st *stagi
 	}
 	s.journal.name(st.work.path, "WORK")
 	if s.tmpdir != "" {
-		if st.blobWork, err = newWorkDir(s.tmpdir, s.runner); err != nil {
+		if err = checkParent(s.tmpdir); err == nil {
+			st.blobWork, err = newWorkDir(s.tmpdir, s.runner)
+		}
+		if err != nil {
 			_ = st.remove()
 			return nil, errors.WithMessagef(err, "the temporary directory %s cannot be used", s.tmpdir)
 		}

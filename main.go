@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -40,6 +41,7 @@ func main() {
 	if reexec.Init() { // the containers-storage transport starts this program again, under other names
 		return
 	}
+	syscall.Umask(syscall.Umask(0o077) | 0o002) // a umask of 000 would let anyone write what ends up in a record or a repository
 	os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr))
 }
 
@@ -331,6 +333,8 @@ func (p *program) importFlags() []cli.Flag {
 		&cli.StringFlag{Name: "max-manifest-size", Usage: "refuse a manifest of more than `SIZE`", Value: "4MiB", Destination: &g.maxManifestSize},
 		&cli.StringFlag{Name: "timestamp", Usage: "give all commits the time `now|SECONDS` (default: the same for the same image)", EnvVars: []string{"SOURCE_DATE_EPOCH"}, Destination: &g.timestamp},
 		&cli.StringFlag{Name: "gpg-sign", Usage: "sign each commit with the GPG key `KEY-ID`", Destination: &g.gpgSign},
+		&cli.StringFlag{Name: "sign", Usage: "sign each commit with the secret `KEY`, where ostree can", Destination: &g.sign},
+		&cli.StringFlag{Name: "sign-type", Usage: "the `KIND` of that signature", Value: "ed25519", Destination: &g.signType},
 		&cli.StringFlag{Name: "gpg-homedir", Usage: "look for that key in `DIR`", Destination: &g.homedir},
 		&cli.BoolFlag{Name: "no-fsync", Usage: "do not wait until the repository is on disk", Destination: &g.noFsync},
 	}
@@ -429,6 +433,13 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 	default:
 		return o, usagef("--unpack %q: it is auto, stream or tar", g.unpack)
 	}
+	if g.sign == "" && c.IsSet("sign-type") {
+		return o, usagef("--sign-type is the kind of signature of --sign, which is not given")
+	}
+	if g.sign != "" && g.signType == "" {
+		return o, usagef("--sign-type is empty: it is ed25519, or what else this ostree has")
+	}
+	s.journal.hide(g.sign)
 	var err error
 	if g.homedir != "" {
 		if g.gpgSign == "" {

@@ -45,6 +45,7 @@ teardown() {
     oi -4 "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/other"
     assert_fsck "$REPO"
     ! grep -rqa 'PRIVATE KEY' "$SCRATCH_DIR/record" || fail "a key is in the record"
+    ! grep -q gpg "$SCRATCH_DIR/record/commands.sh" || fail "the record wants the key"
     oi --quiet replay "$SCRATCH_DIR/record"
 }
 
@@ -54,6 +55,39 @@ teardown() {
     assert_untouched "$REPO" ''
     oi -2 "--repo=$REPO" verify --gpg-verify
     assert_error '--gpg-homedir'
+}
+
+@test "--sign: where ostree has no such signatures, and where it has" {
+    ! ostree --version | grep -q ed25519 || skip "this ostree has ed25519"
+    oi -1 "--repo=$REPO" pull --sign=c2VjcmV0 "oci:$SCRATCH_DIR/oci:x" x
+    assert_error 'built without the feature sign-ed25519'
+    assert_stderr_lacks c2VjcmV0
+    assert_untouched "$REPO" ''
+    oi -2 "--repo=$REPO" pull --sign-type=ed25519 "oci:$SCRATCH_DIR/oci:x" x
+    assert_error '--sign, which is not given'
+    oi -2 copy --sign=c2VjcmV0 "oci:$SCRATCH_DIR/oci:x" "dir:$SCRATCH_DIR/out"
+    assert_error 'dir: makes none'
+
+    # An ostree that says it has: what the commits are asked for.
+    cat >"$SCRATCH_DIR/ostree" <<'EOF'
+#!/bin/sh
+case $1 in
+--version) ostree --version && echo ' - sign-ed25519' ;;
+commit)
+    echo "$*" >>"$0.calls"
+    for a; do
+        shift
+        case $a in --sign=* | --sign-type=*) ;; *) set -- "$@" "$a" ;; esac
+    done
+    exec ostree "$@"
+    ;;
+*) exec ostree "$@" ;;
+esac
+EOF
+    chmod +x "$SCRATCH_DIR/ostree"
+    oi "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" "--log-commands=$SCRATCH_DIR/log" pull --sign=c2VjcmV0 "oci:$SCRATCH_DIR/oci:x" x
+    assert_equal "$(grep -c -- '--sign=c2VjcmV0 --sign-type=ed25519' "$SCRATCH_DIR/ostree.calls")" "$(refs "$REPO" | wc -l)" "commits that are to be signed"
+    ! grep -q c2VjcmV0 "$SCRATCH_DIR/log" || fail "the key is in the log"
 }
 
 @test "policy.json: accepted, rejected, unsigned, in and out" {
