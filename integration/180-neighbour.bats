@@ -42,7 +42,7 @@ held() {
     chown -- "$UNPRIVILEGED" "$SCRATCH_DIR/theirs"
     oi -1 "--repo=$REPO" "--tmpdir=$SCRATCH_DIR/theirs" pull "$IMAGE" x
     assert_error "$SCRATCH_DIR/theirs belongs to the user"
-    [[ -z $(ls -A -- "$SCRATCH_DIR/open" "$SCRATCH_DIR/theirs" | grep -v ':$') ]] || fail "something was written there"
+    [[ -z $(find "$SCRATCH_DIR/open" "$SCRATCH_DIR/theirs" -mindepth 1) ]] || fail "something was written there"
     assert_untouched "$REPO" "$before"
 }
 
@@ -149,12 +149,12 @@ EOF
 @test "neighbour [files that the caller has left open]" {
     cat >"$SCRATCH_DIR/ostree" <<EOF
 #!/bin/sh
-for fd in 7 8 9; do if [ -e /proc/self/fd/\$fd ]; then readlink /proc/self/fd/\$fd >>"$SCRATCH_DIR/open"; fi; done
+for fd in 7 8; do if [ -e /proc/self/fd/\$fd ]; then readlink /proc/self/fd/\$fd >>"$SCRATCH_DIR/open"; fi; done
 exec ostree "\$@"
 EOF
     chmod 755 -- "$SCRATCH_DIR/ostree"
     run --separate-stderr "$OI" --insecure-policy --quiet "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" pull "$IMAGE" x \
-        7>>"$SCRATCH_DIR/victim/file" 8<"$SCRATCH_DIR/victim" 9<>"$SCRATCH_DIR/victim/file"
+        7>>"$SCRATCH_DIR/victim/file" 8<"$SCRATCH_DIR/victim"
     [[ $status == 0 ]] || fail "it ends with $status: $stderr"
     held
 }
