@@ -27,6 +27,7 @@ DESTDIR =
 TIMEOUT = 40m
 FUZZTIME = 60s
 BENCH =
+TRIAL =
 JOBS = $(shell nproc)
 
 # Names of Debian packages. What is there already is left alone, whoever put it there.
@@ -83,6 +84,14 @@ fuzz: deps-build ## run each fuzz test for FUZZTIME (60s)
 		done; \
 	done
 
+# The long forms of what integration/2*.bats try in short.
+test-crash: deps-test build ## kill 300 runs at random moments, and fill disks (as root; TRIAL='--seed 1')
+	python3 integration/crash.py --program=$(BIN) $(TRIAL)
+	unshare --mount python3 integration/disk.py --program=$(BIN) $(TRIAL)
+
+test-stress: deps-test build ## copy, remove and prune side by side for 5 minutes (as root; TRIAL='--seconds 600')
+	python3 integration/stress.py --program=$(BIN) $(TRIAL)
+
 bench: deps-test build ## measure imports, exports and checkouts (as root; BENCH='-rounds 3 -only debian')
 	$(GO) run -tags '$(TAGS)' ./bench $(BENCH)
 
@@ -118,4 +127,4 @@ deps-lint: deps-build
 	@$(GOLANGCI_LINT) version --short 2>/dev/null | grep -qx '$(GOLANGCI_LINT_VERSION:v%=%)' || \
 		(set -x; GOBIN='$(CURDIR)/.tools/bin' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION))
 
-.PHONY: help build build-all test unit race integration test-hostile fuzz bench lint check demo install clean deps-build deps-test deps-lint
+.PHONY: help build build-all test unit race integration fuzz test-hostile test-crash test-stress bench lint check demo install clean deps-build deps-test deps-lint

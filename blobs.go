@@ -408,7 +408,7 @@ type verifiedReader struct {
 func (v *verifiedReader) Read(p []byte) (int, error) {
 	n, err := v.r.Read(p)
 	_, _ = v.sum.Hash().Write(p[:n])
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		if got := v.sum.Digest(); got != v.want {
 			return n, errors.WithMessagef(&digestError{expected: v.want, actual: got}, "reading blob %s", v.blob)
 		}
@@ -427,8 +427,10 @@ func (e *damageError) Error() string { return e.err.Error() + ": the repository 
 func (e *damageError) Unwrap() []error { return []error{checkError{e.Error()}, e.err} }
 
 // damageSigns are what ostree says of objects that are missing or broken. A broken commit can end it with a signal, too.
-var damageSigns = []string{"No such metadata object", "Couldn't find file object", "Corrupted ", "Invalid ", "File header size", "Need more input",
-	"No such file or directory: /", "Can't open directory"}
+var damageSigns = []string{
+	"No such metadata object", "Couldn't find file object", "Corrupted ", "Invalid ", "File header size", "Need more input",
+	"No such file or directory: /", "Can't open directory",
+}
 
 // damage tells an error that says that the repository is damaged from all others.
 func damage(err error) error {

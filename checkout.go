@@ -71,7 +71,7 @@ func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *ty
 	src.settings.journal.name(target.dir, "OUT")
 	c := &checkout{store: src.store, settings: src.settings, options: o, work: target.work}
 	if err := c.build(ctx, layers); err != nil {
-		return err
+		return noRoom(err, filepath.Dir(target.work.path))
 	}
 	j := src.settings.journal
 	j.shell("the tree is finished", fmt.Sprintf("rmdir %[2]s 2>/dev/null || : ; mv %[1]s %[2]s", j.path(c.root()), j.path(target.dir)))

@@ -200,7 +200,7 @@ func rootTree(t testing.TB, dir string) map[string]fsNode {
 			t.Errorf("%s: %v", path, err)
 			return
 		}
-		n := fsNode{mode: st.Mode & 0o7777, owner: fmt.Sprintf("%d:%d", st.Uid, st.Gid), inode: st.Ino, links: uint64(st.Nlink)}
+		n := fsNode{mode: st.Mode & 0o7777, owner: fmt.Sprintf("%d:%d", st.Uid, st.Gid), inode: st.Ino, links: uint64(st.Nlink)} //nolint:unconvert // smaller on some machines
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
 			b, err := os.ReadFile(path)
@@ -406,8 +406,10 @@ func stackCases() []stackCase {
 		{name: "empty layers between", layers: stackOf(layerOf(), base, layerOf(), layerOf(tFile("n", "n")), layerOf())},
 		{name: "the same layer twice", layers: stackOf(base, layerOf(tWh("d"), tFile("top", "new")), base)},
 		{name: "the same whiteouts twice", layers: stackOf(base, layerOf(tWh("top")), layerOf(tFile("top", "2")), layerOf(tWh("top")))},
-		{name: "one layer of whiteouts only", layers: stackOf(layerOf(tWh("x"), tOpaque("y"), tDir("z", 0o700), tWh("z/f"), tFile(".wh..wh.plnk", ""))),
-			but: []string{"y: dir 0755 0:0"}}, // in the layer's tree it holds the whiteout; that nothing lies below is no reason to look
+		{
+			name: "one layer of whiteouts only", layers: stackOf(layerOf(tWh("x"), tOpaque("y"), tDir("z", 0o700), tWh("z/f"), tFile(".wh..wh.plnk", ""))),
+			but: []string{"y: dir 0755 0:0"},
+		}, // in the layer's tree it holds the whiteout; that nothing lies below is no reason to look
 		{name: "whiteouts only above", layers: over(tWh("top"), tWh("d/a"), tWh("d/sub"))},
 		{name: "whiteout of a file", layers: over(tDir("d", 0o755), tWh("d/a"))},
 		{name: "whiteout of a directory", layers: over(tWh("d"))},
@@ -444,8 +446,10 @@ func stackCases() []stackCase {
 		{name: "symlink to a directory becomes one", layers: over(tDir("s", 0o711), tFile("s/a", "mine"), tDir("abs", 0o700), tDir("dangling", 0o700))},
 		{name: "there and back", layers: stackOf(base, layerOf(tFile("d", "d")), layerOf(tSym("d", "top")), layerOf(tDir("d", 0o700)), layerOf(tSym("d", "x")), layerOf(tFile("d", "d")))},
 		{name: "symlink to another place", layers: stackOf(base, layerOf(tDir("e", 0o755), tSym("s", "e")), layerOf(tFile("s/f", "f")))},
-		{name: "a path changes its meaning in the layer", layers: over(tFile("s/one", "1"), tDir("e", 0o755), tSym("s", "e"), tFile("e/two", "2")),
-			but: []string{"d/one: -"}}, // the commit is of what the layer comes to by itself, where s/one is gone
+		{
+			name: "a path changes its meaning in the layer", layers: over(tFile("s/one", "1"), tDir("e", 0o755), tSym("s", "e"), tFile("e/two", "2")),
+			but: []string{"d/one: -"},
+		}, // the commit is of what the layer comes to by itself, where s/one is gone
 
 		{name: "new mode and owner of a directory", layers: over(tDir("d", 0o2701).own(7, 8), tDir("d/sub", 0o1777))},
 		{name: "attributes of a directory", layers: stackOf(
@@ -485,10 +489,12 @@ func stackCases() []stackCase {
 			".: dir 0755 0:0", "d: dir 0755 0:0", `d/a: file 0644 0:0 "a"`, `d/b: file 0644 0:0 "b"`, "d/sub: dir 0750 3:4", `d/sub/c: file 0644 0:0 "c"`,
 			`top: file 0644 0:0 "top"`, `n: file 0644 0:0 "n"`, `s: link 0:0 "d"`, `abs: link 0:0 "/d/sub"`, `dangling: link 0:0 "made/later"`,
 		}},
-		{name: "setuid, setgid, sticky", layers: stackOf(
-			layerOf(tFile("u", "u").mode(0o4755).own(1, 2), tFile("g", "g").mode(0o2755).own(1, 2), tDir("d", 0o2775).own(1, 2), tDir("d/t", 0o1777).own(1, 2)),
-			layerOf(tFile("u2", "u").mode(0o6711).own(1, 2), tFile("d/new/f", "f"), tDir("d/e", 0o755), tFile("u", "less").mode(0o755), tHard("g3", "g"))),
-			but: []string{"d/new: dir 0755 0:0"}}, // umoci's mkdir inherits from d, which is setgid, what no layer says
+		{
+			name: "setuid, setgid, sticky", layers: stackOf(
+				layerOf(tFile("u", "u").mode(0o4755).own(1, 2), tFile("g", "g").mode(0o2755).own(1, 2), tDir("d", 0o2775).own(1, 2), tDir("d/t", 0o1777).own(1, 2)),
+				layerOf(tFile("u2", "u").mode(0o6711).own(1, 2), tFile("d/new/f", "f"), tDir("d/e", 0o755), tFile("u", "less").mode(0o755), tHard("g3", "g"))),
+			but: []string{"d/new: dir 0755 0:0"},
+		}, // umoci's mkdir inherits from d, which is setgid, what no layer says
 		{name: "capabilities", layers: stackOf(
 			layerOf(tFile("ping", "p").mode(0o755).x(capability, netRaw), tFile("pong", "p").mode(0o755).x(capability, netRaw)),
 			layerOf(tFile("new", "p").mode(0o755).own(9, 9).x(capability, netRaw), tFile("pong", "p").mode(0o755), tHard("ping2", "new")))},
@@ -1205,11 +1211,14 @@ func tarSplitOf(t testing.TB, layer []byte) string {
 	t.Helper()
 	var b bytes.Buffer
 	gz := gzip.NewWriter(&b)
-	in, err := asm.NewInputTarStream(bytes.NewReader(layer), storage.NewJSONPacker(gz), storage.NewDiscardFilePutter())
+	in, done, err := asm.NewInputTarStreamWithDone(bytes.NewReader(layer), storage.NewJSONPacker(gz), storage.NewDiscardFilePutter())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.Copy(io.Discard, in); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
 	if err := gz.Close(); err != nil {
@@ -1343,7 +1352,7 @@ func checkoutTestAs(t testing.TB, uid int, test string) *exec.Cmd {
 // openTempDir makes a directory that every user can reach, and that belongs to one.
 func openTempDir(t testing.TB, uid int) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "checkout-test-")
+	dir, err := os.MkdirTemp("", "checkout-test-") //nolint:usetesting // the directory above t.TempDir() is closed to other users
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1370,8 +1379,10 @@ func TestCheckoutAsUser(t *testing.T) {
 	needTools(t, "umoci")
 	var cases []stackCase
 	for _, c := range stackCases() {
-		for _, part := range []string{"one layer", "whiteouts only", "opaque last", "there and back", "new mode", "implied and named", "own entry", "through a chain", "links in",
-			"setuid", "capabilities", "keep others out", "a path twice", "attributes of", "many kinds"} {
+		for _, part := range []string{
+			"one layer", "whiteouts only", "opaque last", "there and back", "new mode", "implied and named", "own entry", "through a chain", "links in",
+			"setuid", "capabilities", "keep others out", "a path twice", "attributes of", "many kinds",
+		} {
 			if strings.Contains(c.name, part) {
 				cases = append(cases, c)
 				break

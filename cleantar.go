@@ -225,7 +225,7 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 		}
 	}
 	if e.Kind == tarstream.File || e.Kind == tarstream.Dir {
-		e.Xattrs = perms.xattrs(hdr.Xattrs)
+		e.Xattrs = perms.xattrs(hdr.PAXRecords)
 	}
 	perms.own(&e)
 	return e, true, nil

@@ -64,7 +64,8 @@ func TestOddLayers(t *testing.T) {
 	}
 	t.Logf("%d layers", len(layers))
 	commits := map[string]map[string]string{}
-	for _, mode := range []string{modeArchive, modeBare, modeBareUser, modeBareUserOnly} {
+	// integration/015-odd.bats has odd layers in all modes.
+	for _, mode := range []string{modeArchive, modeBareUser} {
 		runs := map[engineName]*testRun{}
 		t.Run(mode, func(t *testing.T) {
 			for _, engine := range []engineName{engineStream, engineTar} {
@@ -90,11 +91,8 @@ func TestOddLayers(t *testing.T) {
 			t.Run("rebuilt", func(t *testing.T) { checkRebuilt(t, runs[engineStream], layers) })
 		}
 	}
-	for _, mode := range []string{modeBare, modeBareUser} {
-		if commits[mode+"stream"] == nil || commits[modeArchive+"stream"] == nil {
-			continue // left out by -run, or failed
-		}
-		sameCommits(t, mode, commits[mode+"stream"], commits[modeArchive+"stream"], nameOf(layers))
+	if commits[modeBareUser+"stream"] != nil && commits[modeArchive+"stream"] != nil { // not left out by -run, nor failed
+		sameCommits(t, modeBareUser, commits[modeBareUser+"stream"], commits[modeArchive+"stream"], nameOf(layers))
 	}
 	t.Run("another user", func(t *testing.T) { checkOtherUser(t, commits[modeArchive+"stream"], layers) })
 }
@@ -102,7 +100,7 @@ func TestOddLayers(t *testing.T) {
 // newSharedRepo makes a repository that lasts as long as the whole test, in memory where that can be.
 func newSharedRepo(t testing.TB, mode string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(fastDir(), "shared-")
+	dir, err := os.MkdirTemp(fastDir(), "shared-") //nolint:usetesting // t.TempDir() is on disk
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -98,6 +98,9 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 		var vanished *vanishedError
 		again := attempt < o.retries && isPassing(err) || attempt < vanishedRetries && errors.As(err, &vanished)
 		if !again || ctx.Err() != nil {
+			if into, ok := destination.(ostreeReference); ok {
+				err = noRoom(err, "the repository "+into.repo)
+			}
 			return explainCopy(err)
 		}
 		s.notef("%s: trying again", err)

@@ -82,7 +82,9 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 	if err != nil {
 		return nil, err
 	}
-	d.refs = refs
+	if d.refs, err = d.repo.whole(ctx, refs); err != nil {
+		return nil, err
+	}
 	d.ctx, d.fail = context.WithCancelCause(ctx)
 	return d, nil
 }
@@ -304,7 +306,8 @@ func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile
 			o.branch, o.metadata, file.name = sideRef(info.Digest), nil, fileBlob
 		}
 	}
-	return o.branch, st.commitFiles(d.ctx, []treeFile{file}, o)
+	_, err = st.commitFiles(d.ctx, []treeFile{file}, o)
+	return o.branch, err
 }
 
 // TryReusingBlob finds a blob that is complete in the repository: its size and diffID are known, and its bytes can be
@@ -513,15 +516,27 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 	if err != nil {
 		return err
 	}
+	if err := d.repo.dropStrays(ctx, refs); err != nil {
+		return err
+	}
+	whole, err := d.repo.whole(ctx, refs)
+	if err != nil {
+		return err
+	}
 	for _, blob := range need {
-		if d.isReused(blob) && (!refs[blobRef(blob)] || d.refs[sideRef(blob)] && !refs[sideRef(blob)]) {
+		if d.isReused(blob) && (!whole[blobRef(blob)] || d.refs[sideRef(blob)] && !whole[sideRef(blob)]) {
 			return &vanishedError{blob}
 		}
 	}
-	if d.staging == nil && !d.settings.signs() && d.isStored(ctx, refs, top, timestamp) {
+	if d.staging == nil && !d.settings.signs() && d.isStored(ctx, whole, top, timestamp) {
+		// It makes no work directory, so nothing else removes what a run left that was killed after it had published.
+		d.repo.sweep()
+		if d.settings.tmpdir != "" && checkParent(d.settings.tmpdir) == nil {
+			sweepWorkDirs(d.settings.tmpdir)
+		}
 		return nil
 	}
-	return d.publish(ctx, refs, top, timestamp)
+	return d.publish(ctx, refs, whole, top, timestamp)
 }
 
 // vanishedError says that a blob that was there when the copy began is gone. The copy can be started over.
@@ -637,21 +652,17 @@ func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *d
 		info.metadata[keySignatures] == "0"
 }
 
-// publish makes the image's commit and moves all that is staged into the repository: first the blobs, then the image, each as one
-// transaction. Within one, ostree writes refs in any order, so an image must come by itself.
-func (d *destination) publish(ctx context.Context, refs map[string]bool, top *destinationManifest, timestamp int64) error {
+// publish makes the image's commit and moves all that is staged into the repository: first the blobs, then the image's ref, each as
+// one transaction. Within one, ostree writes refs in any order, so an image must come by itself. Its commit comes with the blobs: it would
+// stay marked as partial where the transaction that brings it is killed at its very end, and then nobody may see it.
+// Where it fails, the refs are as they were. The repository has refs, and of these the whole ones can be relied on.
+func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, top *destinationManifest, timestamp int64) (err error) {
 	st, err := d.stagingArea()
 	if err != nil {
 		return err
 	}
 	if err := st.ready(ctx); err != nil {
 		return err
-	}
-	blobs := d.stagedRefs(refs)
-	if len(blobs) > 0 {
-		if err := d.pullStaged(ctx, st, refs, "publish the blobs", blobs...); err != nil {
-			return errors.WithMessage(err, "publishing the blobs")
-		}
 	}
 	metadata := []metadataString{
 		{keyDigest, d.top.String()},
@@ -663,13 +674,59 @@ func (d *destination) publish(ctx context.Context, refs map[string]bool, top *de
 	o := commitOptions{
 		branch: d.ref.ref(), metadata: metadata, timestamp: timestamp, why: "commit image " + d.ref.image,
 	}
-	if err := st.commitFiles(ctx, d.imageFiles(), o); err != nil {
+	image, err := st.commitFiles(ctx, d.imageFiles(), o)
+	if err != nil {
 		return err
+	}
+	blobs := d.stagedRefs(whole)
+	running := d.repo.transactions()
+	defer func() {
+		if err != nil {
+			d.takeBack(ctx, st, refs, running, append(blobs, d.ref.ref()))
+		}
+	}()
+	if err := d.pullStaged(ctx, st, refs, "publish the blobs", append(slices.Clone(blobs), image)...); err != nil {
+		return errors.WithMessage(err, "publishing the blobs")
 	}
 	if err := d.pullStaged(ctx, st, refs, "publish the image", d.ref.ref()); err != nil {
 		return errors.WithMessage(err, "publishing the image")
 	}
 	return d.settings.journal.record.wrote(ctx, append(blobs, d.ref.ref()))
+}
+
+// takeBackLimit is how long a run that fails, or was told to end, takes back what it has published.
+const takeBackLimit = time.Minute
+
+// takeBack removes what a publishing that failed has brought into the repository: refs that were not there before, their commits, and
+// what ostree leaves of a transaction that is ended. What cannot be removed is left to prune: the reason of the failure is
+// what the user must know.
+func (d *destination) takeBack(ctx context.Context, st *staging, before, running map[string]bool, published []string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackLimit)
+	defer cancel()
+	err := d.repo.dropTransactions(running)
+	now, rerr := d.repo.refs(ctx)
+	if err == nil {
+		err = rerr
+	}
+	var fresh []string
+	for _, ref := range published {
+		if now[ref] && !before[ref] {
+			fresh = append(fresh, ref)
+		}
+	}
+	if derr := d.repo.deleteRefs(ctx, "take the refs back", fresh...); err == nil {
+		err = derr
+	}
+	commits, rerr := st.repo.revParse(ctx, published...)
+	if err == nil {
+		err = rerr
+	}
+	if err == nil {
+		err = d.repo.deleteCommits(ctx, commits)
+	}
+	if err != nil {
+		d.settings.debugf("what was published is not all taken back: %v", err)
+	}
 }
 
 // pullStaged moves refs and what they name from the staging repository into the target, which had the refs before.
@@ -687,7 +744,7 @@ func (d *destination) pullStaged(ctx context.Context, st *staging, before map[st
 		}
 		return false
 	}
-	for _, ref := range refs {
+	for _, ref := range refs { // of a checksum there is none
 		if before[ref] || !underRemote(ref) {
 			continue
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -17,6 +16,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/pkg/errors"
 )
 
 func zipped(t testing.TB, b []byte) []byte {
@@ -212,11 +212,13 @@ func TestImages(t *testing.T) {
 		{"the same tree twice", testImage{layers: [][]byte{layer, gz}, types: []string{imgspecv1.MediaTypeImageLayer, imgspecv1.MediaTypeImageLayerGzip}}, []string{string(layer), string(gz)}},
 		{"layer without a type", testImage{layers: [][]byte{layer}, types: []string{""}}, []string{string(layer)}},
 		{
-			"artifact", testImage{layers: [][]byte{[]byte("text"), []byte("\x00\xff")}, types: []string{"text/plain", "application/octet-stream"}, config: []byte(`{"a":1}`), confType: "application/vnd.example+json"},
+			"artifact",
+			testImage{layers: [][]byte{[]byte("text"), []byte("\x00\xff")}, types: []string{"text/plain", "application/octet-stream"}, config: []byte(`{"a":1}`), confType: "application/vnd.example+json"},
 			[]string{"text", "\x00\xff"},
 		},
 		{
-			"config and layer of one digest", testImage{layers: [][]byte{[]byte(empty)}, types: []string{"application/vnd.oci.empty.v1+json"}, config: []byte(empty), confType: "application/vnd.oci.empty.v1+json"},
+			"config and layer of one digest",
+			testImage{layers: [][]byte{[]byte(empty)}, types: []string{"application/vnd.oci.empty.v1+json"}, config: []byte(empty), confType: "application/vnd.oci.empty.v1+json"},
 			[]string{empty},
 		},
 		{"a large record", testImage{layers: [][]byte{large}}, []string{string(large), "side:" + string(large)}},

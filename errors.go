@@ -82,6 +82,20 @@ func (e *toolError) lastLines(n int) string {
 
 func (e *toolError) Unwrap() error { return e.Err }
 
+// noRoom names the place that a tool has filled, since tools often name none.
+func noRoom(err error, place string) error {
+	var terr *toolError
+	if !errors.As(err, &terr) {
+		return err
+	}
+	for _, said := range []string{"No space left on device", "min-free-space", "Disk quota exceeded", "Wrote only"} { // the last is tar's word for it
+		if strings.Contains(terr.Stderr, said) {
+			return errors.WithMessagef(err, "no space left in %s", place)
+		}
+	}
+	return err
+}
+
 // missingToolError is a program that is not there, or is too old to be used.
 type missingToolError struct {
 	Tool string

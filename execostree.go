@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -154,6 +155,69 @@ func (r *repository) refs(ctx context.Context) (map[string]bool, error) {
 		refs[strings.TrimSuffix(line, "\n")] = true
 	}
 	return refs, nil
+}
+
+// commitsOf returns the commits that refs name. A ref that is gone meanwhile is left out.
+func (r *repository) commitsOf(ctx context.Context, refs map[string]bool) (map[string]string, error) {
+	commits := map[string]string{}
+	for chunk := range slices.Chunk(slices.Sorted(maps.Keys(refs)), maxRefsPerCall) {
+		sums, err := r.revParse(ctx, chunk...)
+		if errors.Is(err, errNoRef) {
+			now, rerr := r.refs(ctx)
+			if rerr != nil {
+				return nil, rerr
+			}
+			there := maps.Clone(refs)
+			maps.DeleteFunc(there, func(ref string, _ bool) bool { return !now[ref] })
+			if len(there) < len(refs) {
+				return r.commitsOf(ctx, there)
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		for i, ref := range chunk {
+			commits[ref] = sums[i]
+		}
+	}
+	return commits, nil
+}
+
+// partialMark is the file with which ostree marks a commit of which it may not have everything.
+func (r *repository) partialMark(commit string) string {
+	return filepath.Join(r.path, "state", commit+".commitpartial")
+}
+
+// whole returns refs but those of commits that are marked as partial. A transaction that was killed leaves the mark on
+// what it had written, even where that is all there; fsck leaves such a commit out, and only another transaction takes the mark away.
+func (r *repository) whole(ctx context.Context, refs map[string]bool) (map[string]bool, error) {
+	marks, err := filepath.Glob(r.partialMark("*"))
+	if err != nil || len(marks) == 0 {
+		return refs, errors.WithStack(err)
+	}
+	commits, err := r.commitsOf(ctx, refs)
+	if err != nil {
+		return nil, err
+	}
+	whole := maps.Clone(refs)
+	maps.DeleteFunc(whole, func(ref string, _ bool) bool { return slices.Contains(marks, r.partialMark(commits[ref])) })
+	return whole, nil
+}
+
+// strayRef is what a ref is called while ostree writes it: a process that is killed then leaves it.
+var strayRef = regexp.MustCompile(`^` + refPrefix + `(?:[^/]+/)?tmp\.[^/]{6}$`)
+
+// dropStrays deletes such refs, and takes them out of refs.
+func (r *repository) dropStrays(ctx context.Context, refs map[string]bool) error {
+	var strays []string
+	for ref := range refs {
+		if strayRef.MatchString(ref) {
+			strays = append(strays, ref)
+			delete(refs, ref)
+		}
+	}
+	slices.Sort(strays)
+	return r.deleteRefs(ctx, "remove what a run that was killed left", strays...)
 }
 
 // metadataKey returns a string of a commit's metadata. ok is false where the commit has no such key.
@@ -461,7 +525,7 @@ func (r *repository) commitStream(ctx context.Context, input, why string) (*stre
 func (s *streamCommit) Write(b []byte) (int, error) { return s.stdin.Write(b) }
 
 // finish ends the stream and returns the commit's checksum.
-func (s *streamCommit) finish(ctx context.Context) (string, error) {
+func (s *streamCommit) finish() (string, error) {
 	cerr := s.stdin.Close()
 	if err := s.process.wait(); err != nil {
 		return "", err
@@ -526,22 +590,17 @@ func (r *repository) dropCommits(ctx context.Context, commits []string) error {
 	if err != nil {
 		return err
 	}
-	named := map[string]bool{}
-	for chunk := range slices.Chunk(slices.Sorted(maps.Keys(refs)), maxRefsPerCall) {
-		sums, err := r.revParse(ctx, chunk...)
-		if err != nil {
-			return err
-		}
-		for _, s := range sums {
-			named[s] = true
-		}
+	named, err := r.commitsOf(ctx, refs)
+	if err != nil {
+		return err
 	}
+	stay := slices.Collect(maps.Values(named))
 	for _, c := range commits {
-		if named[c] || !checksumPattern.MatchString(c) {
+		if slices.Contains(stay, c) || !checksumPattern.MatchString(c) {
 			continue
 		}
-		for _, name := range []string{"objects/" + c[:2] + "/" + c[2:] + ".commit", "objects/" + c[:2] + "/" + c[2:] + ".commitmeta", "state/" + c + ".commitpartial"} {
-			path := filepath.Join(r.path, name)
+		object := filepath.Join(r.path, "objects", c[:2], c[2:])
+		for _, path := range []string{object + ".commit", object + ".commitmeta", r.partialMark(c)} {
 			if _, err := os.Lstat(path); err != nil {
 				continue
 			}
@@ -554,13 +613,71 @@ func (r *repository) dropCommits(ctx context.Context, commits []string) error {
 	return nil
 }
 
-// deleteCommits deletes commits that no ref names, and then all objects that no commit needs. Commits of others
-// stay, whether a ref names them or not.
+// deleteCommits deletes commits that no ref names, those of our refs that runs which were killed have left, and then all
+// objects that no commit needs. Commits of others stay, whether a ref names them or not.
 func (r *repository) deleteCommits(ctx context.Context, commits []string) error {
-	if err := r.dropCommits(ctx, commits); err != nil {
+	orphans, err := r.orphans(ctx, commits)
+	if err != nil {
+		return err
+	}
+	if err := r.dropCommits(ctx, append(slices.Clone(commits), orphans...)); err != nil {
 		return err
 	}
 	return r.perform(ctx, "remove the objects that no commit needs", "prune")
+}
+
+// keyBinding is where ostree notes in a commit for which refs it was made.
+const keyBinding = "ostree.ref-binding"
+
+// orphans returns the commits, but those that are known, which were made for our refs and are named by none.
+func (r *repository) orphans(ctx context.Context, known []string) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(r.path, "objects/[0-9a-f][0-9a-f]/*.commit"))
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	refs, err := r.refs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	named, err := r.commitsOf(ctx, refs)
+	if err != nil {
+		return nil, err
+	}
+	stay := append(slices.Collect(maps.Values(named)), known...)
+	var orphans []string
+	for _, path := range files {
+		sum := filepath.Base(filepath.Dir(path)) + strings.TrimSuffix(filepath.Base(path), ".commit")
+		if slices.Contains(stay, sum) {
+			continue
+		}
+		content, err := os.ReadFile(path)
+		if err != nil && !os.IsNotExist(err) {
+			return nil, errors.WithStack(err)
+		}
+		// Asking ostree is a process for each commit of a long history.
+		if !bytes.Contains(content, []byte(keyBinding)) || !bytes.Contains(content, []byte(refPrefix)) {
+			continue
+		}
+		bound, err := r.query(ctx, "for which refs "+sum+" was made", "show", "--print-metadata-key="+keyBinding, sum)
+		if err == nil && isOurBinding(string(bound)) {
+			orphans = append(orphans, sum)
+		}
+	}
+	if len(orphans) == 0 {
+		return nil, nil
+	}
+	// A transaction that is about to write its refs ends before this one gets its lock, and the caller looks at the refs after it.
+	return orphans, r.perform(ctx, "wait for what others are writing", "prune", "--no-prune")
+}
+
+// isOurBinding tells whether the text of a ref binding names refs, and only ours.
+func isOurBinding(text string) bool {
+	v, err := parseGVariant(strings.TrimSpace(text))
+	refs, ok := v.([]any)
+	return err == nil && ok && len(refs) > 0 && !slices.ContainsFunc(refs, func(ref any) bool {
+		name, ok := ref.(string)
+		return !ok || !strings.HasPrefix(name, refPrefix)
+	})
 }
 
 // fsckLimit is how much of what fsck finds is read: a line for each broken object.

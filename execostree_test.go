@@ -1,11 +1,12 @@
 package main
 
 import (
-	"errors"
 	"maps"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/pkg/errors"
 )
 
 const (
@@ -21,11 +22,13 @@ var parseCommitTests = []struct {
 }{
 	{
 		"own", "commit " + sumA + "\n({'docker.size': <'5'>, 'ostree.ref-binding': <['x']>, 'it\\'s': <'b\"c'>}, @ay [], @a(say) [], '', '', uint64 7, [byte 0xaa, 0x01], [byte 0xbb, 0x02])\n",
-		commitInfo{metadata: map[string]string{"docker.size": "5", "it's": `b"c`}, timestamp: 7, root: "aa01", rootMeta: "bb02"}, "",
+		commitInfo{metadata: map[string]string{"docker.size": "5", "it's": `b"c`}, timestamp: 7, root: "aa01", rootMeta: "bb02"},
+		"",
 	},
 	{
 		"no metadata", "commit " + sumA + "\n(@a{sv} {}, [byte 0x00, 0x00], @a(say) [], 'subject', 'body', uint64 18446744073709551615, [byte 0xaa], [byte 0xbb])",
-		commitInfo{metadata: map[string]string{}, timestamp: 1<<64 - 1, root: "aa", rootMeta: "bb"}, "",
+		commitInfo{metadata: map[string]string{}, timestamp: 1<<64 - 1, root: "aa", rootMeta: "bb"},
+		"",
 	},
 	{"empty", "", commitInfo{}, `not a commit: ""`},
 	{"other object", "dirtree " + sumA + "\n()", commitInfo{}, `not a commit: "dirtree aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"`},
@@ -110,17 +113,23 @@ func TestVersionsOfTools(t *testing.T) {
 			"new enough", fakeRule{Stdout: "libostree:\n Version: '2022.7'\n"}, fakeRule{Stdout: "tar (GNU tar) 1.27\nCopyright\n"}, "", "",
 		},
 		{
-			"too old", fakeRule{Stdout: "libostree:\n Version: '2021.6'\n"}, fakeRule{Stdout: "tar (GNU tar) 1.26\n"},
+			"too old",
+			fakeRule{Stdout: "libostree:\n Version: '2021.6'\n"},
+			fakeRule{Stdout: "tar (GNU tar) 1.26\n"},
 			"OSTREE: version 2021.6 is too old: install the package ostree (libostree 2022.7 or newer), or name the program with --ostree",
 			"TAR: version 1.26 is too old: install GNU tar (the package tar), or name the program with --tar",
 		},
 		{
-			"other programs", fakeRule{Stdout: "hello\n"}, fakeRule{Stdout: "bsdtar 3.6.2 - libarchive 3.6.2\n"},
+			"other programs",
+			fakeRule{Stdout: "hello\n"},
+			fakeRule{Stdout: "bsdtar 3.6.2 - libarchive 3.6.2\n"},
 			`asking OSTREE for its version: it answers "hello\n", which is not what ostree says`,
 			"TAR: not GNU tar: install GNU tar (the package tar), or name the program with --tar",
 		},
 		{
-			"failing", fakeRule{Stderr: "what?\n", Exit: 3}, fakeRule{Stderr: "error: no\n", Exit: 1},
+			"failing",
+			fakeRule{Stderr: "what?\n", Exit: 3},
+			fakeRule{Stderr: "error: no\n", Exit: 1},
 			"OSTREE: exit status 3: what?", "TAR: exit status 1: no",
 		},
 	}

@@ -65,13 +65,19 @@ const capability = "security.capability"
 // leaves other percent signs alone.
 var tarAttribute = strings.NewReplacer("%3D", "%253D", "%25", "%2525")
 
-// xattrs returns the extended attributes that a layer's file keeps, nil for none: its capabilities and the user's own.
+// paxXattr begins the PAX records that hold extended attributes.
+const paxXattr = "SCHILY.xattr."
+
+// xattrs returns the extended attributes that a layer's file keeps of its PAX records, nil for none: its capabilities and the user's own.
 // ostree keeps no empty value, user.ostreemeta is where a bare-user repository keeps its own, and the labels and the marks of
 // overlayfs belong to the machine that made the layer.
-func (p permissions) xattrs(all map[string]string) map[string]string {
+func (p permissions) xattrs(records map[string]string) map[string]string {
 	var kept map[string]string
-	for name, value := range all {
+	for key, value := range records {
+		name, ok := strings.CutPrefix(key, paxXattr)
 		switch {
+		case !ok:
+			continue
 		case name == capability && !p.asOwn:
 			value = cleanCapability(value)
 		case strings.HasPrefix(name, "user.") && len(name) > len("user.") && len(name) <= 255 && isText(name) &&

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
 )
 
@@ -67,7 +68,7 @@ func TestScanLimits(t *testing.T) {
 // TestHeaderGuard holds that headers end, and that payloads may be of any length.
 func TestHeaderGuard(t *testing.T) {
 	g := &headerGuard{r: zeros(100), left: 50}
-	if n, err := io.Copy(io.Discard, g); n != 50 || err != errLongHeaders {
+	if n, err := io.Copy(io.Discard, g); n != 50 || !errors.Is(err, errLongHeaders) {
 		t.Errorf("%d bytes of headers, %v", n, err)
 	}
 	g.left = -1

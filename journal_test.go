@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -18,6 +17,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
 
 	"ostree-image/internal/shellquote"
 )
@@ -263,26 +263,9 @@ func TestGoldenLog(t *testing.T) {
 	needRoot(t)
 	log := filepath.Join(t.TempDir(), "log")
 	r := newTestRun(t, testOptions{mode: modeArchive, log: log})
-	// One after the other: a layer is imported beside what else is copied.
-	i := journalImage().finish(t)
-	d := r.destination(t, "tiny")
-	info := types.BlobInfo{Digest: digest.FromBytes(i.layers[0]), Size: int64(len(i.layers[0])), MediaType: i.types[0]}
-	if _, err := d.PutBlob(t.Context(), bytes.NewReader(i.layers[0]), info, nil, false); err != nil {
-		t.Fatal(err)
-	}
-	d.queue.running.Wait()
-	i.layers = nil
-	if err := put(t.Context(), d, i); err != nil {
-		t.Fatal(err)
-	}
+	r.importInOrder(t, "tiny", journalImage())
 	got := normalLog(readFile(t, log))
-	golden := filepath.Join("testdata", "import.sh")
-	if *update {
-		mkdirFile(t, golden, []byte(got))
-	}
-	if want := readFile(t, golden); got != want {
-		t.Errorf("the log is another than %s (see testdata/README.md):\n%s", golden, got)
-	}
+	checkGolden(t, "import.sh", got)
 	for i, line := range strings.Split(got, "\n") {
 		if err := exec.Command("sh", "-n", "-c", line).Run(); err != nil {
 			t.Errorf("line %d is no shell: %q", i+1, line)

@@ -54,7 +54,7 @@ type staging struct {
 // newStaging makes the directories at once and the repository in the background, while the first blob arrives.
 func newStaging(ctx context.Context, s *settings, target *repository) (st *staging, err error) {
 	st = &staging{settings: s, target: target, prepared: make(chan struct{})}
-	if st.work, err = newWorkDir(filepath.Join(target.path, "tmp"), s.runner); err != nil {
+	if st.work, err = newWorkDir(target.tmp(), s.runner); err != nil {
 		return nil, errors.WithMessagef(err, "the repository %s cannot be written", target.path)
 	}
 	s.journal.name(st.work.path, "WORK")
@@ -367,8 +367,9 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 	if err != nil {
 		return nil, false, err
 	}
+	whole := false
 	defer func() {
-		if rerr := kept.end(tree != nil); err == nil {
+		if rerr := kept.end(whole); err == nil {
 			err = rerr
 		}
 	}()
@@ -384,8 +385,12 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 		if err = sink.finish(); err == nil {
 			err = buffered.Flush()
 		}
+		whole = err == nil
 		if err == nil {
-			tree, err = w.finish(ctx)
+			err = kept.broken()
+		}
+		if err == nil {
+			tree, err = w.finish()
 			return tree, plain, errors.WithMessagef(err, "layer %s", b.name())
 		}
 	}
@@ -402,7 +407,7 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 // layerWriter takes a clean stream. One of finish and abort is called, once.
 type layerWriter interface {
 	io.Writer
-	finish(ctx context.Context) (tree []string, err error)
+	finish() (tree []string, err error)
 	// abort ends the engine. The error is how that ended, and says something only where it had ended before.
 	abort() error
 }
@@ -454,8 +459,8 @@ func makeDir(path string) error {
 
 type streamEngine struct{ *streamCommit }
 
-func (e streamEngine) finish(ctx context.Context) ([]string, error) {
-	sum, err := e.streamCommit.finish(ctx)
+func (e streamEngine) finish() ([]string, error) {
+	sum, err := e.streamCommit.finish()
 	return []string{"--tree=ref=" + sum}, err
 }
 
@@ -475,7 +480,7 @@ func (e *tarEngine) abort() error {
 
 // finish waits for tar, makes what it extracted readable for ostree, and says how to commit it with the modes that the
 // layer has.
-func (e *tarEngine) finish(context.Context) ([]string, error) {
+func (e *tarEngine) finish() ([]string, error) {
 	cerr := e.stdin.Close()
 	if err := e.process.wait(); err != nil {
 		return nil, err
@@ -535,9 +540,10 @@ func (st *staging) keepSide(ctx context.Context, l *importedLayer, exactBlob boo
 	if blob {
 		files = append(files, treeFile{name: fileBlob, from: l.blob.path, input: l.blob.name()})
 	}
-	return st.commitFiles(ctx, files, commitOptions{
+	_, err := st.commitFiles(ctx, files, commitOptions{
 		branch: sideRef(l.digest), timestamp: st.timestamp(), why: "what the exact bytes of layer " + l.digest.String() + " need",
 	})
+	return err
 }
 
 // treeFile is a file of a commit that holds no layer: bytes, or a file on disk.
@@ -548,10 +554,11 @@ type treeFile struct {
 	input   string // what the journal calls that file
 }
 
-// commitFiles commits files that belong to 0:0 with mode 0644, in directories of mode 0755, whoever does it.
-func (st *staging) commitFiles(ctx context.Context, files []treeFile, o commitOptions) error {
+// commitFiles commits files that belong to 0:0 with mode 0644, in directories of mode 0755, whoever does it, and returns the
+// commit's checksum.
+func (st *staging) commitFiles(ctx context.Context, files []treeFile, o commitOptions) (sum string, err error) {
 	if err := st.ready(ctx); err != nil {
-		return err
+		return "", err
 	}
 	j := st.settings.journal
 	tree := st.work.join(fmt.Sprintf("tree-%d", st.trees.Add(1)))
@@ -566,28 +573,28 @@ func (st *staging) commitFiles(ctx context.Context, files []treeFile, o commitOp
 		return makeDir(path)
 	}
 	if err := mkdir(tree); err != nil {
-		return err
+		return "", err
 	}
 	for _, f := range files {
 		parent := tree
 		for _, part := range strings.Split(filepath.Dir(f.name), "/") {
 			parent = filepath.Join(parent, part)
 			if err := mkdir(parent); err != nil {
-				return err
+				return "", err
 			}
 		}
 		if err := st.placeFile(filepath.Join(tree, f.name), f); err != nil {
-			return err
+			return "", err
 		}
 	}
 	j.step("readable whatever the umask", "chmod", "-R", "u=rwX,go=rX", tree)
 	options := treeOptions{owner: os.Geteuid() == 0 || st.mode != modeBare, noXattrs: true}
-	commit := func() error { _, err := st.repo.commitTree(ctx, tree, options, o); return err }
+	commit := func() error { sum, err = st.repo.commitTree(ctx, tree, options, o); return err }
 	if err := again(ctx, commit); err != nil {
-		return err
+		return "", err
 	}
 	j.step("the tree is committed", "rm", "-rf", tree)
-	return nil
+	return sum, nil
 }
 
 func (st *staging) placeFile(path string, f treeFile) error {

@@ -631,8 +631,7 @@ func (p *program) remove(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = removeImages(c.Context, p.settings, repo, refs, !p.global.noPrune)
-	return err
+	return removeImages(c.Context, repo, refs, !p.global.noPrune)
 }
 
 func (p *program) prune(c *cli.Context) error {

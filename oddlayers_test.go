@@ -290,20 +290,26 @@ func oddLayers(t testing.TB) []oddLayer {
 			member{name: "xd", flag: '5', pax: xattrs("user.z", "1", "user.y", "2")}, member{name: "ping", mode: 0o755, body: "p", pax: xattrs("security.capability", capV2, "user.a", "1", "user.z", "2")},
 			member{name: "v3", mode: 0o755, body: "p", pax: xattrs("security.capability", capV3+"\xe8\x03\x00\x00")}, member{name: "x4k", pax: xattrs("user.big", strings.Repeat("v", 3000))},
 			member{name: "é", pax: xattrs("user.ü", "ö")}), plain: true},
-		{name: "attributes that go", layer: archive(member{name: "xo", body: "x", pax: xattrs("user.ostreemeta", "evil", "trusted.overlay.opaque", "y", "security.selinux", "system_u:object_r:x\x00",
-			"user.overlay.opaque", "y", "user.overlay.", "y", "system.posix_acl_access", "\x02\x00\x00\x00", "trusted.x", "y", "user.", "nothing", "security.ima", "x", "user.kept", "1")},
-			member{name: "bad", pax: xattrs("security.capability", "junk")}, member{name: "short", pax: xattrs("security.capability", capV2[:19])},
-			member{name: "v3zero", pax: xattrs("security.capability", capV3+"\x00\x00\x00\x00")}, member{name: "v1", pax: xattrs("security.capability", "\x01\x00\x00\x01\x00\x20\x00\x00\x00\x00\x00\x00")},
-			member{name: "s", flag: '2', link: "x", pax: xattrs("user.a", "1")}),
+		{
+			name: "attributes that go", layer: archive(member{name: "xo", body: "x", pax: xattrs("user.ostreemeta", "evil", "trusted.overlay.opaque", "y", "security.selinux", "system_u:object_r:x\x00",
+				"user.overlay.opaque", "y", "user.overlay.", "y", "system.posix_acl_access", "\x02\x00\x00\x00", "trusted.x", "y", "user.", "nothing", "security.ima", "x", "user.kept", "1")},
+				member{name: "bad", pax: xattrs("security.capability", "junk")}, member{name: "short", pax: xattrs("security.capability", capV2[:19])},
+				member{name: "v3zero", pax: xattrs("security.capability", capV3+"\x00\x00\x00\x00")}, member{name: "v1", pax: xattrs("security.capability", "\x01\x00\x00\x01\x00\x20\x00\x00\x00\x00\x00\x00")},
+				member{name: "s", flag: '2', link: "x", pax: xattrs("user.a", "1")}),
 			want: []string{
 				"-00644 0 0 0 /bad", "l00777 0 0 0 /s -> x", "-00644 0 0 0 /short", "-00644 0 0 0 /v1",
 				"-00644 0 0 0 { [(b'security.capability', [byte 0x01, 0x00, 0x00, 0x02, 0x00, 0x20, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00])] } /v3zero",
 				"-00644 0 0 1 { [(b'user.kept', [byte 0x31])] } /xo",
-			}},
-		{name: "attributes of a hard link", layer: archive(file("ha", "x"), member{name: "hb", flag: '1', link: "ha", mode: 0o4711, uid: 9, pax: xattrs("user.a", "1")}),
-			want: []string{"-00644 0 0 1 /ha", "-00644 0 0 1 /hb"}},
-		{name: "attribute with a percent sign", layer: archive(member{name: "pc", pax: xattrs("user.a%3Db", "1", "user.c%25", "2", "user.d%", "3", "user.e%41", "4")}),
-			want: []string{"-00644 0 0 0 { [(b'user.a%3Db', [byte 0x31]), (b'user.c%25', [0x32]), (b'user.d%', [0x33]), (b'user.e%41', [0x34])] } /pc"}},
+			},
+		},
+		{
+			name: "attributes of a hard link", layer: archive(file("ha", "x"), member{name: "hb", flag: '1', link: "ha", mode: 0o4711, uid: 9, pax: xattrs("user.a", "1")}),
+			want: []string{"-00644 0 0 1 /ha", "-00644 0 0 1 /hb"},
+		},
+		{
+			name: "attribute with a percent sign", layer: archive(member{name: "pc", pax: xattrs("user.a%3Db", "1", "user.c%25", "2", "user.d%", "3", "user.e%41", "4")}),
+			want: []string{"-00644 0 0 0 { [(b'user.a%3Db', [byte 0x31]), (b'user.c%25', [0x32]), (b'user.d%', [0x33]), (b'user.e%41', [0x34])] } /pc"},
+		},
 
 		// Links.
 		{name: "hard link to a hard link", layer: archive(file("a", "hh"), hard("b", "a"), hard("c", "b"), hard("d", "c")), plain: true},
@@ -320,8 +326,10 @@ func oddLayers(t testing.TB) []oddLayer {
 		{name: "hard link to nothing", layer: archive(member{name: "a", flag: '1', link: "lower/file", mode: 0o4755, uid: 5}), want: []string{"-04755 5 0 0 /a"}, inexact: true},
 		{name: "hard link to itself, alone", layer: archive(hard("a", "a")), want: []string{"-00644 0 0 0 /a"}, inexact: true},
 		{name: "hard link to a device", layer: archive(special("null", '3'), hard("also", "null"), hard("more", "also")), plain: true},
-		{name: "hard link through a symbolic link", layer: archive(dir("d"), file("d/f", "x"), soft("s", "d"), hard("h", "s/f")),
-			want: []string{"d00755 0 0 /d", "-00644 0 0 1 /d/f", "-00644 0 0 1 /h", "l00777 0 0 0 /s -> d"}, inexact: true},
+		{
+			name: "hard link through a symbolic link", layer: archive(dir("d"), file("d/f", "x"), soft("s", "d"), hard("h", "s/f")),
+			want: []string{"d00755 0 0 /d", "-00644 0 0 1 /d/f", "-00644 0 0 1 /h", "l00777 0 0 0 /s -> d"}, inexact: true,
+		},
 
 		// Names that come twice: the last one stays.
 		{name: "file, file", layer: archive(file("f", "old"), file("f", "new")), plain: true, inexact: true},
@@ -331,11 +339,15 @@ func oddLayers(t testing.TB) []oddLayer {
 		{name: "directory, file", layer: archive(dir("d"), file("d", "now a file")), plain: true, inexact: true},
 		{name: "full directory, file", layer: archive(dir("d"), file("d/f", "x"), file("d", "now a file")), want: []string{"-00644 0 0 10 /d"}, inexact: true},
 		{name: "file, directory", layer: archive(file("d", "x"), dir("d"), file("d/f", "y")), plain: true, inexact: true},
-		{name: "file, directory that nobody names", layer: archive(file("d", "x"), file("d", ""), soft("d", "e"), file("d/f", "y")),
-			want: []string{"l00777 0 0 0 /d -> e", "d00755 0 0 /e", "-00644 0 0 1 /e/f"}, inexact: true},
+		{
+			name: "file, directory that nobody names", layer: archive(file("d", "x"), file("d", ""), soft("d", "e"), file("d/f", "y")),
+			want: []string{"l00777 0 0 0 /d -> e", "d00755 0 0 /e", "-00644 0 0 1 /e/f"}, inexact: true,
+		},
 		{name: "directory, symbolic link", layer: archive(dir("d"), file("d/f", "x"), dir("e"), soft("d", "e")), want: []string{"l00777 0 0 0 /d -> e", "d00755 0 0 /e"}, inexact: true},
-		{name: "symbolic link, directory", layer: archive(soft("d", "e"), dir("e"), member{name: "d", flag: '5', mode: 0o700}, file("d/f", "x")),
-			want: []string{"d00700 0 0 /d", "-00644 0 0 1 /d/f", "d00755 0 0 /e"}, inexact: true},
+		{
+			name: "symbolic link, directory", layer: archive(soft("d", "e"), dir("e"), member{name: "d", flag: '5', mode: 0o700}, file("d/f", "x")),
+			want: []string{"d00700 0 0 /d", "-00644 0 0 1 /d/f", "d00755 0 0 /e"}, inexact: true,
+		},
 		{name: "symbolic link, symbolic link", layer: archive(soft("s", "a"), soft("s", "b")), plain: true, inexact: true},
 		{name: "symbolic link, file", layer: archive(soft("s", "a"), file("a", "1"), file("s", "2")), plain: true, inexact: true},
 		{name: "absolute symbolic link, file", layer: archive(soft("s", "/a"), file("s", "2")), want: []string{"-00644 0 0 1 /s"}, inexact: true},
@@ -348,14 +360,22 @@ func oddLayers(t testing.TB) []oddLayer {
 		{name: "whiteout twice", layer: archive(file(".wh.x", ""), file(".wh.x", "")), plain: true, inexact: true},
 
 		// Files through links of the same layer.
-		{name: "through a link", layer: archive(dir("d"), soft("s", "d"), file("s/f", "x"), file("s/g/h", "y")),
-			want: []string{"d00755 0 0 /d", "-00644 0 0 1 /d/f", "d00755 0 0 /d/g", "-00644 0 0 1 /d/g/h", "l00777 0 0 0 /s -> d"}, inexact: true},
-		{name: "through an absolute link", layer: archive(dir("d"), soft("s", "/d"), file("s/f", "x")),
-			want: []string{"d00755 0 0 /d", "-00644 0 0 1 /d/f", "l00777 0 0 0 /s -> /d"}, inexact: true},
-		{name: "through a link that leads out", layer: archive(soft("s", "../../../../tmp"), file("s/evil", "x")),
-			want: []string{"l00777 0 0 0 /s -> ../../../../tmp", "d00755 0 0 /tmp", "-00644 0 0 1 /tmp/evil"}, inexact: true},
-		{name: "through two links", layer: archive(soft("a/b", "../c"), soft("c", "d/e"), file("a/b/f", "x")),
-			want: []string{"d00755 0 0 /a", "l00777 0 0 0 /a/b -> ../c", "l00777 0 0 0 /c -> d/e", "d00755 0 0 /d", "d00755 0 0 /d/e", "-00644 0 0 1 /d/e/f"}, inexact: true},
+		{
+			name: "through a link", layer: archive(dir("d"), soft("s", "d"), file("s/f", "x"), file("s/g/h", "y")),
+			want: []string{"d00755 0 0 /d", "-00644 0 0 1 /d/f", "d00755 0 0 /d/g", "-00644 0 0 1 /d/g/h", "l00777 0 0 0 /s -> d"}, inexact: true,
+		},
+		{
+			name: "through an absolute link", layer: archive(dir("d"), soft("s", "/d"), file("s/f", "x")),
+			want: []string{"d00755 0 0 /d", "-00644 0 0 1 /d/f", "l00777 0 0 0 /s -> /d"}, inexact: true,
+		},
+		{
+			name: "through a link that leads out", layer: archive(soft("s", "../../../../tmp"), file("s/evil", "x")),
+			want: []string{"l00777 0 0 0 /s -> ../../../../tmp", "d00755 0 0 /tmp", "-00644 0 0 1 /tmp/evil"}, inexact: true,
+		},
+		{
+			name: "through two links", layer: archive(soft("a/b", "../c"), soft("c", "d/e"), file("a/b/f", "x")),
+			want: []string{"d00755 0 0 /a", "l00777 0 0 0 /a/b -> ../c", "l00777 0 0 0 /c -> d/e", "d00755 0 0 /d", "d00755 0 0 /d/e", "-00644 0 0 1 /d/e/f"}, inexact: true,
+		},
 		{name: "device through a link", layer: archive(dir("d"), soft("s", "d"), special("s/null", '3')), want: []string{"d00755 0 0 /d", "l00777 0 0 0 /s -> d"}, inexact: true},
 		{name: "unreadable directories", layer: archive(member{name: "u", flag: '5', mode: 0o100}, member{name: "u/v", flag: '5', mode: -1}, file("u/v/f", "x"), soft("u/v/s", "f"),
 			member{name: "u/w", flag: '5', mode: 0o333}, member{name: "u/w/g", mode: -1, body: "y"}), plain: true},
@@ -381,10 +401,14 @@ func oddLayers(t testing.TB) []oddLayer {
 		{name: "name not UTF-8, overlong", layer: archive(file("\xc0\xaf", "x")), refused: `the file name "\xc0\xaf" is not UTF-8, and OSTree holds no other`},
 		{name: "target not UTF-8", layer: archive(soft("s", "bad-\xff")), refused: `the target "bad-\xff" of the symbolic link "s" is not UTF-8, and OSTree holds no other`},
 		{name: "hard link not UTF-8", layer: archive(hard("h", "\xff")), refused: `the hard link "h": the file name "\xff" is not UTF-8, and OSTree holds no other`},
-		{name: "part too long", layer: archive(file("d/"+name255+"n", "x")),
-			refused: `the file name "d/` + name255[:78] + `"… has a part of 256 bytes, and 255 is the most`},
-		{name: "path too long", layer: archive(file(strings.Repeat(name255+"/", 16)+"f", "x")),
-			refused: `the file name "` + name255[:80] + `"… has 4097 bytes, and 4095 is the most`},
+		{
+			name: "part too long", layer: archive(file("d/"+name255+"n", "x")),
+			refused: `the file name "d/` + name255[:78] + `"… has a part of 256 bytes, and 255 is the most`,
+		},
+		{
+			name: "path too long", layer: archive(file(strings.Repeat(name255+"/", 16)+"f", "x")),
+			refused: `the file name "` + name255[:80] + `"… has 4097 bytes, and 4095 is the most`,
+		},
 		{name: "target too long", layer: archive(soft("s", strings.Repeat("s", 4096))), refused: `the target of the symbolic link "s" has 4096 bytes, and 4095 is the most`},
 		{name: "nobody's", layer: archive(member{name: "f", uid: 1<<32 - 1}), refused: `"f" belongs to 4294967295:0, which no user or group can be`},
 		{name: "negative owner", layer: archive(member{name: "f", gid: -1}), refused: `"f" belongs to 0:-1, which no user or group can be`},

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pkg/errors"
@@ -255,15 +256,20 @@ type recordedStream struct {
 	sum  hash.Hash
 	buf  *bufio.Writer
 	zst  *zstd.Encoder
+	lost error // the command reads no more
 }
 
-// stream begins to keep a stream under name. A nil recorder returns nil.
+// stream begins to keep a stream under name, instead of one that an attempt before left. A nil recorder returns nil.
 func (rec *recorder) stream(name string) (*recordedStream, error) {
 	if rec == nil {
 		return nil, nil
 	}
 	name += ".zst"
-	f, err := os.OpenFile(filepath.Join(rec.dir, recordBlobs, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	path := filepath.Join(rec.dir, recordBlobs, name)
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return nil, errors.Wrap(err, "writing the record")
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return nil, errors.Wrap(err, "writing the record")
 	}
@@ -273,12 +279,38 @@ func (rec *recorder) stream(name string) (*recordedStream, error) {
 	return s, errors.WithStack(err)
 }
 
-// tee returns a writer to w and to the stream. A nil stream leaves w alone.
-func (s *recordedStream) tee(w io.Writer) io.Writer {
+// tee returns a writer to command and to the stream. Where the command ends before its input does, the stream goes on: a
+// replay is to fail in the same way, so it needs what the command would have got. broken tells of it. A nil stream leaves command alone.
+func (s *recordedStream) tee(command io.Writer) io.Writer {
 	if s == nil {
-		return w
+		return command
 	}
-	return io.MultiWriter(w, s.zst)
+	return recordedTee{s, command}
+}
+
+type recordedTee struct {
+	s       *recordedStream
+	command io.Writer
+}
+
+func (t recordedTee) Write(b []byte) (int, error) {
+	if t.s.lost == nil {
+		n, err := t.command.Write(b)
+		if err != nil && !errors.Is(err, syscall.EPIPE) {
+			return n, err
+		}
+		t.s.lost = err
+	}
+	n, err := t.s.zst.Write(b)
+	return n, errors.Wrap(err, "writing the record")
+}
+
+// broken returns the error of a command that read no more.
+func (s *recordedStream) broken() error {
+	if s == nil {
+		return nil
+	}
+	return s.lost
 }
 
 // end ends the stream: whole, or taken back.

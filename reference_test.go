@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/containers/image/v5/types"
+	"github.com/pkg/errors"
 )
 
 const someHex = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"

@@ -19,8 +19,7 @@ import (
 
 // DeleteImage removes the image, and the blobs that no image needs any more.
 func (r ostreeReference) DeleteImage(ctx context.Context, _ *types.SystemContext) error {
-	_, err := removeImages(ctx, r.transport.settings, r.repository(), []ostreeReference{r}, true)
-	return err
+	return removeImages(ctx, r.repository(), []ostreeReference{r}, true)
 }
 
 // prunedBlob is a blob that prune removes. Its JSON keys are part of the program's interface.
@@ -30,39 +29,42 @@ type prunedBlob struct {
 }
 
 // removeImages removes images, all or none, and where prune is set the blobs that no image needs then.
-func removeImages(ctx context.Context, s *settings, repo *repository, images []ostreeReference, prune bool) ([]prunedBlob, error) {
+func removeImages(ctx context.Context, repo *repository, images []ostreeReference, prune bool) error {
 	unlock, err := lockRepository(ctx, repo.path)
 	if err != nil {
-		return nil, repo.explainPath(err)
+		return repo.explainPath(err)
 	}
 	defer unlock()
+	repo.sweep()
 	store, err := openBlobStore(ctx, repo)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	if err := repo.dropStrays(ctx, store.refs); err != nil {
+		return err
 	}
 	var specs []string
 	for _, image := range images {
 		spec, err := store.findImage(image)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		specs = append(specs, spec)
 	}
 	commits, err := repo.revParse(ctx, specs...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := repo.deleteRefs(ctx, "remove the images", specs...); err != nil {
-		return nil, err
+		return err
 	}
 	if !prune {
-		return nil, repo.dropCommits(ctx, commits)
+		return repo.dropCommits(ctx, commits)
 	}
-	blobs, err := pruneBlobs(ctx, repo, commits, false)
-	if err != nil {
-		return blobs, err
+	if _, err := pruneBlobs(ctx, repo, commits, false); err != nil {
+		return err
 	}
-	return blobs, damage(repo.deleteCommits(ctx, commits))
+	return damage(repo.deleteCommits(ctx, commits))
 }
 
 // pruneRepository removes the blobs that no image needs, or just names them.
@@ -72,6 +74,7 @@ func pruneRepository(ctx context.Context, repo *repository, dryRun bool) ([]prun
 		return nil, repo.explainPath(err)
 	}
 	defer unlock()
+	repo.sweep()
 	blobs, err := pruneBlobs(ctx, repo, nil, dryRun)
 	if err != nil || dryRun {
 		return blobs, err
@@ -85,6 +88,11 @@ func pruneBlobs(ctx context.Context, repo *repository, going []string, dryRun bo
 	refs, err := repo.refs(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if !dryRun {
+		if err := repo.dropStrays(ctx, refs); err != nil {
+			return nil, err
+		}
 	}
 	needed, err := neededHex(ctx, repo, refs)
 	if err != nil {

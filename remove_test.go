@@ -18,6 +18,7 @@ import (
 
 	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
 )
 
 // removeAll removes images by name.
@@ -27,8 +28,7 @@ func (r *testRun) removeAll(t testing.TB, prune bool, names ...string) error {
 	for _, n := range names {
 		refs = append(refs, r.reference(t, n))
 	}
-	_, err := removeImages(t.Context(), r.settings, r.repo, refs, prune)
-	return err
+	return removeImages(t.Context(), r.repo, refs, prune)
 }
 
 // allWell holds that every image that is there verifies, and that there are n.
@@ -96,7 +96,7 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 			if err != nil || !slices.Equal(did, would) {
 				t.Errorf("prune has removed %v: %v", did, err)
 			}
-			r.sameLayers(t, "c", &testImage{layers: [][]byte{small.layers[1], otherImage(t).layers[0]}}, [][]byte{small.layers[1], otherImage(t).layers[0]}, true)
+			r.sameLayers(t, "c", &testImage{layers: [][]byte{small.layers[1], otherImage(t).layers[0]}}, [][]byte{small.layers[1], otherImage(t).layers[0]})
 			r.allWell(t, 1)
 			if err := r.reference(t, "c").DeleteImage(t.Context(), nil); err != nil {
 				t.Error(err)
@@ -138,8 +138,10 @@ func TestOneDigestTwoUses(t *testing.T) {
 				"layer":  {layers: [][]byte{layer}},
 				"config": {config: layer, confType: "application/vnd.example.config", layers: otherImage(t).layers},
 				"both":   {config: layer, confType: "application/vnd.example.config", layers: [][]byte{layer}},
-				"both, packed": {config: packed.Bytes(), confType: "application/vnd.example.config", layers: [][]byte{packed.Bytes()},
-					types: []string{"application/vnd.oci.image.layer.v1.tar+gzip"}},
+				"both, packed": {
+					config: packed.Bytes(), confType: "application/vnd.example.config", layers: [][]byte{packed.Bytes()},
+					types: []string{"application/vnd.oci.image.layer.v1.tar+gzip"},
+				},
 			}
 			for _, name := range order {
 				if err := r.importImage(t, name[:4], images[name]); err != nil {
@@ -151,7 +153,7 @@ func TestOneDigestTwoUses(t *testing.T) {
 				if name == "config" {
 					streams = images[name].layers
 				}
-				r.sameLayers(t, name[:4], images[name], streams, true)
+				r.sameLayers(t, name[:4], images[name], streams)
 				src := r.source(t, name[:4])
 				if b, err := getBlob(t.Context(), src, digest.FromBytes(images[name].config)); err != nil || string(b) != string(images[name].config) {
 					t.Errorf("config of %s: %v", name, err)
@@ -189,10 +191,11 @@ func TestRemoveWhileCopying(t *testing.T) {
 			for time.Now().Before(end) {
 				i := (&testImage{layers: [][]byte{layers[random.IntN(6)], layers[random.IntN(6)]}}).finish(t)
 				err := put(context.Background(), r.destination(t, fmt.Sprint("image-", random.IntN(4))), i)
-				switch err.(type) {
-				case nil:
+				var vanished *vanishedError
+				switch {
+				case err == nil:
 					count("copied")
-				case *vanishedError:
+				case errors.As(err, &vanished):
 					count("vanished")
 				default:
 					t.Errorf("copy: %v", err)

@@ -35,13 +35,6 @@ type recordedCommand struct {
 	failed string // why it failed when it was recorded, "" where it did not
 }
 
-// refResult is what became of a ref that the recorded run wrote.
-type refResult struct {
-	Ref      string `json:"ref"`
-	Expected string `json:"expected"`
-	Actual   string `json:"actual"` // "" where the ref is missing
-}
-
 // replayer runs a record again.
 type replayer struct {
 	settings *settings

@@ -126,7 +126,7 @@ func TestRootFSResolveDir(t *testing.T) {
 			if made[real] != (c.create != "") {
 				t.Errorf("made %v", made)
 			}
-			if _, err := os.Lstat(filepath.Join(dir, "no")); (err == nil) != (made["no"]) {
+			if _, err := os.Lstat(filepath.Join(dir, "no")); (err == nil) != made["no"] {
 				t.Errorf("no: %v", err)
 			}
 		})

@@ -87,7 +87,7 @@ func readable(b []byte) bool {
 		if err != nil {
 			return false
 		}
-		if _, err := io.CopyN(io.Discard, in, 1<<30); err != nil && err != io.EOF {
+		if _, err := io.CopyN(io.Discard, in, 1<<30); err != nil && !errors.Is(err, io.EOF) {
 			return false
 		}
 	}
@@ -105,7 +105,7 @@ func TestCorpus(t *testing.T) {
 				if want := refusedArchives[name]; want != "" {
 					t.Errorf("it is imported, and was to be refused: %s", want)
 				}
-				r.sameLayers(t, "a", i, [][]byte{b}, true)
+				r.sameLayers(t, "a", i, [][]byte{b})
 				return
 			}
 			r.nothingLeft(t)
@@ -142,7 +142,7 @@ func TestLostRace(t *testing.T) {
 			if err := r.importImage(t, "a", i); err != nil {
 				t.Fatal(err)
 			}
-			r.sameLayers(t, "a", i, [][]byte{layer}, true)
+			r.sameLayers(t, "a", i, [][]byte{layer})
 			r.nothingInTmp(t)
 		})
 	}
@@ -211,8 +211,10 @@ func fuzzLayer(data []byte) []byte {
 		data = data[1:]
 		return int(b)
 	}
-	parts := []string{"a", "b", "c", "usr", "etc", "é", "e\u0301", ".wh.a", ".wh..wh..opq", "with blank", "new\nline", "-", "...", "ostree",
-		strings.Repeat("n", 120), strings.Repeat("m", 255), "\x01\x7f", "a'b\"", "*", "馬"}
+	parts := []string{
+		"a", "b", "c", "usr", "etc", "é", "e\u0301", ".wh.a", ".wh..wh..opq", "with blank", "new\nline", "-", "...", "ostree",
+		strings.Repeat("n", 120), strings.Repeat("m", 255), "\x01\x7f", "a'b\"", "*", "馬",
+	}
 	prefixes := []string{"", "", "", "", "./", "/", ".//", "d/", "d/", "d/e/", "d/e/f/", "d/./"} // which few entries replace
 	name := func() string {
 		s := prefixes[next()%len(prefixes)] + parts[next()%len(parts)]
@@ -224,8 +226,10 @@ func fuzzLayer(data []byte) []byte {
 		}
 		return s
 	}
-	kinds := []byte{gotar.TypeReg, gotar.TypeReg, gotar.TypeReg, gotar.TypeDir, gotar.TypeDir, gotar.TypeSymlink, gotar.TypeLink, gotar.TypeLink,
-		gotar.TypeChar, gotar.TypeBlock, gotar.TypeFifo, gotar.TypeCont, gotar.TypeXGlobalHeader, gotar.TypeRegA}
+	kinds := []byte{
+		gotar.TypeReg, gotar.TypeReg, gotar.TypeReg, gotar.TypeDir, gotar.TypeDir, gotar.TypeSymlink, gotar.TypeLink, gotar.TypeLink,
+		gotar.TypeChar, gotar.TypeBlock, gotar.TypeFifo, gotar.TypeCont, gotar.TypeXGlobalHeader, 0,
+	}
 	formats := []gotar.Format{gotar.FormatUnknown, gotar.FormatUSTAR, gotar.FormatPAX, gotar.FormatGNU}
 	var b bytes.Buffer
 	w := gotar.NewWriter(&b)
@@ -233,8 +237,10 @@ func fuzzLayer(data []byte) []byte {
 		if len(data) == 0 {
 			break
 		}
-		h := &gotar.Header{Name: name(), Typeflag: kinds[next()%len(kinds)], Format: formats[next()%len(formats)], Mode: int64(next()) * 16 & 0o7777,
-			ModTime: time.Unix(int64(next())*10_000_000-1_000_000, int64(next()%2)*5)}
+		h := &gotar.Header{
+			Name: name(), Typeflag: kinds[next()%len(kinds)], Format: formats[next()%len(formats)], Mode: int64(next()) * 16 & 0o7777,
+			ModTime: time.Unix(int64(next())*10_000_000-1_000_000, int64(next()%2)*5),
+		}
 		if n := next(); n > 128 {
 			h.Uid, h.Gid, h.Uname = n*n*n, next(), "user"
 		}

@@ -146,7 +146,8 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	if err != nil {
 		return nil, err
 	}
-	above, cancel := ctx, context.CancelFunc(func() {})
+	above := ctx
+	var cancel context.CancelFunc
 	if r.timeout > 0 {
 		ctx, cancel = context.WithTimeoutCause(ctx, r.timeout,
 			errors.Errorf("stopped after %s, the limit of --command-timeout", r.timeout))

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/pkg/errors"
 )
 
 // fakeRunner runs a fake ostree. The returned function takes its path out of texts.
@@ -376,10 +377,18 @@ func TestEngineEnds(t *testing.T) {
 		{"no checksum", engineStream, fakeRule{Match: "--tree=tar=-", Read: -1, Stdout: "done\n"}, 0, `ostree commit: "done\n" is no checksum`},
 		{"tar fails", engineTar, fakeRule{Match: "-x", Read: 1000, Stderr: "tar: no space\n", Exit: 2}, 0, "FAKE: exit status 2: tar: no space"},
 		{"tar hangs", engineTar, fakeRule{Match: "-x", Read: 1000, Sleep: time.Minute}, 2 * time.Second, "FAKE: stopped after 2s, the limit of --command-timeout"},
-		{"tar fails at the end", engineTar, fakeRule{Match: "-x", Read: -1, Stderr: "tar: Exiting with failure status due to previous errors\n", Exit: 2}, 0,
-			"FAKE: exit status 2: tar: Exiting with failure status due to previous errors"},
-		{"tar cannot set an attribute", engineTar, fakeRule{Match: "-x", Read: -1, Stderr: "tar: setxattrat: Cannot set 'user.a' extended attribute for file 'x': No space left on device\n"}, 0,
-			"FAKE: the files cannot have all attributes here: tar: setxattrat: Cannot set 'user.a' extended attribute for file 'x': No space left on device"},
+		{
+			"tar fails at the end", engineTar,
+			fakeRule{Match: "-x", Read: -1, Stderr: "tar: Exiting with failure status due to previous errors\n", Exit: 2},
+			0,
+			"FAKE: exit status 2: tar: Exiting with failure status due to previous errors",
+		},
+		{
+			"tar cannot set an attribute", engineTar,
+			fakeRule{Match: "-x", Read: -1, Stderr: "tar: setxattrat: Cannot set 'user.a' extended attribute for file 'x': No space left on device\n"},
+			0,
+			"FAKE: the files cannot have all attributes here: tar: setxattrat: Cannot set 'user.a' extended attribute for file 'x': No space left on device",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

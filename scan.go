@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
@@ -144,7 +145,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 		guard.left = maxHeaders
 		hdr, err := tr.Next()
 		guard.left = -1
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			if err := segment(tr.RawBytes()); err != nil {
 				return err
 			}
@@ -197,7 +198,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 		if perr := segment(buf[:n]); perr != nil {
 			return perr
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
@@ -212,8 +213,10 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 // checkHeader refuses what a header announces where that alone is too much.
 func (s *layerScan) checkHeader(hdr *tar.Header) error {
 	s.names += int64(len(hdr.Name) + len(hdr.Linkname))
-	for k, v := range hdr.Xattrs {
-		s.names += int64(len(k) + len(v))
+	for k, v := range hdr.PAXRecords {
+		if strings.HasPrefix(k, paxXattr) {
+			s.names += int64(len(k) + len(v))
+		}
 	}
 	if most := s.limits.names(); most > 0 && s.names > most {
 		return errors.Errorf("the names and attributes of its first %d files have more than %d bytes, which is what --max-layer-files=%d allows",
@@ -322,7 +325,7 @@ func copyPayload(buf []byte, r io.Reader, crc hash.Hash64, sum *maphash.Hash, w 
 			}
 			idle = 0
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return total, nil
 		}
 		if err != nil {

@@ -26,7 +26,7 @@ func recorded(t testing.TB, record []byte) (paths []string, sizes []int64) {
 	up := storage.NewJSONUnpacker(unzipped(t, record))
 	for {
 		e, err := up.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return paths, sizes
 		}
 		if err != nil {

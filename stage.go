@@ -158,7 +158,7 @@ func (r *stagedReader) Read(p []byte) (int, error) {
 	}
 	n, err := r.f.Read(p[:min(int64(len(p)), ready)])
 	r.at += int64(n)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = errors.Errorf("staged blob %s became shorter", r.b.path)
 	}
 	return n, err

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"os"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
 )
 
 func TestStagedBlob(t *testing.T) {
@@ -40,15 +40,21 @@ func TestStagedBlob(t *testing.T) {
 		{"long", types.BlobInfo{Digest: whole, Size: 1000000}, strings.NewReader(content + "x"), "", "blob " + whole.String() + " is larger than the 1000000 bytes that its manifest names"},
 		{"endless", types.BlobInfo{Digest: whole, Size: 5}, endless("x"), "", "blob " + whole.String() + " is larger than the 5 bytes that its manifest names"},
 		{
-			"other", types.BlobInfo{Digest: whole, Size: 1000000}, strings.NewReader(content[:999999] + "x"), "",
+			"other",
+			types.BlobInfo{Digest: whole, Size: 1000000},
+			strings.NewReader(content[:999999] + "x"), "",
 			"blob " + whole.String() + " does not match its digest: what arrived is " + digest.FromString(content[:999999]+"x").String(),
 		},
 		{
-			"other sha512", types.BlobInfo{Digest: whole512, Size: 1}, strings.NewReader("x"), "",
+			"other sha512",
+			types.BlobInfo{Digest: whole512, Size: 1},
+			strings.NewReader("x"), "",
 			"blob " + whole512.String() + " does not match its digest: what arrived is " + digest.SHA512.FromString("x").String(),
 		},
 		{
-			"breaks off", types.BlobInfo{Digest: whole, Size: 1000000}, io.MultiReader(strings.NewReader(content[:500000]), iotest.ErrReader(broken)), "",
+			"breaks off",
+			types.BlobInfo{Digest: whole, Size: 1000000},
+			io.MultiReader(strings.NewReader(content[:500000]), iotest.ErrReader(broken)), "",
 			"reading blob " + whole.String() + " after 500000 bytes: the network is gone",
 		},
 		{"unknown algorithm", types.BlobInfo{Digest: "md5:" + whole[7:39], Size: 5}, strings.NewReader(content), "", `blob digest "md5:` + string(whole[7:39]) + `": unsupported digest algorithm`},

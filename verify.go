@@ -237,7 +237,7 @@ func (v *verifier) commitProblem(ctx context.Context, checksum string) string {
 	if text := v.objects[checksum]; text != "" {
 		return text
 	}
-	if _, err := os.Lstat(filepath.Join(v.repo.path, "state", checksum+".commitpartial")); err == nil {
+	if _, err := os.Lstat(v.repo.partialMark(checksum)); err == nil {
 		return "commit " + checksum + " is marked as partial, so it is not checked; pull or copy the image again"
 	}
 	if len(v.packed) == 0 {

@@ -61,12 +61,13 @@ func newWorkDir(parent string, r *runner) (w *workDir, err error) {
 	if err != nil {
 		return nil, errors.WithStack(err)
 	}
-	w = &workDir{path: fresh}
+	made := &workDir{path: fresh}
 	defer func() {
 		if err != nil {
-			_ = w.remove()
+			_ = made.remove()
 		}
 	}()
+	w = made
 	if err := os.WriteFile(filepath.Join(fresh, workMark), nil, 0o600); err != nil {
 		return nil, errors.WithStack(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
 )
 
@@ -243,7 +244,7 @@ func asOtherUser(t *testing.T, test, dir string) {
 
 func publicDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(fastDir(), "as-user-")
+	dir, err := os.MkdirTemp(fastDir(), "as-user-") //nolint:usetesting // the directory above t.TempDir() is closed to other users
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -461,5 +462,22 @@ func TestRemovalLeavesAnotherDirectoryAlone(t *testing.T) {
 			_ = os.Rename(w.path, victim) // back, for the next: a link would go where it leads
 			mkdir(t, victim, "precious")
 		})
+	}
+}
+
+func TestWorkDirThatCannotBeFilled(t *testing.T) {
+	// There is room for the directory's name, and none for that of a file in it.
+	parent := t.TempDir()
+	for len(parent) < 4050 {
+		parent = filepath.Join(parent, strings.Repeat("d", min(200, 4050-len(parent))))
+	}
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		t.Skipf("no such long path here: %v", err)
+	}
+	if _, err := newWorkDir(parent, nil); !errors.Is(err, syscall.ENAMETOOLONG) {
+		t.Errorf("newWorkDir: %v", err)
+	}
+	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

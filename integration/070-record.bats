@@ -94,9 +94,10 @@ import_and_replay() {
 @test "record: replay says that all is the same, and where it is not" {
     new_repo "$REPO" bare-user
     oi "--record=$R" "--repo=$REPO" pull "oci:$FIXTURES/small/oci:small" small
-    oi --quiet replay "$R"
+    mkdir -m 777 -- "$SCRATCH_DIR/tmp"
+    TMPDIR=$SCRATCH_DIR/tmp oi --quiet replay "$R"
     assert_equal "$(grep -c ': same$' <<<"$output")" "$(wc -l <"$R/refs")"
-    assert_equal "$(ls -d /tmp/ostree-image-* 2>/dev/null || :)" ""
+    assert_equal "$(ls -A -- "$SCRATCH_DIR/tmp")" ""
 
     tar --create --gzip --directory="$SCRATCH_DIR" --file="$SCRATCH_DIR/moved.tar.gz" record
     OI_USER=user oi --quiet replay "$SCRATCH_DIR/moved.tar.gz"

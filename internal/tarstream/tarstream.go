@@ -22,6 +22,7 @@ const (
 // Kind is the type of an entry, the type flag of its header.
 type Kind byte
 
+// The kinds that OSTree can hold.
 const (
 	File     Kind = '0'
 	HardLink Kind = '1'

@@ -3,7 +3,6 @@ package tarstream
 import (
 	"archive/tar"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pkg/errors"
 )
 
 // capability is that of /usr/bin/ping: cap_net_raw, effective and permitted.

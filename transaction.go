@@ -1,0 +1,66 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pkg/errors"
+	"golang.org/x/sys/unix"
+)
+
+// The names in a repository's tmp/ of a transaction of ostree: a directory, and beside it the lock that lasts as long as its process.
+const (
+	transactionPrefix = "staging-"
+	transactionLock   = "-lock"
+)
+
+// tmp is where the repository's temporary files lie, and ours in directories of their own.
+func (r *repository) tmp() string { return filepath.Join(r.path, "tmp") }
+
+// sweep removes what runs that were killed have left in the repository's tmp/.
+func (r *repository) sweep() { sweepWorkDirs(r.tmp()) }
+
+// transactions returns the directories of transactions in the repository's tmp/, running or left by a process that was killed.
+func (r *repository) transactions() map[string]bool {
+	found := map[string]bool{}
+	paths, _ := filepath.Glob(filepath.Join(r.tmp(), transactionPrefix+"*"))
+	for _, path := range paths {
+		if !strings.HasSuffix(path, transactionLock) {
+			found[path] = true
+		}
+	}
+	return found
+}
+
+// dropTransactions removes what transactions have left, but those that were there before: ostree itself keeps it for the next one, and
+// with it the space that it takes. What a process still holds stays.
+func (r *repository) dropTransactions(before map[string]bool) error {
+	for path := range r.transactions() {
+		if before[path] {
+			continue
+		}
+		if err := dropTransaction(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func dropTransaction(path string) (err error) {
+	lock, err := os.OpenFile(path+transactionLock, os.O_RDWR|oNoFollow, 0)
+	if os.IsNotExist(err) {
+		return removeTree(path)
+	}
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer closeWith(&err, lock)
+	if err := unix.FcntlFlock(lock.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+		return nil //nolint:nilerr // another process is at work there
+	}
+	if err := removeTree(path); err != nil {
+		return err
+	}
+	return errors.WithStack(os.Remove(path + transactionLock))
+}
