@@ -115,7 +115,7 @@ func TestRecordReader(t *testing.T) {
 			for ; err == nil; n++ {
 				_, err = u.Next()
 			}
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = nil
 			}
 			if got := errText(err); n-1 != tt.entries || tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
