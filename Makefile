@@ -74,6 +74,9 @@ integration: build ## run the bats tests, as many at a time as there are process
 	if [ -t 1 ]; then set -x; bats $$jobs integration/*.bats; \
 	else set -x; bats $$jobs --formatter tap integration/*.bats | scripts/count-tests; fi
 
+test-hostile: build ## import the hostile images in full size, with the limits that the program has
+	OSTREE_IMAGE_LONG=1 bats integration/160-hostile.bats
+
 fuzz: deps-build ## run each fuzz test for FUZZTIME (60s)
 	@for package in $$($(GO) list -tags '$(TAGS)' ./...); do \
 		for target in $$($(GO) test -tags '$(TAGS)' -list '^Fuzz' "$$package" | grep '^Fuzz' || :); do \
@@ -124,4 +127,4 @@ deps-lint: deps-build
 	@$(GOLANGCI_LINT) version --short 2>/dev/null | grep -qx '$(GOLANGCI_LINT_VERSION:v%=%)' || \
 		(set -x; GOBIN='$(CURDIR)/.tools/bin' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION))
 
-.PHONY: help build build-all test unit race integration fuzz test-crash test-stress bench lint check demo install clean deps-build deps-test deps-lint
+.PHONY: help build build-all test unit race integration fuzz test-hostile test-crash test-stress bench lint check demo install clean deps-build deps-test deps-lint

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path"
 	"sort"
@@ -217,14 +219,14 @@ func (s *blobStore) openTar(ctx context.Context, b *storedBlob) (io.ReadCloser, 
 		if err != nil {
 			return nil, err
 		}
-		return b.verified(stream, b.diffID), nil
+		return b.verifiedTar(stream), nil
 	}
 	record, err := s.openRecord(ctx, b)
 	if err != nil {
 		return nil, err
 	}
 	s.recordRebuild(b)
-	return b.verified(newRebuild(ctx, s.repo, b.spec, record), b.diffID), nil
+	return b.verifiedTar(newRebuild(ctx, s.repo, b.spec, newRecordReader(b, record))), nil
 }
 
 // recordRebuild writes into a record how to put the layer together without this program, where the program tar-split is.
@@ -274,11 +276,17 @@ func (s *blobStore) openRecord(ctx context.Context, b *storedBlob) (io.ReadClose
 
 // badRecord says that a layer's tar-split data cannot be read, and why.
 func badRecord(b *storedBlob, err error) error {
+	return badData(err, "the tar-split data of layer %s cannot be read", b.digest)
+}
+
+// badData makes an error of understanding what a repository holds one of the repository, unless it is a tool's, or of the end of the run.
+func badData(err error, format string, args ...any) error {
 	var terr *toolError
-	if errors.As(err, &terr) {
-		return errors.WithMessagef(damage(err), "the tar-split data of layer %s", b.digest)
+	var check checkError
+	if errors.As(err, &terr) || errors.As(err, &check) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return errors.WithMessagef(damage(err), format, args...)
 	}
-	return checkf("the tar-split data of layer %s cannot be read: %s", b.digest, err)
+	return checkf(format+": %s", append(args, err)...)
 }
 
 // headers calls f for each entry of the layer, in the layer's order. The layer must be one that can be rebuilt.
@@ -289,8 +297,8 @@ func (s *blobStore) headers(ctx context.Context, b *storedBlob, f func(*tar.Head
 			return err
 		}
 		defer func() { _ = record.Close() }()
-		if err := asm.IterateHeaders(storage.NewJSONUnpacker(record), f); err != nil {
-			return errors.WithMessagef(err, "the tar-split data of layer %s", b.digest)
+		if err := asm.IterateHeaders(newRecordReader(b, record), boundedHeaders(f)); err != nil {
+			return badRecord(b, err)
 		}
 		return nil
 	}
@@ -299,14 +307,29 @@ func (s *blobStore) headers(ctx context.Context, b *storedBlob, f func(*tar.Head
 		return err
 	}
 	defer func() { _ = stream.Close() }()
-	scan := &layerScan{sink: headerSink(f)}
-	if err := scan.run(ctx, stream); err != nil {
-		return errors.WithMessagef(err, "layer %s", b.digest)
+	scan := &layerScan{sink: headerSink(boundedHeaders(f)), limits: layerLimits{bytes: b.tarLimit()}}
+	if err := scan.run(ctx, &lengthReader{r: stream, left: b.tarLimit()}); err != nil {
+		return badData(err, "layer %s cannot be read", b.digest)
 	}
 	if scan.diffID != b.diffID {
 		return checkf("layer %s: its tar stream is %s, and its commit says %s", b.digest, scan.diffID, b.diffID)
 	}
 	return nil
+}
+
+// maxHeaderMemory is how many bytes the headers of one layer may take in memory.
+const maxHeaderMemory = 2 << 30
+
+// boundedHeaders gives f headers as long as they can be kept in memory.
+func boundedHeaders(f func(*tar.Header) error) func(*tar.Header) error {
+	const each = 256 // bytes, about what one takes beside its names
+	left := int64(maxHeaderMemory)
+	return func(hdr *tar.Header) error {
+		if left -= int64(each + len(hdr.Name) + len(hdr.Linkname)); left < 0 {
+			return checkf("its headers take more than %d bytes", int64(maxHeaderMemory))
+		}
+		return f(hdr)
+	}
 }
 
 // headerSink takes headers, and no payload.
@@ -339,6 +362,36 @@ func (e *digestError) Error() string {
 
 // Unwrap makes it one of the errors that have an exit status of their own.
 func (e *digestError) Unwrap() error { return checkError{e.Error()} }
+
+// unknownTarLimit is how long a tar stream may be whose commit does not say.
+const unknownTarLimit = 32 << 30
+
+// tarLimit is how many bytes the layer's tar stream has at the most.
+func (b *storedBlob) tarLimit() int64 {
+	if b.tarSize < 0 {
+		return unknownTarLimit
+	}
+	return b.tarSize
+}
+
+// verifiedTar is verified for the blob's tar stream. It breaks off where that is longer than it should be.
+func (b *storedBlob) verifiedTar(r io.ReadCloser) io.ReadCloser {
+	return b.verified(&stackedReader{Reader: &lengthReader{r: r, left: b.tarLimit()}, below: []io.Closer{r}}, b.diffID)
+}
+
+// lengthReader is a reader of a stream that must not be longer than it says.
+type lengthReader struct {
+	r    io.Reader
+	left int64
+}
+
+func (l *lengthReader) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if l.left -= int64(n); l.left < 0 {
+		return 0, checkf("its tar stream is longer than its commit says: it is damaged")
+	}
+	return n, err
+}
 
 // verified returns a reader of the blob, or of its tar stream, that ends well only if all that it gave matches the digest.
 func (b *storedBlob) verified(r io.ReadCloser, want digest.Digest) io.ReadCloser {
@@ -421,9 +474,10 @@ func (v *verifiedReader) Close() error { return v.r.Close() }
 
 // What is read of a layer's tar-split data before the files of that part are asked for, with one process.
 const (
-	batchFiles = 4096
-	batchNames = 512 << 10 // bytes of paths, for execve(2) takes about 2 MB of arguments
-	batchBytes = 8 << 20   // bytes of headers and padding
+	batchFiles   = 4096
+	batchEntries = 64 << 10
+	batchNames   = 512 << 10 // bytes of paths, for execve(2) takes about 2 MB of arguments
+	batchBytes   = 8 << 20   // bytes of headers and padding
 )
 
 // rebuild puts a layer's tar stream together from tar-split data and the files of its commit. It is what
@@ -444,16 +498,62 @@ type rebuildPart struct {
 	err     error         // io.EOF behind the last part
 }
 
-func newRebuild(ctx context.Context, repo *repository, commit string, record io.ReadCloser) io.ReadCloser {
+// maxRecordEntry is how long one entry of tar-split data may be: what the padding of an archive takes, and more than any header does.
+const maxRecordEntry = 64 << 20
+
+// recordReader reads tar-split data. Unlike the library's reader it remembers no names, and ends where no archive of the
+// layer's size has as much: what a repository holds may be made to fill the memory, or to have no end.
+type recordReader struct {
+	io.ReadCloser
+	blob *storedBlob
+	dec  *json.Decoder
+	left int   // bytes of the data until the end of the entry
+	room int64 // bytes of archive that more entries may stand for
+}
+
+func newRecordReader(b *storedBlob, r io.ReadCloser) *recordReader {
+	u := &recordReader{ReadCloser: r, blob: b, room: 2 * min(b.tarLimit(), math.MaxInt64/2)}
+	u.dec = json.NewDecoder(u)
+	return u
+}
+
+func (u *recordReader) Read(p []byte) (int, error) {
+	if u.left <= 0 {
+		return 0, errors.Errorf("one of its entries has more than %d bytes", maxRecordEntry)
+	}
+	n, err := u.ReadCloser.Read(p)
+	u.left -= n
+	return n, err
+}
+
+// Next returns the next entry (storage.Unpacker).
+func (u *recordReader) Next() (*storage.Entry, error) {
+	u.left = maxRecordEntry
+	var e storage.Entry
+	if err := u.dec.Decode(&e); err == io.EOF {
+		return nil, err
+	} else if err != nil {
+		return nil, badRecord(u.blob, err)
+	}
+	size := int64(1) // whatever it is
+	if e.Type == storage.FileType {
+		size = tarBlock // its header at the least, which an entry of its own gives
+	}
+	if u.room -= size; u.room < 0 {
+		return nil, badRecord(u.blob, errors.New("it has more entries than the layer's tar stream has room for"))
+	}
+	return &e, nil
+}
+
+func newRebuild(ctx context.Context, repo *repository, commit string, record *recordReader) io.ReadCloser {
 	ctx, cancel := context.WithCancel(ctx)
 	out, in := io.Pipe()
 	r := &rebuild{parts: make(chan rebuildPart), cancel: cancel, out: out, ended: make(chan struct{})}
 	go func() {
 		defer close(r.parts)
 		defer func() { _ = record.Close() }()
-		up := storage.NewJSONUnpacker(record)
 		for {
-			part := readPart(ctx, repo, commit, up)
+			part := readPart(ctx, repo, commit, record)
 			select {
 			case r.parts <- part:
 			case <-ctx.Done():
@@ -483,13 +583,10 @@ func readPart(ctx context.Context, repo *repository, commit string, up storage.U
 	var part rebuildPart
 	var paths []string
 	names, bytes := 0, 0
-	for len(paths) < batchFiles && names < batchNames && bytes < batchBytes {
+	for len(part.entries) < batchEntries && len(paths) < batchFiles && names < batchNames && bytes < batchBytes {
 		e, err := up.Next()
 		if err != nil {
 			part.err = err
-			if !errors.Is(err, io.EOF) {
-				part.err = checkf("the tar-split data cannot be read: %s", err)
-			}
 			break
 		}
 		bytes += len(e.Payload)

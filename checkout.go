@@ -405,10 +405,20 @@ func (c *checkout) apply(ctx context.Context, b *storedBlob, i int) (err error) 
 			return context.Cause(ctx)
 		}
 		if err := a.apply(e); err != nil {
-			return err
+			return disagreement(err)
 		}
 	}
 	return nil
+}
+
+// disagreement makes an error of finding other things in a layer's tree than the layer names one of the repository.
+func disagreement(err error) error {
+	for _, errno := range []syscall.Errno{syscall.ENOENT, syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP} {
+		if errors.Is(err, errno) {
+			return &damageError{err}
+		}
+	}
+	return err
 }
 
 // layerEntry is what a layer names. Owners, modes and attributes are those of what ostree has checked out.

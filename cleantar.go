@@ -40,6 +40,7 @@ type layerFilter struct {
 	links   map[string]tarstream.Entry
 	implied map[string]struct{} // directories that no entry has named yet
 	rooted  bool                // the root has been named
+	limits  layerLimits         // on what the layer does not name
 }
 
 func newLayerFilter(perms permissions, out io.Writer) *layerFilter {
@@ -112,6 +113,17 @@ func (f *layerFilter) parents(name string) error {
 		}
 		f.seen[key] = tarstream.Dir
 		f.implied[dir] = struct{}{}
+		if err := f.limits.checkImplied(len(f.implied)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkImplied refuses a layer with too many directories above its files that it does not name: one name can ask for two thousand.
+func (l layerLimits) checkImplied(n int) error {
+	if l.files > 0 && n > l.files {
+		return errors.Errorf("its files lie in more than %d directories that it does not name, the limit of --max-layer-files", l.files)
 	}
 	return nil
 }
@@ -170,7 +182,7 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 	case tar.TypeXGlobalHeader, 'V': // no entry; a GNU volume label
 		return e, false, nil
 	case 'M': // the rest of a file that another volume began (GNU tar)
-		return e, false, errors.Errorf("%q continues a file of another archive", hdr.Name)
+		return e, false, errors.Errorf("%s continues a file of another archive", quoted(hdr.Name))
 	case tar.TypeDir, 'D': // 'D' is a directory with a list of its files (GNU tar, --incremental)
 		e.Kind = tarstream.Dir
 	case tar.TypeSymlink:
@@ -189,10 +201,10 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 		return e, false, err
 	}
 	if e.Name == "" && e.Kind != tarstream.Dir {
-		return e, false, errors.Errorf("%q is the layer's root, which must be a directory", hdr.Name)
+		return e, false, errors.Errorf("%s is the layer's root, which must be a directory", quoted(hdr.Name))
 	}
 	if hdr.Uid < 0 || int64(hdr.Uid) >= 1<<32-1 || hdr.Gid < 0 || int64(hdr.Gid) >= 1<<32-1 {
-		return e, false, errors.Errorf("%q belongs to %d:%d, which no user or group can be", hdr.Name, hdr.Uid, hdr.Gid)
+		return e, false, errors.Errorf("%s belongs to %d:%d, which no user or group can be", quoted(hdr.Name), hdr.Uid, hdr.Gid)
 	}
 	e.UID, e.GID, e.Mode = uint32(hdr.Uid), uint32(hdr.Gid), uint32(hdr.Mode&0o7777)
 	switch e.Kind {
@@ -206,10 +218,10 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 		}
 	case tarstream.HardLink:
 		if hdr.Linkname == "" {
-			return e, false, errors.Errorf("the hard link %q has no target", hdr.Name)
+			return e, false, errors.Errorf("the hard link %s has no target", quoted(hdr.Name))
 		}
 		if e.Link, err = cleanName(hdr.Linkname); err != nil {
-			return e, false, errors.WithMessagef(err, "the hard link %q", hdr.Name)
+			return e, false, errors.WithMessagef(err, "the hard link %s", quoted(hdr.Name))
 		}
 	}
 	if e.Kind == tarstream.File || e.Kind == tarstream.Dir {
@@ -223,14 +235,14 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 // The root of the layer is "".
 func cleanName(name string) (string, error) {
 	if !utf8.ValidString(name) {
-		return "", errors.Errorf("the file name %q is not UTF-8, and OSTree holds no other", name)
+		return "", errors.Errorf("the file name %s is not UTF-8, and OSTree holds no other", quoted(name))
 	}
 	if name == "" {
 		return "", errors.New("a file has no name")
 	}
 	for part := range strings.SplitSeq(name, "/") {
 		if part == ".." {
-			return "", errors.Errorf("the file name %q leads out of the layer with \"..\"", name)
+			return "", errors.Errorf("the file name %s leads out of the layer with \"..\"", quoted(name))
 		}
 		if len(part) > maxNameBytes {
 			return "", errors.Errorf("the file name %.80q… has a part of %d bytes, and %d is the most", name, len(part), maxNameBytes)
@@ -241,7 +253,7 @@ func cleanName(name string) (string, error) {
 		return "", errors.Errorf("the file name %.80q… has %d bytes, and %d is the most", name, len(clean), maxPathBytes)
 	}
 	if strings.ContainsRune(clean, 0) {
-		return "", errors.Errorf("the file name %q holds a NUL", name)
+		return "", errors.Errorf("the file name %s holds a NUL", quoted(name))
 	}
 	return clean, nil
 }
@@ -249,11 +261,11 @@ func cleanName(name string) (string, error) {
 func checkTarget(name, target string) error {
 	switch {
 	case target == "":
-		return errors.Errorf("the symbolic link %q has no target", name)
+		return errors.Errorf("the symbolic link %s has no target", quoted(name))
 	case len(target) > maxPathBytes:
-		return errors.Errorf("the target of the symbolic link %q has %d bytes, and %d is the most", name, len(target), maxPathBytes)
+		return errors.Errorf("the target of the symbolic link %s has %d bytes, and %d is the most", quoted(name), len(target), maxPathBytes)
 	case !isText(target):
-		return errors.Errorf("the target %q of the symbolic link %q is not UTF-8, and OSTree holds no other", target, name)
+		return errors.Errorf("the target %s of the symbolic link %s is not UTF-8, and OSTree holds no other", quoted(target), quoted(name))
 	}
 	return nil
 }
@@ -267,10 +279,14 @@ type layerPlan struct {
 	rooted  bool
 	emit    map[int][]tarstream.Entry // by the entry's place in the layer: first the thing itself, then hard links to it
 	dangles map[string]string         // hard links to what the layer does not hold, and what they name
+	limits  layerLimits
+	made    int   // directories that no entry has named
+	steps   int64 // directories and links that names have led through
 }
 
 type planNode struct {
 	kind     tarstream.Kind
+	length   int                  // bytes of a directory's path
 	children map[string]*planNode // of a directory
 	inode    *planInode           // nil for a directory that no entry named, and for what is left out
 }
@@ -288,6 +304,16 @@ func newLayerPlan(perms permissions) *layerPlan {
 func newPlanDir() *planNode {
 	return &planNode{kind: tarstream.Dir, children: map[string]*planNode{}}
 }
+
+// newChild returns a directory that is to lie in n.
+func (n *planNode) newChild(base string) *planNode {
+	child := newPlanDir()
+	child.length = n.pathLength(base)
+	return child
+}
+
+// pathLength is how long the path of what lies in the directory n is. The names of a layer can add up through its own links.
+func (n *planNode) pathLength(base string) int { return n.length + len("/") + len(base) }
 
 // add takes the next header of the layer.
 func (p *layerPlan) add(hdr *tar.Header) error {
@@ -312,13 +338,13 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 	switch e.Kind {
 	case tarstream.Dir:
 		if old := dir.children[base]; old == nil || old.kind != tarstream.Dir {
-			dir.children[base] = newPlanDir()
+			dir.children[base] = dir.newChild(base)
 		}
 		dir.children[base].inode = inode
 	case tarstream.HardLink:
 		target, err := p.lookup(e.Link)
 		if err != nil {
-			return errors.WithMessagef(err, "the hard link %q", hdr.Name)
+			return errors.WithMessagef(err, "the hard link %s", quoted(hdr.Name))
 		}
 		switch {
 		case target == nil: // in a layer below: an empty file keeps its place
@@ -326,7 +352,7 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 			inode.entry.Kind, inode.entry.Link = tarstream.File, ""
 			dir.children[base] = &planNode{kind: tarstream.File, inode: inode}
 		case target.kind == tarstream.Dir:
-			return errors.Errorf("the hard link %q leads to the directory %q", hdr.Name, e.Link)
+			return errors.Errorf("the hard link %s leads to the directory %s", quoted(hdr.Name), quoted(e.Link))
 		default:
 			dir.children[base] = &planNode{kind: target.kind, inode: target.inode}
 		}
@@ -342,7 +368,10 @@ func (p *layerPlan) parent(name string) (*planNode, string, error) {
 	dir, base := path.Split(name)
 	node, err := p.walk(strings.TrimSuffix(dir, "/"), true)
 	if err != nil {
-		return nil, "", errors.WithMessagef(err, "placing %q", name)
+		return nil, "", errors.WithMessagef(err, "placing %s", quoted(name))
+	}
+	if n := node.pathLength(base); n > maxPathBytes {
+		return nil, "", errors.Errorf("the file name %s has %d bytes once the layer's links are followed, and %d is the most", quoted(name), n, maxPathBytes)
 	}
 	return node, base, nil
 }
@@ -365,6 +394,10 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 	chain := []*planNode{p.root}
 	todo := strings.Split(dir, "/")
 	for follows := 0; len(todo) > 0; {
+		if p.steps++; p.limits.files > 0 && p.steps > p.limits.steps() {
+			return nil, errors.Errorf("its names lead through more than %d directories and links, which is what --max-layer-files=%d allows",
+				p.limits.steps(), p.limits.files)
+		}
 		part := todo[0]
 		todo = todo[1:]
 		here := chain[len(chain)-1]
@@ -380,14 +413,21 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 		case next == nil && !create:
 			return nil, nil
 		case next == nil:
-			next = newPlanDir()
+			next = here.newChild(part)
+			if next.length > maxPathBytes {
+				return nil, errors.Errorf("the path has %d bytes once the layer's links are followed, and %d is the most", next.length, maxPathBytes)
+			}
+			p.made++
+			if err := p.limits.checkImplied(p.made); err != nil {
+				return nil, err
+			}
 			here.children[part] = next
 			chain = append(chain, next)
 		case next.kind == tarstream.Dir:
 			chain = append(chain, next)
 		case next.kind == tarstream.Symlink:
 			if follows++; follows > maxLinkFollow {
-				return nil, errors.Errorf("%q leads through more than %d symbolic links", dir, maxLinkFollow)
+				return nil, errors.Errorf("%s leads through more than %d symbolic links", quoted(dir), maxLinkFollow)
 			}
 			target := next.inode.entry.Link
 			if strings.HasPrefix(target, "/") {
@@ -395,7 +435,7 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 			}
 			todo = append(strings.Split(target, "/"), todo...)
 		default:
-			return nil, errors.Errorf("%q lies below a file", dir)
+			return nil, errors.Errorf("%s lies below a file", quoted(dir))
 		}
 	}
 	return chain[len(chain)-1], nil

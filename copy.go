@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/containers/image/v5/copy"
+	"github.com/containers/image/v5/directory"
 	"github.com/containers/image/v5/manifest"
 	ociarchive "github.com/containers/image/v5/oci/archive"
 	"github.com/containers/image/v5/oci/layout"
@@ -15,6 +17,7 @@ import (
 	"github.com/containers/image/v5/types"
 	"github.com/docker/distribution/registry/api/errcode"
 	v2 "github.com/docker/distribution/registry/api/v2"
+	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
 )
@@ -56,7 +59,13 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 	if o.format != "" && format == "" {
 		return usagef("--format %q: it is oci, v2s1 or v2s2", o.format)
 	}
+	if err := s.checkSigning(ctx, destination); err != nil {
+		return err
+	}
 	s.removeSignatures, s.sameRepository = o.removeSignatures, inOneRepository(source, destination)
+	if err := s.checkManifestFiles(source); err != nil {
+		return err
+	}
 	policy, err := s.policyContext(o.source)
 	if err != nil {
 		return err
@@ -104,11 +113,95 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 		if err != nil {
 			return errors.WithStack(err)
 		}
-		if err := os.WriteFile(o.digestFile, []byte(sum), 0o644); err != nil {
+		if err := writeDigestFile(o.digestFile, sum); err != nil {
 			return errors.Wrap(err, "writing the digest file")
 		}
 	}
 	return nil
+}
+
+// writeDigestFile writes --digestfile. A symbolic link there may be anyone's, and is not followed, but those of open files.
+func writeDigestFile(path string, sum digest.Digest) (err error) {
+	flags := os.O_WRONLY | os.O_CREATE | os.O_TRUNC
+	if path = filepath.Clean(path); path != "/dev/stdout" && path != "/dev/stderr" && filepath.Dir(path) != "/dev/fd" {
+		flags |= oNoFollow
+	}
+	f, err := os.OpenFile(path, flags, 0o644)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer closeWith(&err, f)
+	_, err = f.WriteString(sum.String())
+	return errors.WithStack(err)
+}
+
+// checkManifestFiles refuses an image on disk with a manifest that is too large: the library reads all of it before it asks. What cannot be
+// read here is the library's to complain of.
+func (s *settings) checkManifestFiles(source types.ImageReference) error {
+	var files []string
+	path := source.StringWithinTransport()
+	switch source.Transport().Name() {
+	case directory.Transport.Name():
+		files = []string{filepath.Join(path, "manifest.json")}
+	case layout.Transport.Name():
+		dir, _, _ := strings.Cut(path, ":")
+		index := filepath.Join(dir, imgspecv1.ImageIndexFile)
+		if err := s.checkManifestFile(index); err != nil {
+			return err
+		}
+		top, err := layout.LoadManifestDescriptor(source)
+		if err != nil {
+			return nil
+		}
+		file, ok := layoutBlob(dir, top.Digest)
+		if !ok {
+			return nil
+		}
+		files = []string{file}
+		if manifest.MIMETypeIsMultiImage(top.MediaType) && s.checkManifestFile(file) == nil {
+			files = append(files, instanceFiles(dir, file, top.MediaType)...)
+		}
+	}
+	for _, f := range files {
+		if err := s.checkManifestFile(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *settings) checkManifestFile(path string) error {
+	info, err := os.Stat(path)
+	if err != nil || s.maxManifest == 0 || info.Size() <= s.maxManifest {
+		return nil
+	}
+	return errors.Errorf("the manifest %s has %d bytes, more than %d, the limit of --max-manifest-size", path, info.Size(), s.maxManifest)
+}
+
+// layoutBlob returns where an OCI layout has a blob.
+func layoutBlob(dir string, d digest.Digest) (path string, ok bool) {
+	if d.Validate() != nil {
+		return "", false
+	}
+	return filepath.Join(dir, imgspecv1.ImageBlobsDir, d.Algorithm().String(), d.Encoded()), true
+}
+
+// instanceFiles returns where an OCI layout has the manifests that an index names.
+func instanceFiles(dir, index, mimeType string) (files []string) {
+	blob, err := os.ReadFile(index)
+	if err != nil {
+		return nil
+	}
+	list, err := manifest.ListFromBlob(blob, mimeType)
+	if err != nil {
+		return nil
+	}
+	for _, d := range list.Instances() {
+		if file, ok := layoutBlob(dir, d); ok {
+			files = append(files, file)
+		}
+	}
+	return files
 }
 
 // inOneRepository tells whether both sides of a copy are in the same OSTree repository.

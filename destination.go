@@ -239,6 +239,9 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 		// A digest that is kept as some other blob's content must stay readable as that. What cannot be read is no loss.
 		exactBlob, _ = d.repo.hasFile(d.ctx, blobRef(staged.want.Digest), fileContent)
 	}
+	if side := sideRef(staged.want.Digest); d.settings.signs() && staged.want.Digest != "" && d.refs[side] && !exactBlob {
+		exactBlob, _ = d.repo.hasFile(d.ctx, side, fileBlob) // it is made anew to be signed, and must not lose what it has
+	}
 	bar := d.settings.progress.importing(staged.want.Digest, staged.want.Size)
 	defer bar.done()
 	layer, err := st.importLayer(d.ctx, staged, exactBlob)
@@ -272,7 +275,7 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	d.configs[got.Digest] = content
 	present := d.refs[blobRef(got.Digest)]
 	d.mu.Unlock()
-	if present {
+	if present && !d.settings.signs() {
 		old, err := d.repo.catFile(ctx, blobRef(got.Digest), fileContent, maxConfigBytes)
 		if err == nil && bytes.Equal(old, content) {
 			b.reused = true
@@ -321,7 +324,7 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 		<-b.done
 		return b.err == nil, b.info, b.err
 	}
-	if !known {
+	if !known || d.settings.signs() { // what is there may have no signature: made again it is the same commit, with one
 		return false, types.BlobInfo{}, nil
 	}
 	size, ok, err := d.complete(ctx, info, side, exactBlob)
@@ -525,10 +528,10 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 			return &vanishedError{blob}
 		}
 	}
-	if d.staging == nil && d.isStored(ctx, whole, top, timestamp) {
+	if d.staging == nil && !d.settings.signs() && d.isStored(ctx, whole, top, timestamp) {
 		// It makes no work directory, so nothing else removes what a run left that was killed after it had published.
 		d.repo.sweep()
-		if d.settings.tmpdir != "" {
+		if d.settings.tmpdir != "" && checkParent(d.settings.tmpdir) == nil {
 			sweepWorkDirs(d.settings.tmpdir)
 		}
 		return nil
@@ -758,7 +761,7 @@ func (d *destination) stagedRefs(refs map[string]bool) []string {
 		}
 		if l := b.layer; l != nil {
 			list = append(list, blobRef(sum))
-			if side := sideRef(sum); l.kept || l.exact && !l.inline && !refs[side] {
+			if side := sideRef(sum); l.kept || l.exact && !l.inline && (!refs[side] || d.settings.signs()) {
 				list = append(list, side)
 			}
 		}

@@ -25,7 +25,8 @@ const oldestOSTree = "2022.7"
 type repository struct {
 	path   string // absolute
 	run    *runner
-	hidden bool // its commands serve the record, and are not written down
+	hidden bool     // its commands serve the record, and are not written down
+	sign   []string // the options of commit that sign what gets a ref
 }
 
 // errNoRef says that a repository has no such ref.
@@ -256,6 +257,7 @@ func parseCommit(text string) (commitInfo, error) {
 	if !ok || !checksumPattern.MatchString(checksum) {
 		return commitInfo{}, errors.Errorf("not a commit: %.40q", head)
 	}
+	body, _, _ = strings.Cut(body, "\nFound ") // what ostree says of the commit's GPG signatures; the object is one line
 	v, err := parseGVariant(strings.TrimRight(body, "\n"))
 	if err != nil {
 		return commitInfo{}, err
@@ -385,6 +387,25 @@ func (r *repository) diff(ctx context.Context, from, to string) (string, error) 
 	return string(out), err
 }
 
+// signed tells whether a commit has a good signature by a key in the GPG directory home. What ostree says of signatures is
+// the last that it prints, and what comes before may be made to look like it, so a commit must have some at all.
+func (r *repository) signed(ctx context.Context, commit, home string) (bool, error) {
+	_, err := r.query(ctx, "whether "+commit+" is signed", "show", "--print-detached-metadata-key=ostree.gpgsigs", commit)
+	var terr *toolError
+	if errors.As(err, &terr) && terr.ExitCode == 1 {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	out, err := r.query(ctx, "by whom "+commit+" is signed", "show", "--gpg-homedir="+home, commit)
+	if err != nil {
+		return false, err
+	}
+	text := string(out)
+	verdict := text[max(0, strings.LastIndex(text, "\nFound ")):]
+	return strings.Contains(verdict, "\n  Good signature from ") && !strings.Contains(verdict, "\n  BAD signature "), nil
+}
+
 // init makes the directory a repository of the given mode.
 func (r *repository) init(ctx context.Context, mode string) error {
 	return r.perform(ctx, "make a repository", "init", "--mode="+mode)
@@ -459,7 +480,11 @@ func (r *repository) commitTree(ctx context.Context, dir string, t treeOptions, 
 }
 
 func (r *repository) commit(ctx context.Context, o commitOptions, tree ...string) (string, error) {
-	c := r.command(o.why, "commit", append(commitArgs(o), tree...)...)
+	args := commitArgs(o)
+	c := r.command(o.why, "commit", append(args, tree...)...)
+	if o.branch != "" {
+		c.unlogged = r.sign
+	}
 	out, err := r.run.output(ctx, c)
 	if err != nil {
 		return "", r.explain(err)

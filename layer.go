@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/containers/image/v5/pkg/compression"
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
@@ -58,7 +59,10 @@ func newStaging(ctx context.Context, s *settings, target *repository) (st *stagi
 	}
 	s.journal.name(st.work.path, "WORK")
 	if s.tmpdir != "" {
-		if st.blobWork, err = newWorkDir(s.tmpdir, s.runner); err != nil {
+		if err = checkParent(s.tmpdir); err == nil {
+			st.blobWork, err = newWorkDir(s.tmpdir, s.runner)
+		}
+		if err != nil {
 			_ = st.remove()
 			return nil, errors.WithMessagef(err, "the temporary directory %s cannot be used", s.tmpdir)
 		}
@@ -94,7 +98,7 @@ func (st *staging) prepare(ctx context.Context) error {
 	j := st.settings.journal
 	j.shell("a fresh repository where REPO is none", fmt.Sprintf(`[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s`,
 		shellquote.Word(mode)))
-	st.repo = &repository{path: st.work.join("stage"), run: st.settings.runner}
+	st.repo = &repository{path: st.work.join("stage"), run: st.settings.runner, sign: st.settings.signArgs()}
 	if err := st.repo.init(ctx, mode); err != nil {
 		return errors.WithMessage(err, "making the staging repository")
 	}
@@ -237,7 +241,11 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 		return nil, err
 	}
 	scan := &layerScan{packer: split.packer()}
-	tree, plain, err := st.unpack(ctx, b, b.name()+".tar", scan, func(w io.Writer) cleanSink { return newLayerFilter(st.perms, w) })
+	tree, plain, err := st.unpack(ctx, b, b.name()+".tar", scan, func(w io.Writer) cleanSink {
+		filter := newLayerFilter(st.perms, w)
+		filter.limits = st.settings.limits
+		return filter
+	})
 	if cerr := split.close(); err == nil {
 		err = cerr
 	}
@@ -289,12 +297,13 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 // it comes to, and once more to commit that.
 func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree []string, err error) {
 	plan := newLayerPlan(st.perms)
+	plan.limits = st.settings.limits
 	if _, err := st.scan(ctx, b, &layerScan{sink: planSink{plan}}); err != nil {
 		return nil, err
 	}
 	if n := len(plan.dangles); n > 0 {
-		st.settings.warnf("layer %s: %d hard links lead to files of layers below, such as %q: empty files keep their places",
-			b.digest, n, slices.Min(slices.Collect(maps.Keys(plan.dangles))))
+		st.settings.warnf("layer %s: %d hard links lead to files of layers below, such as %s: empty files keep their places",
+			b.digest, n, quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))))
 	}
 	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", &layerScan{}, func(w io.Writer) cleanSink { return newPlanFilter(plan, w) })
 	return tree, err
@@ -328,14 +337,24 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 	return plain, errors.WithMessagef(err, "layer %s", b.name())
 }
 
+// maxZstdWindow is how much of its output a zstd stream may make the reader remember: as much as zstd(1) takes.
+const maxZstdWindow = 128 << 20
+
 // decompress returns the tar stream in r.
 func decompress(r io.Reader) (stream io.ReadCloser, plain bool, err error) {
-	_, decompressor, r, err := compression.DetectCompressionFormat(r)
+	algorithm, decompressor, r, err := compression.DetectCompressionFormat(r)
 	if err != nil {
 		return nil, false, errors.WithMessage(err, "finding out its compression")
 	}
 	if decompressor == nil {
 		return io.NopCloser(r), true, nil
+	}
+	if algorithm.Name() == compression.Zstd.Name() { // the library's has a limit of 512 MiB, for each layer that is read
+		decoder, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxZstdWindow))
+		if err != nil {
+			return nil, false, errors.WithMessage(err, "decompressing")
+		}
+		return decoder.IOReadCloser(), false, nil
 	}
 	stream, err = decompressor(r)
 	return stream, false, errors.WithMessage(err, "decompressing")

@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -39,6 +41,7 @@ func main() {
 	if reexec.Init() { // the containers-storage transport starts this program again, under other names
 		return
 	}
+	syscall.Umask(syscall.Umask(0o077) | 0o002) // a umask of 000 would let anyone write what ends up in a record or a repository
 	os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr))
 }
 
@@ -66,7 +69,20 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // oneLine is the text of an error without line breaks.
 func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), " ")
+	return printable(strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), " "))
+}
+
+// printable returns text with what a terminal would act on escaped. Images, and what tools say of them, are others' texts.
+func printable(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if strconv.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 // withoutExtensionName drops the "image" that ostree puts first when it runs the program as its own subcommand, "ostree
@@ -96,6 +112,7 @@ type program struct {
 		authFile                                                               string
 		preserve, all, removeSignatures, noFsync, raw, config, noPrune, dryRun bool
 		unpack, timestamp, format, signBy, digestFile                          string
+		homedir                                                                string
 		maxLayerSize, maxManifestSize                                          string
 		retries                                                                int
 		parallel                                                               uint
@@ -219,7 +236,12 @@ func (p *program) app() *cli.App {
 				Name: "verify", Usage: "rebuild every blob of images and compare the digests",
 				ArgsUsage:   "[NAME…]",
 				Description: "ostree-image verify\nostree-image verify --format=json debian:12",
-				Flags:       []cli.Flag{p.formatFlag("table")}, Before: wantArgs(0, -1), Action: p.verify,
+				Flags: []cli.Flag{
+					p.formatFlag("table"),
+					&cli.BoolFlag{Name: "gpg-verify", Usage: "want a good GPG signature on each commit", Destination: &g.gpgVerify},
+					&cli.StringFlag{Name: "gpg-homedir", Usage: "accept the keys in the *.gpg files of `DIR`", Destination: &g.homedir},
+				},
+				Before: wantArgs(0, -1), Action: p.verify,
 			},
 			{
 				Name: "replay", Usage: "run a recorded run again in a fresh repository and compare every ref",
@@ -310,6 +332,10 @@ func (p *program) importFlags() []cli.Flag {
 		&cli.IntFlag{Name: "max-layer-files", Usage: "refuse a layer of more than `N` files", Value: 2_000_000, Destination: &g.limits.files},
 		&cli.StringFlag{Name: "max-manifest-size", Usage: "refuse a manifest of more than `SIZE`", Value: "4MiB", Destination: &g.maxManifestSize},
 		&cli.StringFlag{Name: "timestamp", Usage: "give all commits the time `now|SECONDS` (default: the same for the same image)", EnvVars: []string{"SOURCE_DATE_EPOCH"}, Destination: &g.timestamp},
+		&cli.StringFlag{Name: "gpg-sign", Usage: "sign each commit with the GPG key `KEY-ID`", Destination: &g.gpgSign},
+		&cli.StringFlag{Name: "sign", Usage: "sign each commit with the secret `KEY`, where ostree can", Destination: &g.sign},
+		&cli.StringFlag{Name: "sign-type", Usage: "the `KIND` of that signature", Value: "ed25519", Destination: &g.signType},
+		&cli.StringFlag{Name: "gpg-homedir", Usage: "look for that key in `DIR`", Destination: &g.homedir},
 		&cli.BoolFlag{Name: "no-fsync", Usage: "do not wait until the repository is on disk", Destination: &g.noFsync},
 	}
 }
@@ -407,7 +433,22 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 	default:
 		return o, usagef("--unpack %q: it is auto, stream or tar", g.unpack)
 	}
+	if g.sign == "" && c.IsSet("sign-type") {
+		return o, usagef("--sign-type is the kind of signature of --sign, which is not given")
+	}
+	if g.sign != "" && g.signType == "" {
+		return o, usagef("--sign-type is empty: it is ed25519, or what else this ostree has")
+	}
+	s.journal.hide(g.sign)
 	var err error
+	if g.homedir != "" {
+		if g.gpgSign == "" {
+			return o, usagef("--gpg-homedir says where the key of --gpg-sign is, which is not given")
+		}
+		if s.gpgHomedir, err = filepath.Abs(g.homedir); err != nil {
+			return o, errors.WithStack(err)
+		}
+	}
 	if s.limits.bytes, err = parseSize("--max-layer-size", g.maxLayerSize); err != nil {
 		return o, err
 	}
@@ -621,6 +662,16 @@ func (p *program) verify(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if g := &p.global; g.gpgVerify != (g.homedir != "") {
+		return usagef("verify: --gpg-verify and --gpg-homedir go together: the one asks for signatures, the other says by whom")
+	} else if g.gpgVerify {
+		if p.settings.gpgHomedir, err = filepath.Abs(g.homedir); err != nil {
+			return errors.WithStack(err)
+		}
+		if err := checkKeyrings(p.settings.gpgHomedir); err != nil {
+			return err
+		}
+	}
 	repo, refs, err := p.references(c)
 	if err != nil {
 		return err
@@ -675,7 +726,7 @@ func (p *program) list(c *cli.Context) error {
 	}
 	var failed error
 	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), func(name string, err error) {
-		p.settings.progress.print(fmt.Sprintf("ostree-image: image %s: %s\n", name, oneLine(err)))
+		p.settings.progress.print(fmt.Sprintf("ostree-image: image %s: %s\n", printable(name), oneLine(err)))
 		failed = checkf("some images cannot be read")
 	})
 	if err != nil {
@@ -719,7 +770,7 @@ func (p *program) printRows(head string, fill func(row func(cells ...any))) erro
 			if i > 0 {
 				_, _ = fmt.Fprint(w, "\t")
 			}
-			_, _ = fmt.Fprint(w, c)
+			_, _ = fmt.Fprint(w, printable(fmt.Sprint(c)))
 		}
 		_, _ = fmt.Fprintln(w)
 	})

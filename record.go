@@ -77,6 +77,9 @@ func newRecorder(dir string, run *runner) (rec *recorder, err error) {
 		if !info.IsDir() || rerr != nil || len(names) > 0 {
 			return nil, errors.Errorf("--record: %s is there, and is no empty directory", dir)
 		}
+		if !ownedByUser(info) {
+			return nil, errors.Errorf("--record: %s belongs to somebody else, who could change what is written there", dir)
+		}
 	}
 	if err := os.MkdirAll(filepath.Join(dir, recordBlobs), 0o777); err != nil {
 		return nil, errors.Wrap(err, "--record")

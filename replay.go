@@ -48,6 +48,9 @@ type replayer struct {
 // replayRecord runs the commands of a record, or of a .tar.gz of one, in a fresh repository, and compares every ref with what the
 // recorded run wrote. A difference is an error of the kind that a failed check is.
 func replayRecord(ctx context.Context, s *settings, path string, o replayOptions, in io.Reader, out io.Writer) (err error) {
+	if err := checkParent(os.TempDir()); err != nil {
+		return errors.WithMessage(err, "the temporary directory cannot be used")
+	}
 	work, err := newWorkDir(os.TempDir(), s.runner)
 	if err != nil {
 		return err

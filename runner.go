@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -74,6 +75,8 @@ type command struct {
 
 	hidden bool     // not for the journal: it serves the record
 	env    []string // variables beside those that every child gets
+
+	unlogged []string // last arguments, not for the journal either: keys, which nobody who runs it again has
 
 	errLimit int // bytes of standard error that an error keeps, 0 for stderrTail
 }
@@ -155,7 +158,7 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 		c.errLimit = stderrTail
 	}
 	p := &process{stderr: tail{limit: c.errLimit}, tool: r.programs[c.tool], args: c.args, above: above, ctx: ctx, cancel: cancel, run: r}
-	p.cmd = exec.CommandContext(ctx, path, c.args...)
+	p.cmd = exec.CommandContext(ctx, path, append(slices.Clip(c.args), c.unlogged...)...)
 	p.cmd.Args[0] = p.tool
 	p.cmd.Env = append(environment(), c.env...)
 	p.cmd.Dir = "/" // a relative path in an argument would otherwise mean what the caller's directory makes of it

@@ -5,11 +5,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"fmt"
 	"hash"
 	"hash/crc64"
 	"hash/maphash"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
@@ -34,6 +37,9 @@ type layerScan struct {
 	sink   entrySink      // nil where no clean stream is wanted
 	limits layerLimits
 
+	names    int64 // bytes of the names and attributes so far
+	declared int64 // bytes that the headers so far announce
+
 	diffID  digest.Digest // of the whole stream
 	size    int64         // bytes of the whole stream
 	entries int
@@ -49,14 +55,66 @@ type layerLimits struct {
 	files int   // entries
 }
 
+// What follows from a limit on files: how much may be known by heart of them, and how much work it may be to place them.
+const (
+	namesPerFile = 256 // bytes of names and attributes
+	stepsPerFile = 256 // directories and links that lead to one
+	leastFiles   = 8192
+)
+
+// names is how many bytes the names and attributes of all entries may have, 0 for any number.
+func (l layerLimits) names() int64 { return l.perFile(namesPerFile) }
+
+// steps is how many directories and links the names of all entries may lead through, 0 for any number.
+func (l layerLimits) steps() int64 { return l.perFile(stepsPerFile) }
+
+func (l layerLimits) perFile(n int64) int64 {
+	if l.files == 0 {
+		return 0
+	}
+	return n * int64(max(l.files, leastFiles))
+}
+
+// sparse is how many bytes the sparse files of one layer may come to, in all.
+func (l layerLimits) sparse() int64 {
+	if l.bytes == 0 {
+		return maxSparse
+	}
+	return l.bytes / 2
+}
+
 const (
 	maxZeroReads = 100
 	tarBlock     = 512 // bytes: the least that an archive's entry has
 )
 
-// maxSparse is how many bytes the sparse files of one layer may come to, in all. A header of 512 bytes can ask for more than
-// any disk holds.
+// maxSparse is how many bytes the sparse files of one layer may come to where nothing else is said. A header of 512 bytes can ask for more
+// than any disk holds.
 const maxSparse = 16 << 30
+
+// maxHeaders is how many bytes the headers of one entry may have, with the padding of the entry before. The tar reader keeps them all, and
+// any number of extended headers can stand before one file.
+const maxHeaders = 8 << 20
+
+var errLongHeaders = errors.Errorf("more than %d bytes of headers", maxHeaders)
+
+// headerGuard ends the reading of headers that have no end.
+type headerGuard struct {
+	r    io.Reader
+	left int // bytes of headers; negative while a payload is read
+}
+
+func (g *headerGuard) Read(p []byte) (int, error) {
+	if g.left < 0 {
+		return g.r.Read(p)
+	}
+	if g.left == 0 && len(p) > 0 {
+		return 0, errLongHeaders
+	}
+	n, err := g.r.Read(p[:min(len(p), g.left)])
+	g.left -= n
+	return n, err
+}
 
 // run reads the layer. The stream is uncompressed; ctx ends it between two entries.
 func (s *layerScan) run(ctx context.Context, r io.Reader) error {
@@ -68,7 +126,8 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 
 	s.exact = s.packer != nil
 	in := bufio.NewReaderSize(raw, copyBuffer)
-	tr := tar.NewReader(in)
+	guard := &headerGuard{r: in}
+	tr := tar.NewReader(guard)
 	tr.RawAccounting = true
 	crc := crc64.New(storage.CRCTable)
 	buf := make([]byte, copyBuffer)
@@ -83,7 +142,9 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		guard.left = maxHeaders
 		hdr, err := tr.Next()
+		guard.left = -1
 		if errors.Is(err, io.EOF) {
 			if err := segment(tr.RawBytes()); err != nil {
 				return err
@@ -99,6 +160,9 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 		s.entries++
 		if s.limits.files > 0 && s.entries > s.limits.files {
 			return errors.Errorf("it has more than %d entries, the limit of --max-layer-files", s.limits.files)
+		}
+		if err := s.checkHeader(hdr); err != nil {
+			return err
 		}
 		payload, err := s.offer(hdr)
 		if err != nil {
@@ -146,16 +210,55 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 	return nil
 }
 
+// checkHeader refuses what a header announces where that alone is too much.
+func (s *layerScan) checkHeader(hdr *tar.Header) error {
+	s.names += int64(len(hdr.Name) + len(hdr.Linkname))
+	for k, v := range hdr.PAXRecords {
+		if strings.HasPrefix(k, paxXattr) {
+			s.names += int64(len(k) + len(v))
+		}
+	}
+	if most := s.limits.names(); most > 0 && s.names > most {
+		return errors.Errorf("the names and attributes of its first %d files have more than %d bytes, which is what --max-layer-files=%d allows",
+			s.entries, most, s.limits.files)
+	}
+	if isSparse(hdr) {
+		if s.sparse += hdr.Size; s.sparse > s.limits.sparse() || s.sparse < 0 {
+			text := fmt.Sprintf("%s is a sparse file of %d bytes, and a layer's sparse files may have no more than %d", quoted(hdr.Name), hdr.Size, s.limits.sparse())
+			if s.limits.bytes > 0 {
+				text += ", half the limit of --max-layer-size"
+			}
+			return errors.New(text)
+		}
+		return nil
+	}
+	switch hdr.Typeflag {
+	case tar.TypeLink, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir, tar.TypeFifo: // they have no payload, whatever they say
+		return nil
+	}
+	if s.limits.bytes > 0 && hdr.Size > s.limits.bytes-s.declared {
+		return errors.Errorf("with %s, which has %d bytes, it has more than %d bytes unpacked, the limit of --max-layer-size",
+			quoted(hdr.Name), hdr.Size, s.limits.bytes)
+	}
+	s.declared += hdr.Size
+	return nil
+}
+
+// quoted returns a name for an error, in quotes, its beginning where it is long.
+func quoted(name string) string {
+	if len(name) <= quotedBytes {
+		return strconv.Quote(name)
+	}
+	return fmt.Sprintf("%.*q…", quotedBytes, name)
+}
+
+const quotedBytes = 200
+
 // offer gives a header to the sink.
 func (s *layerScan) offer(hdr *tar.Header) (io.Writer, error) {
 	switch hdr.Typeflag {
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		s.skipped++
-	}
-	if isSparse(hdr) {
-		if s.sparse += hdr.Size; s.sparse > maxSparse || s.sparse < 0 {
-			return nil, errors.Errorf("%q is a sparse file of %d bytes, and a layer's sparse files may have no more than %d", hdr.Name, hdr.Size, int64(maxSparse))
-		}
 	}
 	if s.sink == nil {
 		return nil, nil
@@ -195,6 +298,8 @@ func (s *layerScan) readError(err error, n int, read int64) error {
 		return errors.Errorf("not a tar archive after its entry %d", s.entries)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.Errorf("the tar archive breaks off in its entry %d", n)
+	case errors.Is(err, errLongHeaders), errors.Is(err, tar.ErrFieldTooLong):
+		return errors.Errorf("the headers of its entry %d are longer than any archiver makes them", n)
 	}
 	return errors.WithMessagef(err, "reading the layer after its entry %d", s.entries)
 }

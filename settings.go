@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,8 +32,13 @@ type settings struct {
 	timestamp        *int64 // of every commit, seconds since 1970; nil for the reproducible ones
 	noFsync          bool
 	limits           layerLimits
-	maxManifest      int64 // bytes, 0 for the library's own limit
-	parallelCopies   uint  // blobs that are copied at a time, 0 for the library's own number
+	maxManifest      int64  // bytes, 0 for the library's own limit
+	parallelCopies   uint   // blobs that are copied at a time, 0 for the library's own number
+	gpgSign          string // the key that signs the commits, "" for none
+	gpgHomedir       string // where that key is, "" for gpg's own place
+	gpgVerify        bool   // verify wants good signatures
+	sign             string // the key that signs the commits by signType, "" for none
+	signType         string // a kind of signature that this ostree may have, such as ed25519
 
 	stderr   io.Writer
 	journal  *journal
@@ -45,14 +52,14 @@ type settings struct {
 func (s *settings) warnf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if _, twice := s.said.LoadOrStore(text, true); !twice {
-		s.progress.print("ostree-image: warning: " + text + "\n")
+		s.progress.print("ostree-image: warning: " + printable(text) + "\n")
 	}
 }
 
 // notef says a step of the work, unless the user wants quiet.
 func (s *settings) notef(format string, args ...any) {
 	if !s.quiet {
-		s.progress.print(fmt.Sprintf(format, args...) + "\n")
+		s.progress.print(printable(fmt.Sprintf(format, args...)) + "\n")
 	}
 }
 
@@ -61,6 +68,45 @@ func (s *settings) debugf(format string, args ...any) {
 	if s.debug {
 		s.progress.print("# " + fmt.Sprintf(format, args...) + "\n")
 	}
+}
+
+// signs tells whether commits are to be signed.
+func (s *settings) signs() bool { return s.gpgSign != "" || s.sign != "" }
+
+// signArgs are the options of ostree commit that sign a commit.
+func (s *settings) signArgs() []string {
+	var args []string
+	if s.gpgSign != "" {
+		args = append(args, "--gpg-sign="+s.gpgSign)
+		if s.gpgHomedir != "" {
+			args = append(args, "--gpg-homedir="+s.gpgHomedir)
+		}
+	}
+	if s.sign != "" {
+		args = append(args, "--sign="+s.sign, "--sign-type="+s.signType)
+	}
+	return args
+}
+
+// checkSigning fails where commits are to be signed that this run does not make, or as this ostree cannot.
+func (s *settings) checkSigning(ctx context.Context, destination types.ImageReference) error {
+	if !s.signs() {
+		return nil
+	}
+	if _, ok := destination.(ostreeReference); !ok {
+		return usagef("--gpg-sign and --sign sign commits, and %s: makes none; --sign-by signs an image", destination.Transport().Name())
+	}
+	features, err := ostreeVersion(ctx, s.runner)
+	if err != nil {
+		return err
+	}
+	if s.gpgSign != "" && !features.has("gpgme") {
+		return errors.Errorf("--gpg-sign: this ostree (%s) is built without the feature gpgme", features.version)
+	}
+	if s.sign != "" && !slices.ContainsFunc(features.features, func(f string) bool { return strings.Contains(f, s.signType) }) {
+		return errors.Errorf("--sign: this ostree (%s) is built without the feature sign-%s; --gpg-sign may be had instead", features.version, s.signType)
+	}
+	return nil
 }
 
 // embeddedRepo is the repository that is used where no other is named or there, made at its first use.

@@ -236,8 +236,29 @@ func (v *verifier) checkPlainSizes(ctx context.Context, rev string) error {
 	return nil
 }
 
+// checkKeyrings refuses a directory without public keys: ostree reads them from *.gpg files, and not from the pubring.kbx of today's gpg.
+func checkKeyrings(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".gpg") && e.Name() != "trustdb.gpg" && e.Name() != "secring.gpg" {
+			return nil
+		}
+	}
+	return errors.Errorf("%s holds no *.gpg file, where ostree looks for public keys; write one with: gpg --export KEY-ID >DIR/KEY.gpg", dir)
+}
+
 // commitProblem returns what is known to be wrong with a commit and its objects, "" for nothing.
-func (v *verifier) commitProblem(checksum string) string {
+func (v *verifier) commitProblem(ctx context.Context, checksum string) string {
+	if v.settings.gpgVerify {
+		if ok, err := v.repo.signed(ctx, checksum, v.settings.gpgHomedir); err != nil {
+			return oneLine(err)
+		} else if !ok {
+			return "commit " + checksum + " has no good signature by a key in " + v.settings.gpgHomedir
+		}
+	}
 	if text := v.objects[checksum]; text != "" {
 		return text
 	}
@@ -255,7 +276,7 @@ func (v *verifier) image(ctx context.Context, spec string, parallel int) []verif
 	}
 	store := v.store.beside(spec)
 	var problems []verifyProblem
-	if text := v.commitProblem(info.checksum); text != "" {
+	if text := v.commitProblem(ctx, info.checksum); text != "" {
 		problems = append(problems, verifyProblem{Error: text})
 	} else if v.packed {
 		if err := v.checkPlainSizes(ctx, info.checksum); err != nil {
@@ -327,7 +348,7 @@ func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Dig
 		sums, err := v.repo.revParse(ctx, spec)
 		if err != nil {
 			problems = append(problems, verifyProblem{Blob: d.String(), Error: oneLine(err)})
-		} else if text := v.commitProblem(sums[0]); text != "" {
+		} else if text := v.commitProblem(ctx, sums[0]); text != "" {
 			problems = append(problems, verifyProblem{Blob: d.String(), Error: text})
 		} else if err := v.checkTree(ctx, store, b, spec); err != nil {
 			problems = append(problems, verifyProblem{Blob: d.String(), Error: oneLine(damage(err))})

@@ -33,6 +33,27 @@ type workDir struct {
 	done []func()
 }
 
+// checkParent refuses a directory where somebody else could put other things in the place of ours: what is written there by its name, read
+// and removed, would be theirs to choose.
+func checkParent(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.IsDir() {
+		return errors.Errorf("%s is no directory", dir)
+	}
+	if uid := int(stat.Uid); uid != 0 && uid != os.Geteuid() {
+		return errors.Errorf("%s belongs to the user %d, who could put other files in the place of ours", dir, uid)
+	}
+	shared := info.Mode().Perm()&0o002 != 0 || info.Mode().Perm()&0o020 != 0 && int(stat.Gid) != os.Getegid()
+	if shared && info.Mode()&fs.ModeSticky == 0 {
+		return errors.Errorf("others can write %s, and it is not sticky: they could put other files in the place of ours", dir)
+	}
+	return nil
+}
+
 // newWorkDir makes a work directory below parent, after it has removed those that dead runs left there.
 func newWorkDir(parent string, r *runner) (w *workDir, err error) {
 	sweepWorkDirs(parent)
@@ -91,9 +112,33 @@ func (w *workDir) join(names ...string) string {
 
 // remove ends the directory and all that is in it. What could not be removed is left to the next run.
 func (w *workDir) remove() error {
-	err := removeWorkDir(w.path)
-	w.unlock()
-	return err
+	defer w.unlock()
+	if err := w.check(); err != nil {
+		return err
+	}
+	return removeWorkDir(w.path)
+}
+
+// check fails where the path leads to another directory than the one that was made: it would be somebody else's that is removed.
+func (w *workDir) check() error {
+	if w.lock == nil {
+		return nil
+	}
+	made, err := w.lock.Stat()
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	there, err := os.Lstat(w.path)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	if !os.SameFile(made, there) {
+		return errors.Errorf("%s is no longer the directory that this run made: somebody has put another there, which is left alone", w.path)
+	}
+	return nil
 }
 
 // removeWorkDir removes the mark last: whatever ends the removal, the rest is still known for what it is.

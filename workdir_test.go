@@ -396,6 +396,75 @@ func TestFixTreeAsRoot(t *testing.T) {
 	}
 }
 
+func TestParentsOfOthers(t *testing.T) {
+	needRoot(t)
+	base := t.TempDir()
+	tests := []struct {
+		name    string
+		mode    os.FileMode
+		uid     int
+		gid     int
+		wantErr string
+	}{
+		{"ours", 0o755, 0, 0, ""},
+		{"our group's", 0o775, 0, 0, ""},
+		{"sticky", 0o777 | os.ModeSticky, 0, 0, ""},
+		{"open", 0o777, 0, 0, "it is not sticky"},
+		{"another group's", 0o775, 0, 12345, "it is not sticky"},
+		{"somebody's", 0o755, 12345, 0, "belongs to the user 12345"},
+		{"somebody's sticky", 0o777 | os.ModeSticky, 12345, 0, "belongs to the user 12345"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := filepath.Join(base, strings.ReplaceAll(tt.name, " ", "-"))
+			mkdir(t, dir)
+			if err := os.Chown(dir, tt.uid, tt.gid); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(dir, tt.mode); err != nil {
+				t.Fatal(err)
+			}
+			if got := errText(checkParent(dir)); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
+				t.Errorf("%q, want %q", got, tt.wantErr)
+			}
+		})
+	}
+}
+
+func TestRemovalLeavesAnotherDirectoryAlone(t *testing.T) {
+	base := t.TempDir()
+	victim := filepath.Join(base, "victim")
+	mkdir(t, victim, "precious")
+	for name, plant := range map[string]func(path string) error{
+		"a link":      func(path string) error { return os.Symlink(victim, path) },
+		"a directory": func(path string) error { return os.Rename(victim, path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, err := newWorkDir(base, newRunner("", "", 0, nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(w.path, w.path+"-away"); err != nil {
+				t.Fatal(err)
+			}
+			if err := plant(w.path); err != nil {
+				t.Fatal(err)
+			}
+			if got := errText(w.remove()); !strings.Contains(got, "is no longer the directory that this run made") {
+				t.Errorf("the error is %q", got)
+			}
+			if got := names(t, w.path); !slices.Equal(got, []string{"precious"}) {
+				t.Errorf("the other directory holds %q", got)
+			}
+			if err := os.RemoveAll(w.path + "-away"); err != nil {
+				t.Fatal(err)
+			}
+			_ = os.Rename(w.path, victim) // back, for the next: a link would go where it leads
+			mkdir(t, victim, "precious")
+		})
+	}
+}
+
 func TestWorkDirThatCannotBeFilled(t *testing.T) {
 	// There is room for the directory's name, and none for that of a file in it.
 	parent := t.TempDir()

@@ -28,6 +28,7 @@ setup_suite() {
     export INTEGRATION=$SUITE_DIR/integration # readable for the unprivileged user, wherever the checkout is
     mkdir -p -- "$INTEGRATION"
     cp -- "$here"/*.py "$INTEGRATION/"
+    cp -r -- "$here/hostile" "$INTEGRATION/"
 
     # What the caller has set must not decide what the program does.
     unset OSTREE_REPO OSTREE_IMAGE_LOG OSTREE_IMAGE_OSTREE OSTREE_IMAGE_TAR SOURCE_DATE_EPOCH REGISTRY_AUTH_FILE \

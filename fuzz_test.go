@@ -1,0 +1,158 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os/exec"
+	"path"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/containers/image/v5/manifest"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/pkg/errors"
+
+	"ostree-image/internal/shellquote"
+)
+
+// FuzzHeaders holds that whatever archive comes in, what ostree and tar are given is one that they read alike: relative names without
+// "..", each once, below directories only, hard links to files before them, and an end.
+func FuzzHeaders(f *testing.F) {
+	for _, l := range someLayers(f) {
+		if len(l.layer) < 64<<10 {
+			f.Add(l.layer)
+		}
+	}
+	limits := layerLimits{bytes: 1 << 20, files: 1000}
+	f.Fuzz(func(t *testing.T, layer []byte) {
+		var clean bytes.Buffer
+		perms := permissionsFor(modeBareUser, 0, 0)
+		filter := newLayerFilter(perms, &clean)
+		filter.limits = limits
+		scan := &layerScan{limits: limits, sink: filter}
+		err := scan.run(context.Background(), bytes.NewReader(layer))
+		if err == nil && !scan.odd {
+			err = filter.finish()
+		} else if err == nil {
+			clean.Reset()
+			err = filterPlanned(layer, perms, limits, &clean)
+		}
+		if err != nil {
+			if text := oneLine(err); len(text) > 2000 || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+				t.Errorf("an error of %d bytes: %q", len(text), text)
+			}
+			return
+		}
+		checkCleanStream(t, &clean)
+	})
+}
+
+// filterPlanned makes a clean stream of an odd layer, as unpackOdd does.
+func filterPlanned(layer []byte, perms permissions, limits layerLimits, out io.Writer) error {
+	plan := newLayerPlan(perms)
+	plan.limits = limits
+	if err := (&layerScan{limits: limits, sink: planSink{plan}}).run(context.Background(), bytes.NewReader(layer)); err != nil {
+		return err
+	}
+	planned := newPlanFilter(plan, out)
+	if err := (&layerScan{limits: limits, sink: planned}).run(context.Background(), bytes.NewReader(layer)); err != nil {
+		return err
+	}
+	return planned.finish()
+}
+
+func checkCleanStream(t *testing.T, clean io.Reader) {
+	t.Helper()
+	seen := map[string]byte{"": tar.TypeDir}
+	for tr := tar.NewReader(clean); ; {
+		hdr, err := tr.Next()
+		if err == io.EOF {
+			return
+		}
+		if err != nil {
+			t.Fatalf("the clean stream is none: %v", err)
+		}
+		name := strings.TrimSuffix(strings.TrimPrefix(hdr.Name, "./"), "/")
+		if name == "." {
+			name = ""
+		}
+		if !utf8.ValidString(name) || name != "" && path.Clean("/"+name) != "/"+name {
+			t.Fatalf("the name %q", hdr.Name)
+		}
+		if kind, twice := seen[name]; twice && (kind != tar.TypeDir || hdr.Typeflag != tar.TypeDir) {
+			t.Fatalf("%q twice", name)
+		}
+		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+			if kind, known := seen[dir]; known && kind != tar.TypeDir {
+				t.Fatalf("%q lies below a file", name)
+			}
+			seen[dir] = tar.TypeDir
+		}
+		switch hdr.Typeflag {
+		case tar.TypeReg, tar.TypeDir, tar.TypeSymlink:
+		case tar.TypeLink:
+			if target := strings.TrimPrefix(hdr.Linkname, "./"); seen[target] != tar.TypeReg {
+				t.Fatalf("%q is a hard link to %q, which is no file before it", name, hdr.Linkname)
+			}
+		default:
+			t.Fatalf("%q is of the type %q", name, hdr.Typeflag)
+		}
+		if seen[name] = hdr.Typeflag; hdr.Typeflag == tar.TypeLink {
+			seen[name] = tar.TypeReg
+		}
+		if _, err := io.Copy(io.Discard, tr); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// FuzzManifest holds that the blobs which a manifest names have refs of their own, and no others.
+func FuzzManifest(f *testing.F) {
+	types := []string{imgspecv1.MediaTypeImageManifest, manifest.DockerV2Schema2MediaType, manifest.DockerV2Schema1SignedMediaType, ""}
+	for _, digest := range []string{"sha256:" + someHex, "sha256:../../x", "sha512:" + someHex, "", "sha256:" + strings.ToUpper(someHex)} {
+		f.Add([]byte(fmt.Sprintf(`{"schemaVersion":2,"config":{"digest":%q,"size":1},"layers":[{"digest":%q,"size":-1}]}`, digest, digest)), uint8(0))
+		f.Add([]byte(fmt.Sprintf(`{"schemaVersion":1,"fsLayers":[{"blobSum":%q}],"history":[{"v1Compatibility":"{}"}]}`, digest)), uint8(2))
+	}
+	f.Fuzz(func(t *testing.T, text []byte, kind uint8) {
+		blobs, err := manifestBlobs(text, types[int(kind)%len(types)])
+		if err != nil {
+			return
+		}
+		for _, b := range blobs {
+			for _, ref := range []string{blobRef(b.Digest), sideRef(b.Digest)} {
+				name := ref[strings.LastIndex(ref, "/")+1:]
+				if strings.Trim(name, "0123456789abcdef") != "" || len(name) < 64 || isImageRef(ref) {
+					t.Errorf("the blob %q has the ref %q", b.Digest, ref)
+				}
+			}
+		}
+	})
+}
+
+// FuzzJournalWord holds that a shell makes of what the log has the argument that it was.
+func FuzzJournalWord(f *testing.F) {
+	for _, s := range []string{"", "/r", "/r/x y", "--repo=/r", "--tree=dir=/r/w/'", "--add-metadata-string=k=/r/$(id)", "$REPO", "a\nb\x01\\", "~/x", "-n", "\xff", "--a=/r/\n"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, arg string) {
+		if strings.ContainsRune(arg, 0) || len(arg) > maxArgument/8 {
+			t.Skip("no argument is like that")
+		}
+		j := &journal{}
+		j.name("/r", "REPO")
+		j.name("/r/w", "WORK")
+		script := shellquote.Prelude + "\nREPO=/r WORK=/r/w\nprintf '%s|' " + j.word(arg) + " " + j.word(arg) + "\n"
+		got, err := exec.Command("sh", "-c", script).CombinedOutput()
+		var exit *exec.ExitError
+		if err != nil && !errors.As(err, &exit) {
+			t.Skip(err)
+		}
+		if want := arg + "|" + arg + "|"; string(got) != want {
+			t.Errorf("%q became %q by the script %q", want, got, script)
+		}
+	})
+}

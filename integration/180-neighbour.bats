@@ -1,0 +1,160 @@
+#!/usr/bin/env bats
+# Hostile neighbours: what others plant where the program works, and what the caller's environment holds, changes nothing and gets nothing.
+
+bats_require_minimum_version 1.5.0
+load helpers
+
+setup() {
+    requires root
+    requires user
+    requires_tool ostree python3 setpriv
+    new_scratch
+    new_repo "$REPO" bare-user
+    must python3 "$INTEGRATION/image.py" files "$SCRATCH_DIR/1.tar" 3
+    must python3 "$INTEGRATION/image.py" oci "$SCRATCH_DIR/oci" x "$SCRATCH_DIR/1.tar"
+    IMAGE=oci:$SCRATCH_DIR/oci:x
+    mkdir -m 700 -- "$SCRATCH_DIR/victim"
+    echo precious >"$SCRATCH_DIR/victim/file"
+    BEFORE=$(tree)
+}
+
+teardown() {
+    drop_scratch
+}
+
+# tree prints all that is in the victim's directory: modes, owners, times, contents.
+tree() { find "$SCRATCH_DIR/victim" -printf '%p %m %U:%G %T@ %l\n' | LC_ALL=C sort && cat -- "$SCRATCH_DIR/victim"/*; }
+
+# held: nothing of the victim's has changed, and nothing of ours is left.
+held() {
+    assert_equal "$(tree)" "$BEFORE" "the victim"
+    assert_clean "$REPO"
+    assert_no_children "$REPO"
+}
+
+@test "neighbour [a --tmpdir that others can change]" {
+    local before
+    before=$(refs "$REPO")
+    mkdir -m 777 -- "$SCRATCH_DIR/open"
+    oi -1 "--repo=$REPO" "--tmpdir=$SCRATCH_DIR/open" pull "$IMAGE" x
+    assert_error "others can write $SCRATCH_DIR/open, and it is not sticky"
+    mkdir -m 755 -- "$SCRATCH_DIR/theirs"
+    chown -- "$UNPRIVILEGED" "$SCRATCH_DIR/theirs"
+    oi -1 "--repo=$REPO" "--tmpdir=$SCRATCH_DIR/theirs" pull "$IMAGE" x
+    assert_error "$SCRATCH_DIR/theirs belongs to the user"
+    [[ -z $(find "$SCRATCH_DIR/open" "$SCRATCH_DIR/theirs" -mindepth 1) ]] || fail "something was written there"
+    assert_untouched "$REPO" "$before"
+}
+
+@test "neighbour [names planted in a --tmpdir that all can write]" {
+    local name planted
+    mkdir -m 1777 -- "$SCRATCH_DIR/tmp"
+    for name in ostree-image-1 .ostree-image-new-2; do
+        as_user ln -s "$SCRATCH_DIR/victim" "$SCRATCH_DIR/tmp/$name"
+    done
+    as_user mkdir -p "$SCRATCH_DIR/tmp/ostree-image-3"
+    as_user ln -s "$SCRATCH_DIR/victim/file" "$SCRATCH_DIR/tmp/ostree-image-3/.ostree-image-work"
+    as_user mkdir -p "$SCRATCH_DIR/tmp/ostree-image-4"
+    as_user touch "$SCRATCH_DIR/tmp/ostree-image-4/.ostree-image-work"
+    as_user ln -s "$SCRATCH_DIR/victim" "$SCRATCH_DIR/tmp/ostree-image-4/blobs"
+    mkdir -m 777 -- "$SCRATCH_DIR/tmp/ostree-image-5" # ours, and of another kind
+    ln -s "$SCRATCH_DIR/victim" "$SCRATCH_DIR/tmp/ostree-image-5/link"
+    planted=$(find "$SCRATCH_DIR/tmp" -printf '%P %M %U %l\n' | LC_ALL=C sort)
+    oi "--repo=$REPO" "--tmpdir=$SCRATCH_DIR/tmp" pull "$IMAGE" x
+    assert_equal "$(find "$SCRATCH_DIR/tmp" -printf '%P %M %U %l\n' | LC_ALL=C sort)" "$planted" "what was planted"
+    held
+}
+
+@test "neighbour [who can read a private image while it arrives, under a umask of 000 and 077]" {
+    local umask open
+    cat >"$SCRATCH_DIR/ostree" <<EOF
+#!/bin/sh
+case \$1 in commit | pull-local) find "$SCRATCH_DIR/tmp" "$REPO/tmp" -mindepth 1 -maxdepth 1 ! -name cache -printf '%m %u %p\n' >>"$SCRATCH_DIR/seen" ;; esac
+exec ostree "\$@"
+EOF
+    chmod 755 -- "$SCRATCH_DIR/ostree"
+    mkdir -m 1777 -- "$SCRATCH_DIR/tmp"
+    for umask in 000 077; do
+        rm -f -- "$SCRATCH_DIR/seen"
+        run --separate-stderr bash -c 'umask "$1" && shift && "$@"' - "$umask" "$OI" --insecure-policy "--repo=$REPO" "--tmpdir=$SCRATCH_DIR/tmp" \
+            "--ostree=$SCRATCH_DIR/ostree" "--record=$SCRATCH_DIR/record-$umask" "--log-commands=$SCRATCH_DIR/log-$umask" pull \
+            "--digestfile=$SCRATCH_DIR/digest-$umask" "$IMAGE" "x:$umask"
+        [[ $status == 0 ]] || fail "umask $umask: $stderr"
+        grep -q "/ostree-image-" "$SCRATCH_DIR/seen" || fail "no work directory was seen"
+        ! grep -v '^700 root ' "$SCRATCH_DIR/seen" || fail "others can get into a work directory"
+        [[ $(stat -c %a -- "$SCRATCH_DIR/log-$umask") == 600 ]] || fail "the log can be read by others"
+        open=$(find "$REPO" "$SCRATCH_DIR/record-$umask" "$SCRATCH_DIR/digest-$umask" -perm -002 ! -type l -printf '%P %M\n')
+        [[ -z $open ]] || fail "others can write: $open"
+    done
+    oi "--repo=$REPO" verify
+    held
+}
+
+@test "neighbour [a log, record or digest file that is a link, or somebody else's]" {
+    local before
+    before=$(refs "$REPO")
+    ln -s victim/file "$SCRATCH_DIR/link"
+    ln -s victim/new "$SCRATCH_DIR/dangling"
+    ln -s victim "$SCRATCH_DIR/dir"
+    oi -1 "--repo=$REPO" "--log-commands=$SCRATCH_DIR/link" pull "$IMAGE" x
+    assert_error 'opening the command log'
+    oi -1 "--repo=$REPO" "--log-commands=$SCRATCH_DIR/dangling" pull "$IMAGE" x
+    oi -1 "--repo=$REPO" "--record=$SCRATCH_DIR/dir" pull "$IMAGE" x
+    assert_error 'is no empty directory'
+    oi -1 "--repo=$REPO" "--record=$SCRATCH_DIR/dangling" pull "$IMAGE" x
+    mkdir -- "$SCRATCH_DIR/theirs"
+    chown -- "$UNPRIVILEGED" "$SCRATCH_DIR/theirs"
+    oi -1 "--repo=$REPO" "--record=$SCRATCH_DIR/theirs" pull "$IMAGE" x
+    assert_error 'belongs to somebody else'
+    assert_untouched "$REPO" "$before"
+    oi -1 "--repo=$REPO" pull "--digestfile=$SCRATCH_DIR/link" "$IMAGE" x
+    assert_error 'writing the digest file'
+    oi -1 "--repo=$REPO" pull "--digestfile=$SCRATCH_DIR/dangling" "$IMAGE" x
+    oi "--repo=$REPO" --quiet pull --digestfile=/dev/stdout "$IMAGE" x
+    assert_stdout "$(manifest_digest "$SCRATCH_DIR/oci" x)"
+    held
+}
+
+@test "neighbour [the environment]" {
+    local want
+    oi "--repo=$REPO" pull "$IMAGE" x
+    want=$(refs "$REPO")
+    new_repo "$SCRATCH_DIR/other" bare-user
+    new_repo "$SCRATCH_DIR/decoy" bare-user
+    run --separate-stderr env TAR_OPTIONS="--checkpoint=1 --checkpoint-action=exec='touch $SCRATCH_DIR/victim/pwned'" OSTREE_REPO="$SCRATCH_DIR/decoy" \
+        G_MESSAGES_DEBUG=all OSTREE_DEBUG_HTTP=1 OSTREE_SYSROOT_DEBUG=mutable-deployments LC_ALL=C LANG=C GZIP=-1 POSIXLY_CORRECT=1 BASH_ENV="$SCRATCH_DIR/victim/file" \
+        ENV="$SCRATCH_DIR/victim/file" XDG_DATA_HOME="$SCRATCH_DIR/victim" HOME="$SCRATCH_DIR/victim" IFS=t CDPATH=/ \
+        "$OI" --insecure-policy "--repo=$SCRATCH_DIR/other" pull --unpack=tar "$IMAGE" x
+    [[ $status == 0 ]] || fail "it ends with $status: $stderr"
+    assert_equal "$(refs "$SCRATCH_DIR/other")" "$want" "the commits"
+    assert_equal "$(refs "$SCRATCH_DIR/decoy")" "" "the other repository"
+    held
+}
+
+@test "neighbour [a PATH that leads to somebody else's programs]" {
+    mkdir -- "$SCRATCH_DIR/bin"
+    for name in ostree tar; do
+        printf '#!/bin/sh\ntouch "%s"\nexit 1\n' "$SCRATCH_DIR/victim/pwned" >"$SCRATCH_DIR/bin/$name"
+    done
+    chmod 755 -- "$SCRATCH_DIR/bin"/*
+    # Programs that the working directory holds are not run, and those that the command line names are.
+    run --separate-stderr env -C "$SCRATCH_DIR/bin" "PATH=.::$PATH" "$OI" --insecure-policy "--repo=$REPO" pull "$IMAGE" x
+    [[ ! -e $SCRATCH_DIR/victim/pwned ]] || fail "a program of the working directory was run"
+    run --separate-stderr env "PATH=$SCRATCH_DIR/bin:$PATH" "$OI" --insecure-policy --quiet "--repo=$REPO" "--ostree=$(command -v ostree)" \
+        "--tar=$(command -v tar)" pull "$IMAGE" y
+    [[ $status == 0 ]] || fail "it ends with $status: $stderr"
+    held
+}
+
+@test "neighbour [files that the caller has left open]" {
+    cat >"$SCRATCH_DIR/ostree" <<EOF
+#!/bin/sh
+for fd in 7 8; do if [ -e /proc/self/fd/\$fd ]; then readlink /proc/self/fd/\$fd >>"$SCRATCH_DIR/open"; fi; done
+exec ostree "\$@"
+EOF
+    chmod 755 -- "$SCRATCH_DIR/ostree"
+    run --separate-stderr "$OI" --insecure-policy --quiet "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" pull "$IMAGE" x \
+        7>>"$SCRATCH_DIR/victim/file" 8<"$SCRATCH_DIR/victim"
+    [[ $status == 0 ]] || fail "it ends with $status: $stderr"
+    held
+}
