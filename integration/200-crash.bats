@@ -7,7 +7,7 @@ load helpers
 @test "runs that are killed or interrupted [at random moments]" {
     requires root
     requires_tool ostree tar python3
-    run timeout 600 python3 "$INTEGRATION/crash.py" "--program=$OI" "--work=$SCRATCH" --kills=16 --signals=6
+    run timeout 600 python3 "$INTEGRATION/crash.py" "--program=$OI" "--work=$SCRATCH" --kills=8 --signals=3
     echo "$output"
     [[ $status == 0 ]] || fail "status $status"
 }

@@ -158,7 +158,7 @@ class Crash:
             if command in ("remove", "prune"):  # what is gone is gone
                 trial.same("tmp/", place.state()["tmp"], [])
             else:
-                trial.same_state("at once", place.state(), before)
+                trial.unpublished("at once", place.state(), before)
             self.program.check(place.repo, [KEPT])
         except trial.Failure as e:
             raise trial.Failure(f"{what}: {e}") from e

@@ -158,6 +158,12 @@ def same_state(what, got, want):
         same(f"{what}: {part}", got[part], value)
 
 
+def unpublished(what, got, want):
+    """No ref has changed, and no temporary file is left. Objects that no ref needs are prune's to remove."""
+    for part in ("refs", "tmp"):
+        same(f"{what}: {part}", got[part], want[part])
+
+
 def processes(path):
     """The processes, but this one, whose arguments name a path."""
     found = {}
