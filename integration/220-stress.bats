@@ -7,7 +7,7 @@ load helpers
 @test "copies, removals and prunes side by side" {
     requires root
     requires_tool ostree tar python3
-    run timeout 600 python3 "$INTEGRATION/stress.py" "--program=$OI" "--work=$SCRATCH" --seconds=10
+    run timeout 600 python3 "$INTEGRATION/stress.py" "--program=$OI" "--work=$SCRATCH" --seconds=5
     echo "$output"
     [[ $status == 0 ]] || fail "status $status"
 }
