@@ -678,6 +678,10 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	if err != nil {
 		return err
 	}
+	// A replay may come to another commit, and is to compare it.
+	j := d.settings.journal
+	j.name(image, "(ostree rev-parse --repo="+j.path(st.repo.path)+" "+d.ref.ref()+")")
+	defer j.forget(image)
 	blobs := d.stagedRefs(whole)
 	running := d.repo.transactions()
 	defer func() {

@@ -22,6 +22,7 @@ setup() {
 }
 
 teardown() {
+    ! mountpoint -q -- "$SCRATCH_DIR/disk" || umount -- "$SCRATCH_DIR/disk"
     drop_scratch
 }
 
@@ -76,6 +77,8 @@ import_and_replay() {
 @test "record: an import, replayed by sh in a repository of mode bare-user-only" { import_and_replay bare-user-only; }
 @test "record: an import by an unprivileged user, bare-user" { OI_USER=user import_and_replay bare-user; }
 @test "record: an import by an unprivileged user, bare" { OI_USER=user import_and_replay bare; }
+@test "record: an import by an unprivileged user, archive" { OI_USER=user import_and_replay archive; }
+@test "record: an import by an unprivileged user, bare-user-only" { OI_USER=user import_and_replay bare-user-only; }
 
 @test "record: the tar engine, and layers that are read twice" {
     new_repo "$REPO" bare-user
@@ -94,7 +97,7 @@ import_and_replay() {
 @test "record: replay says that all is the same, and where it is not" {
     new_repo "$REPO" bare-user
     oi "--record=$R" "--repo=$REPO" pull "oci:$FIXTURES/small/oci:small" small
-    mkdir -m 777 -- "$SCRATCH_DIR/tmp"
+    mkdir -m 1777 -- "$SCRATCH_DIR/tmp"
     TMPDIR=$SCRATCH_DIR/tmp oi --quiet replay "$R"
     assert_equal "$(grep -c ': same$' <<<"$output")" "$(wc -l <"$R/refs")"
     assert_equal "$(ls -A -- "$SCRATCH_DIR/tmp")" ""
@@ -197,6 +200,28 @@ import_and_replay() {
     assert_stderr_has "$(tail -n 1 <<<"$text")"
     oi -1 replay "$R"
     assert_stderr_has "is not UTF-8"
+}
+
+@test "record: a full disk replays to the same failure, on a disk of that size" {
+    requires_tool mount mountpoint
+    local full='No space left on device|min-free-space' failed
+    mkdir -- "$SCRATCH_DIR/disk"
+    mount -t tmpfs -o size=48m none "$SCRATCH_DIR/disk"
+    must ostree init "--repo=$SCRATCH_DIR/disk/repo" --mode=bare-user
+    mkdir -- "$SCRATCH_DIR/staged"
+    oi -1 "--record=$R" "--tmpdir=$SCRATCH_DIR/staged" "--repo=$SCRATCH_DIR/disk/repo" pull "oci:$F/oci:debian" debian
+    [[ $stderr =~ $full ]] || fail "another error: $stderr"
+    umount -- "$SCRATCH_DIR/disk"
+    # The command that failed is the last that has its end noted, and says why.
+    failed=$(grep -E ' failed after .*('"$full)" "$R/commands.sh") || fail "the record does not say which command failed"
+    grep -q "$(sed -nE 's/^(# [0-9]+) .*/\1:/p' <<<"$failed" | head -n 1) commit the files of layer" "$R/commands.sh"
+
+    mount -t tmpfs -o size=48m none "$SCRATCH_DIR/disk"
+    mkdir -- "$SCRATCH_DIR/disk/work"
+    run --separate-stderr env -i PATH=/usr/bin:/bin "WORK=$SCRATCH_DIR/disk/work" sh "$R/commands.sh"
+    # It is ostree that runs out of room, or zstd before it, whose output has to lie there too.
+    ((status != 0)) || fail "the script ends well"
+    [[ $stderr =~ $full ]] || fail "it ends with another error: $stderr"
 }
 
 @test "record: a run that is killed leaves what it had, and a directory that is there is refused" {

@@ -50,6 +50,6 @@ ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --
 # 21: the tree is committed
 rm -rf "$WORK"/tree-2
 # 22: publish the blobs
-ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 53a81e9b7815f43c2db95e3c3736fc9c338ebb7b11a3818bf2ab13b34a3bfb7e
+ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$(ostree rev-parse --repo="$WORK"/stage ociimage/tiny_3Alatest)"
 # 23: publish the image
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/tiny_3Alatest
