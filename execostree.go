@@ -480,8 +480,7 @@ func (r *repository) commitTree(ctx context.Context, dir string, t treeOptions, 
 }
 
 func (r *repository) commit(ctx context.Context, o commitOptions, tree ...string) (string, error) {
-	args := commitArgs(o)
-	c := r.command(o.why, "commit", append(args, tree...)...)
+	c := r.command(o.why, "commit", append(commitArgs(o), tree...)...)
 	if o.branch != "" {
 		c.unlogged = r.sign
 	}

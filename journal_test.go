@@ -247,11 +247,12 @@ func mkdirFile(t testing.TB, path string, content []byte) {
 	}
 }
 
-// normalLog takes out of a log what is another one each time.
+// normalLog takes out of a log, or a record's script, what is another one each time.
 func normalLog(log string) string {
 	for _, r := range []struct{ pattern, with string }{
 		{`# ostree-image \S+, \S+Z`, "# ostree-image VERSION, TIME"},
 		{`(?m)^(# \d+) failed after .*$`, "$1 failed"},
+		{`(?m)^(# \d+) took [0-9.]+ s$`, "$1 took TIME"},
 	} {
 		log = regexp.MustCompile(r.pattern).ReplaceAllString(log, r.with)
 	}
@@ -274,6 +275,17 @@ func TestGoldenLog(t *testing.T) {
 	if strings.Contains(got, r.repo.path) {
 		t.Error("the log names the repository's own path")
 	}
+}
+
+// runScript runs a log, or a record's script, in a poor environment, and returns what it says on standard error.
+func runScript(path string, variables ...string) (said string, err error) {
+	cmd := exec.Command("sh", path)
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "HOME=/"}, variables...)
+	cmd.Dir = "/"
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	err = cmd.Run()
+	return stderr.String(), err
 }
 
 // TestReplayLog runs a log where nothing is left of the run that wrote it.
@@ -324,14 +336,9 @@ func TestReplayLog(t *testing.T) {
 					t.Fatal(err)
 				}
 				repo := filepath.Join(dir, "again")
-				cmd := exec.Command("sh", log)
-				cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "BLOBS=" + blobs, "REPO=" + repo, "WORK=" + filepath.Join(dir, "work"), "HOME=" + dir}
 				mkdir(t, filepath.Join(dir, "work"))
-				cmd.Dir = "/"
-				var stderr bytes.Buffer
-				cmd.Stdout, cmd.Stderr = io.Discard, &stderr
-				if err := cmd.Run(); err != nil {
-					t.Fatalf("%v: %s\n%s", err, tailOf(stderr.String()), tailOf(readFile(t, log)))
+				if said, err := runScript(log, "BLOBS="+blobs, "REPO="+repo, "WORK="+filepath.Join(dir, "work")); err != nil {
+					t.Fatalf("%v: %s\n%s", err, tailOf(said), tailOf(readFile(t, log)))
 				}
 				sameCommits(t, "replayed", refCommits(t, repo), want, func(ref string) string { return ref })
 				fsck(t, repo)

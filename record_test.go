@@ -2,11 +2,7 @@ package main
 
 import (
 	"bytes"
-	"io"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -37,19 +33,8 @@ func replayed(t *testing.T, dir string) (work, said string, err error) {
 	needTools(t, "sh", "ostree", "zstd", "sha256sum")
 	work = filepath.Join(t.TempDir(), "work")
 	mkdir(t, work)
-	cmd := exec.Command("sh", filepath.Join(dir, recordScript))
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "HOME=/", "WORK=" + work}
-	cmd.Dir = "/"
-	var stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = io.Discard, &stderr
-	err = cmd.Run()
-	return work, stderr.String(), err
-}
-
-// normalRecord takes out of a script what is another one each time.
-func normalRecord(script string) string {
-	script = regexp.MustCompile(` took [0-9.]+ s`).ReplaceAllString(script, " took TIME")
-	return regexp.MustCompile(`(?m)^(# \d+) failed after .*$`).ReplaceAllString(script, "$1 failed")
+	said, err = runScript(filepath.Join(dir, recordScript), "WORK="+work)
+	return work, said, err
 }
 
 // importInOrder imports an image of one layer so that its commands come in the same order each time: a layer is else imported beside the
@@ -149,7 +134,7 @@ func TestGoldenRecord(t *testing.T) {
 					t.Errorf("the script names %s", place)
 				}
 			}
-			checkGolden(t, "record-"+step.name+".sh", normalRecord(script))
+			checkGolden(t, "record-"+step.name+".sh", normalLog(script))
 			work, said, err := replayed(t, dir)
 			if err != nil {
 				t.Fatalf("the script ends with %v: %s", err, said)
