@@ -33,7 +33,7 @@ var errOddLayer = errors.New("the layer names a path twice, or one below a link"
 // planLayer reads the whole layer first.
 type layerFilter struct {
 	perms   permissions
-	out     *tarstream.Writer
+	out     entryWriter
 	seed    maphash.Seed
 	seen    map[uint64]tarstream.Kind // by a hash of the name: a layer of 10 million names stays within bounds
 	files   map[string]string         // hard links to what they lead to, where that is a link too
@@ -41,6 +41,13 @@ type layerFilter struct {
 	implied map[string]struct{} // directories that no entry has named yet
 	rooted  bool                // the root has been named
 	limits  layerLimits         // on what the layer does not name
+}
+
+// entryWriter takes the entries of a clean stream, each followed by its payload.
+type entryWriter interface {
+	WriteEntry(e tarstream.Entry) error
+	io.Writer
+	Close() error
 }
 
 func newLayerFilter(perms permissions, out io.Writer) *layerFilter {
@@ -161,7 +168,7 @@ func (f *layerFilter) finish() error {
 }
 
 // writeImplied writes what a layer does not name but needs: 0:0 and 0755, whatever made the stream and whoever reads it.
-func writeImplied(out *tarstream.Writer, perms permissions, rooted bool, dirs []string) error {
+func writeImplied(out entryWriter, perms permissions, rooted bool, dirs []string) error {
 	if !rooted {
 		dirs = append([]string{""}, dirs...)
 	}

@@ -71,6 +71,9 @@ func TestOddLayers(t *testing.T) {
 			for _, engine := range []engineName{engineStream, engineTar} {
 				t.Run(string(engine), func(t *testing.T) {
 					r := newTestRun(t, testOptions{mode: mode, unpack: engine, repo: newSharedRepo(whole, mode)})
+					if mode == modeArchive && engine == engineStream { // what comes of it is compared with the others'
+						r.dealTo = 3
+					}
 					if err := r.importImage(t, "odd", imageOf(layers)); err != nil {
 						t.Fatal(err)
 					}

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,7 +39,10 @@ type destination struct {
 	fail     context.CancelCauseFunc
 	queue    *importQueue
 
+	lookUp sync.Once
+
 	mu        sync.Mutex
+	known     knownImages     // once it was looked up
 	refs      map[string]bool // of the repository when the copy began
 	staging   *staging        // nil until something must be committed
 	blobs     map[digest.Digest]*destinationBlob
@@ -202,7 +206,9 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	record := d.settings.journal.record
 	record.link(staged.path, staged.name())
 	isLayer := isLayerType(info.MediaType)
-	if isLayer {
+	// A large layer is imported while it arrives. A small one would only keep others that are there already from it.
+	early := isLayer && (info.Size < 0 || info.Size > smallStream)
+	if early {
 		d.queue.add(d.ctx, func() { d.importLayer(st, staged, b) })
 	}
 	stop := context.AfterFunc(ctx, func() { d.fail(context.Cause(ctx)) })
@@ -213,6 +219,9 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	}
 	if err := record.keep(staged.path, staged.name()); err != nil {
 		return types.BlobInfo{}, err
+	}
+	if isLayer && !early {
+		d.queue.add(d.ctx, func() { d.importLayer(st, staged, b) })
 	}
 	info = types.BlobInfo{Digest: staged.digest, Size: staged.size(), MediaType: info.MediaType}
 	if !isLayer {
@@ -273,11 +282,15 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	}
 	d.mu.Lock()
 	d.configs[got.Digest] = content
-	present := d.refs[blobRef(got.Digest)]
+	present, old := d.refs[blobRef(got.Digest)], d.known.configs[got.Digest]
 	d.mu.Unlock()
 	if present && !d.settings.signs() {
-		old, err := d.repo.catFile(ctx, blobRef(got.Digest), fileContent, maxConfigBytes)
-		if err == nil && bytes.Equal(old, content) {
+		if !bytes.Equal(old, content) {
+			if old, err = d.repo.catFile(ctx, blobRef(got.Digest), fileContent, maxConfigBytes); err != nil {
+				old = nil
+			}
+		}
+		if old != nil && bytes.Equal(old, content) {
 			b.reused = true
 			return got, nil
 		}
@@ -346,6 +359,17 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 // process.
 func (d *destination) complete(ctx context.Context, info types.BlobInfo, side, exactBlob bool) (size int64, ok bool, err error) {
 	ref := blobRef(info.Digest)
+	if !exactBlob && info.Size >= 0 && isLayerType(info.MediaType) {
+		d.lookUp.Do(func() {
+			known := d.lookUpImages(ctx, info.Digest)
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.known = known
+		})
+		if d.known.layers[info.Digest] {
+			return info.Size, true, nil
+		}
+	}
 	if !isLayerType(info.MediaType) {
 		if _, isLayer, err := d.repo.metadataKey(ctx, ref, keyUncompressedDigest); err != nil || isLayer {
 			return 0, false, err
@@ -373,6 +397,72 @@ func (d *destination) complete(ctx context.Context, info types.BlobInfo, side, e
 		}
 	}
 	return d.size(ctx, ref, info)
+}
+
+// knownImages are what images of the repository are known to hold without asking for each blob.
+type knownImages struct {
+	layers  map[digest.Digest]bool
+	configs map[digest.Digest][]byte
+}
+
+// encodedColon stands before the tag, or the hex part of the digest, in the ref of any image.
+const encodedColon = "_3A"
+
+// mostSiblings is how many images with the same name and another tag are looked at.
+const mostSiblings = 3
+
+// lookUpImages reads the image that has the name so far, and then others that differ from it in the tag, until one has the layer.
+func (d *destination) lookUpImages(ctx context.Context, layer digest.Digest) knownImages {
+	own := d.ref.ref()
+	known := knownImages{layers: map[digest.Digest]bool{}, configs: map[digest.Digest][]byte{}}
+	var siblings []string
+	for ref := range d.refs {
+		if ref != own && strings.HasPrefix(ref, own[:strings.LastIndex(own, encodedColon)+len(encodedColon)]) {
+			siblings = append(siblings, ref)
+		}
+	}
+	slices.Sort(siblings)
+	slices.Reverse(siblings) // the highest version is the likeliest
+	for _, ref := range append([]string{own}, siblings[:min(len(siblings), mostSiblings)]...) {
+		blobs, config := d.completeImage(ctx, ref)
+		if len(blobs) == 0 {
+			continue
+		}
+		known.configs[blobs[0].Digest] = config
+		for _, l := range blobs[1:] {
+			known.layers[l.Digest] = true
+		}
+		if known.layers[layer] {
+			break
+		}
+	}
+	return known
+}
+
+// completeImage returns the blobs, first the config, and the config's content of an image that this program has made: all its layers
+// are complete. The first transport gave its commits the time of day, this one gives them that of the config. Of any other image it
+// returns nothing.
+func (d *destination) completeImage(ctx context.Context, ref string) (blobs []types.BlobInfo, config []byte) {
+	if !d.refs[ref] {
+		return nil, nil
+	}
+	info, err := d.repo.commitInfo(ctx, ref)
+	if err != nil {
+		return nil, nil
+	}
+	blob, mimeType, err := d.repo.readManifest(ctx, info)
+	if err != nil || manifest.MIMETypeIsMultiImage(mimeType) {
+		return nil, nil
+	}
+	blobs, err = manifestBlobs(blob, mimeType)
+	if err != nil || !d.refs[blobRef(blobs[0].Digest)] {
+		return nil, nil
+	}
+	config, err = d.repo.catFile(ctx, blobRef(blobs[0].Digest), fileContent, maxConfigBytes)
+	if err != nil || info.timestamp != uint64(d.timestampOf(config)) {
+		return nil, nil
+	}
+	return blobs, config
 }
 
 // size returns a blob's size, from the manifest where that names it.
@@ -621,22 +711,28 @@ func (d *destination) keepSigned(ctx context.Context) error {
 	return nil
 }
 
-// imageTimestamp is the config's "created", in seconds since 1970, and 0 where it has none, or one that no file system knows.
+// imageTimestamp is that of the image's commit.
 func (d *destination) imageTimestamp(top *destinationManifest) int64 {
-	if d.settings.timestamp != nil {
-		return *d.settings.timestamp
-	}
 	if manifest.MIMETypeIsMultiImage(top.mimeType) {
-		return 0
+		return d.timestampOf(nil)
 	}
 	blobs, err := manifestBlobs(top.blob, top.mimeType)
 	if err != nil {
-		return 0
+		return d.timestampOf(nil)
+	}
+	return d.timestampOf(d.configs[blobs[0].Digest])
+}
+
+// timestampOf is the config's "created", in seconds since 1970, and 0 where it has none, or one that no file system knows. The user may
+// want another.
+func (d *destination) timestampOf(config []byte) int64 {
+	if d.settings.timestamp != nil {
+		return *d.settings.timestamp
 	}
 	var image struct {
 		Created *time.Time `json:"created"`
 	}
-	if err := json.Unmarshal(d.configs[blobs[0].Digest], &image); err != nil || image.Created == nil {
+	if err := json.Unmarshal(config, &image); err != nil || image.Created == nil {
 		return 0
 	}
 	return max(0, image.Created.Unix())
@@ -683,10 +779,16 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	j.name(image, "(ostree rev-parse --repo="+j.path(st.repo.path)+" "+d.ref.ref()+")")
 	defer j.forget(image)
 	blobs := d.stagedRefs(whole)
+	d.dropStaged()
+	published := append(slices.Clone(blobs), d.ref.ref())
+	named, err := d.repo.commitsOf(ctx, among(refs, published)) // with a process, where a name moves
+	if err != nil {
+		return err
+	}
 	running := d.repo.transactions()
 	defer func() {
 		if err != nil {
-			d.takeBack(ctx, refs, running, append(blobs, d.ref.ref()))
+			d.takeBack(ctx, refs, running, named, published)
 		}
 	}()
 	if err := d.pullStaged(ctx, st, refs, "publish the blobs", append(slices.Clone(blobs), image)...); err != nil {
@@ -695,16 +797,26 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	if err := d.pullStaged(ctx, st, refs, "publish the image", d.ref.ref()); err != nil {
 		return errors.WithMessage(err, "publishing the image")
 	}
-	return d.settings.journal.record.wrote(ctx, append(blobs, d.ref.ref()))
+	return d.settings.journal.record.wrote(ctx, published)
+}
+
+// dropStaged removes the layers as they came: all that is needed of them is committed. What ostree publishes it writes out to the disk, and
+// with it everything else that is still to be written there.
+func (d *destination) dropStaged() {
+	for _, b := range d.blobs {
+		if b.layer != nil {
+			_ = os.Remove(b.layer.blob.path)
+		}
+	}
 }
 
 // takeBackLimit is how long a run that fails, or was told to end, takes back what it has published.
 const takeBackLimit = time.Minute
 
-// takeBack removes what a publishing that failed has brought into the repository: refs that were not there before, and what ostree
-// leaves of a transaction that is ended. Their objects are left to prune, and so is what cannot be removed: the reason of
-// the failure is what the user must know.
-func (d *destination) takeBack(ctx context.Context, before, running map[string]bool, published []string) {
+// takeBack undoes what a publishing that failed has done to the repository: refs that were not there before are removed, those that were
+// name again what they did, and what ostree leaves of a transaction that is ended goes. Objects are left to prune, and so is what cannot be
+// removed: the reason of the failure is what the user must know.
+func (d *destination) takeBack(ctx context.Context, before, running map[string]bool, named map[string]string, published []string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackLimit)
 	defer cancel()
 	err := d.repo.dropTransactions(running)
@@ -712,18 +824,40 @@ func (d *destination) takeBack(ctx context.Context, before, running map[string]b
 	if err == nil {
 		err = rerr
 	}
+	commits, rerr := d.repo.commitsOf(ctx, among(now, published))
+	if err == nil {
+		err = rerr
+	}
 	var fresh []string
-	for _, ref := range published {
-		if now[ref] && !before[ref] {
+	for ref, commit := range commits {
+		switch old := named[ref]; {
+		case commit == old:
+		case old != "":
+			if rerr := d.repo.setRef(ctx, "put the ref back", ref, old); err == nil {
+				err = rerr
+			}
+		case !before[ref]:
 			fresh = append(fresh, ref)
 		}
 	}
+	slices.Sort(fresh)
 	if derr := d.repo.deleteRefs(ctx, "take the refs back", fresh...); err == nil {
 		err = derr
 	}
 	if err != nil {
 		d.settings.debugf("what was published is not all taken back: %v", err)
 	}
+}
+
+// among returns those of wanted that refs has.
+func among(refs map[string]bool, wanted []string) map[string]bool {
+	found := map[string]bool{}
+	for _, ref := range wanted {
+		if refs[ref] {
+			found[ref] = true
+		}
+	}
+	return found
 }
 
 // pullStaged moves refs and what they name from the staging repository into the target, which had the refs before.
@@ -749,7 +883,7 @@ func (d *destination) pullStaged(ctx context.Context, st *staging, before map[st
 		if err != nil {
 			return err
 		}
-		if err := d.repo.perform(ctx, "name it, though a remote has the same", "refs", "--force", "--create="+ref, sums[0]); err != nil {
+		if err := d.repo.setRef(ctx, "name it, though a remote has the same", ref, sums[0]); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,9 @@
 package main
 
 import (
+	gotar "archive/tar"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -10,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containers/image/v5/types"
@@ -268,6 +271,52 @@ func (r *testRun) checkAgain(t *testing.T, name string, i testImage) {
 	sameCommits(t, "again", again.commits(t), before, func(string) string { return "" })
 }
 
+// What the image that has the name already holds is not asked for layer by layer.
+func TestManyLayersAgain(t *testing.T) {
+	t.Parallel()
+	image := func(changed int) *testImage {
+		i := &testImage{}
+		for n := range 12 {
+			size := int64(10 + n)
+			if n == changed {
+				size = 100
+			}
+			i.layers = append(i.layers, tarOf(t, &gotar.Header{Name: fmt.Sprint("file-", n), Typeflag: gotar.TypeReg, Mode: 0o644, Size: size}))
+		}
+		return i
+	}
+	first := newTestRun(t, testOptions{mode: modeArchive})
+	if err := first.importImage(t, "image", image(-1)); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		what, name     string
+		image          *testImage
+		questions, all int
+	}{
+		{"nothing new", "image", image(-1), 5, 5},
+		{"one changed layer", "image", image(3), 5, 20}, // one more, of the commit that the name leaves
+		{"another tag", "image:2", image(3), 4, 12},
+		{"another name", "other", image(3), 15, 23},
+	} {
+		fake := fakeTool(t, "ostree")
+		r := newTestRun(t, testOptions{repo: first.repo.path, ostree: fake})
+		if err := r.importImage(t, tt.name, tt.image); err != nil {
+			t.Fatal(err)
+		}
+		questions, calls := 0, fakeCalls(t, fake)
+		for _, call := range calls {
+			if verb, _, _ := strings.Cut(call, " "); slices.Contains([]string{"show", "cat", "ls", "refs", "rev-parse"}, verb) {
+				questions++
+			}
+		}
+		if questions > tt.questions || len(calls) > tt.all {
+			t.Errorf("%s: %d questions of %d processes, want at most %d of %d:\n%s", tt.what, questions, len(calls), tt.questions, tt.all, strings.Join(calls, "\n"))
+		}
+		r.allWell(t, -1)
+	}
+}
+
 // TestInlineRecord: the tar-split data stands in the layer's commit as long as that argument has room for it.
 func TestInlineRecord(t *testing.T) {
 	t.Parallel()
@@ -313,7 +362,7 @@ func TestLargeManifest(t *testing.T) {
 		t.Errorf("%s has %d bytes", keyManifest, len(text))
 	}
 	sameText(t, keyDigest, info.metadata[keyDigest], digest.FromBytes(i.manifest).String())
-	images, err := r.repo.listImages(t.Context(), 1, func(name string, err error) { t.Errorf("%s: %v", name, err) })
+	images, err := r.repo.listImages(t.Context(), 1, true, func(name string, err error) { t.Errorf("%s: %v", name, err) })
 	if err != nil || len(images) != 1 || images[0].Digest != digest.FromBytes(i.manifest).String() || images[0].Name != "large:latest" {
 		t.Errorf("%+v, %v", images, err)
 	}
@@ -389,7 +438,7 @@ func TestFailingCommands(t *testing.T) {
 		{"no staging repository", "init ", "making the staging repository: FAKE init: exit status 1: no"},
 		{"no mode", "config --repo=", "FAKE config: exit status 1: no"},
 		{"no version", "--version", "FAKE: exit status 1: no"},
-		{"no layer", "--branch=ociimage/LAYER", "FAKE commit: exit status 1: no"},
+		{"no layer", "--branch=ociimage/LAYER", "layer LAYER: FAKE commit: exit status 1: no"},
 		{"no config", "--branch=ociimage/CONFIG", "FAKE commit: exit status 1: no"},
 		{"no blobs", "pull-local --repo=REPO --disable-fsync REPO/tmp/", "publishing the blobs: FAKE pull-local: exit status 1: no"},
 		{"no image", "--branch=ociimage/a_3Alatest", "FAKE commit: exit status 1: no"},
@@ -406,7 +455,7 @@ func TestFailingCommands(t *testing.T) {
 			r := newTestRun(t, testOptions{repo: repo, ostree: fake})
 			err := r.importImage(t, "a", &testImage{layers: i.layers, types: i.types, config: i.config, manifest: i.manifest, confType: i.confType})
 			text := strings.ReplaceAll(strings.TrimPrefix(errText(err), "importing: "), fake, "FAKE")
-			sameText(t, "error", text, tt.wantErr)
+			sameText(t, "error", text, here.Replace(tt.wantErr))
 			for ref := range refCommits(t, repo) {
 				if strings.Contains(ref, "_3A") {
 					t.Errorf("%s is there", ref)
@@ -416,6 +465,161 @@ func TestFailingCommands(t *testing.T) {
 			fsck(t, repo)
 		})
 	}
+}
+
+// TestTakenBack: where the publishing fails after it has moved refs, each names what it did before, and new ones are gone.
+func TestTakenBack(t *testing.T) {
+	t.Parallel()
+	shared := archive(file("f", "shared"))
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	for name, layer := range map[string][]byte{"a": archive(file("f", "old")), "other": shared} {
+		if err := r.importImage(t, name, &testImage{layers: [][]byte{layer}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A layer that says nothing of its bytes is imported anew, and its ref moves.
+	r.tamper(t, blobRef(digest.FromBytes(shared)), func(m map[string]string) { clear(m) })
+	before := r.commits(t)
+	next := (&testImage{layers: [][]byte{shared, archive(file("g", "new"))}}).finish(t)
+	for _, tt := range []struct{ name, match, then, wantErr string }{
+		{"the image's ref is moved", "ociimage/a_3Alatest", "echo 'error: too late' >&2; exit 1", "too late"},
+		{"those of blobs are", "ociimage/" + digest.FromBytes(shared).Encoded(), "echo 'error: too late' >&2; exit 1", "too late"},
+		{"interrupted", "ociimage/a_3Alatest", `: >"$0.done"; exec sleep 60`, "stopped by interrupt"},
+	} {
+		// It does what it is asked for, and fails then.
+		fake := filepath.Join(t.TempDir(), "ostree")
+		script := "#!/bin/sh\nostree \"$@\" || exit\ncase \"$*\" in *pull-local*'" + tt.match + "'*) " + tt.then + " ;; esac\n"
+		if err := os.WriteFile(fake, []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		failing := newTestRun(t, testOptions{repo: r.repo.path, ostree: fake})
+		ctx, cancel := context.WithCancelCause(t.Context())
+		d, ended := failing.destination(t, "a"), make(chan error)
+		d.ctx, d.fail = ctx, cancel
+		go func() { ended <- put(ctx, d, next) }()
+		if tt.name == "interrupted" {
+			eventually(t, "the publishing", func() bool { _, err := os.Stat(fake + ".done"); return err == nil })
+			cancel(signalError{syscall.SIGINT})
+		}
+		if err := <-ended; !strings.Contains(errText(err), tt.wantErr) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		cancel(nil)
+		sameCommits(t, tt.name, r.commits(t), before, func(string) string { return "" })
+		r.nothingInTmp(t)
+	}
+	fsck(t, r.repo.path)
+	if err := r.importImage(t, "a", next); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSignedBytes: what a signature covers is kept to the byte, announced or not, and is not taken from where it is not.
+func TestSignedBytes(t *testing.T) {
+	t.Parallel()
+	layer := archive(file("f", "signed"))
+	gz := zipped(t, layer)
+	i := (&testImage{layers: [][]byte{gz}, types: []string{imgspecv1.MediaTypeImageLayerGzip}}).finish(t)
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	if err := r.importImage(t, "unsigned", i); err != nil {
+		t.Fatal(err)
+	}
+	announced := r.destination(t, "announced")
+	if err := announced.SupportsSignatures(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	info := blobInfo(gz, i.types[0])
+	if reused, _, err := announced.TryReusingBlob(t.Context(), info, nil, false); reused || err != nil {
+		t.Errorf("a layer without its bytes is taken for a signed image: %v", err)
+	}
+	for name, d := range map[string]*destination{"announced": announced, "silent": r.destination(t, "silent")} {
+		for _, b := range []struct {
+			content  []byte
+			info     types.BlobInfo
+			isConfig bool
+		}{{gz, info, false}, {i.config, blobInfo(i.config, i.confType), true}} {
+			if _, err := d.PutBlob(t.Context(), bytes.NewReader(b.content), b.info, nil, b.isConfig); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.PutManifest(t.Context(), i.manifest, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.PutSignatures(t.Context(), [][]byte{[]byte(name)}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Commit(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if b, err := getBlob(t.Context(), r.source(t, name), digest.FromBytes(gz)); err != nil || !bytes.Equal(b, gz) {
+			t.Errorf("%s: %d bytes of %d: %v", name, len(b), len(gz), err)
+		}
+		// The next has to begin anew.
+		tool(t, "ostree", "refs", "--repo="+r.repo.path, "--delete", sideRef(digest.FromBytes(gz)))
+	}
+}
+
+// TestPublishing: the image's commit comes with the blobs, so that a transaction that is killed cannot leave it marked as partial, and its
+// ref when all that it needs is there.
+func TestPublishing(t *testing.T) {
+	t.Parallel()
+	repo := newRepo(t, modeArchive)
+	fake := fakeTool(t, "ostree")
+	r := newTestRun(t, testOptions{repo: repo, ostree: fake})
+	layer := archive(file("f", "published"))
+	if err := r.importImage(t, "a", &testImage{layers: [][]byte{layer}}); err != nil {
+		t.Fatal(err)
+	}
+	const image = "ociimage/a_3Alatest"
+	commits := r.commits(t)
+	var pulls []string
+	for _, call := range fakeCalls(t, fake) {
+		if strings.HasPrefix(call, "pull-local ") {
+			pulls = append(pulls, call)
+		}
+	}
+	if len(pulls) != 2 || !strings.HasSuffix(pulls[0], " "+commits[image]) || !strings.HasSuffix(pulls[1], "/stage "+image) {
+		t.Fatalf("published by %q", pulls)
+	}
+	for ref := range commits {
+		if strings.Contains(pulls[0], ref) != (ref != image) {
+			t.Errorf("%s is in the wrong transaction: %q", ref, pulls)
+		}
+	}
+}
+
+// TestEndlessInput: a config and a signature are read into memory, as far as they may be.
+func TestEndlessInput(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	d := r.destination(t, "a")
+	config := &io.LimitedReader{R: zeroReader{}, N: 3 * maxConfigBytes}
+	_, err := d.PutBlob(t.Context(), config, types.BlobInfo{Size: -1}, nil, true)
+	if !strings.Contains(errText(err), "is larger than 16777216 bytes") || config.N < maxConfigBytes {
+		t.Errorf("%v, with %d bytes left", err, config.N)
+	}
+	i := (&testImage{}).finish(t)
+	if err := d.PutManifest(t.Context(), i.manifest, nil); err != nil {
+		t.Fatal(err)
+	}
+	for size, want := range map[int]string{maxSignatureBytes: "", maxSignatureBytes + 1: "a signature is larger than 4194304 bytes"} {
+		sameText(t, "error", errText(d.PutSignatures(t.Context(), [][]byte{nil, make([]byte, size)}, nil)), want)
+	}
+	r.maxManifest = int64(len(i.manifest))
+	if err := d.PutManifest(t.Context(), i.manifest, nil); err != nil {
+		t.Error(err)
+	}
+	r.maxManifest--
+	if err := d.PutManifest(t.Context(), i.manifest, nil); !strings.Contains(errText(err), "the limit of --max-manifest-size") {
+		t.Errorf("a larger manifest: %v", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	r.nothingLeft(t)
 }
 
 // TestBlobDirectory: blobs are staged where --tmpdir says, and leave nothing there.

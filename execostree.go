@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -51,11 +50,23 @@ func (f ostreeFeatures) has(feature string) bool { return slices.Contains(f.feat
 
 // ostreeVersion asks the program for its version and features. One that is too old is a *missingToolError.
 func ostreeVersion(ctx context.Context, r *runner) (ostreeFeatures, error) {
-	out, err := r.output(ctx, command{tool: toolOSTree, args: []string{"--version"}, why: "which ostree this is", read: true})
-	if err != nil {
-		return ostreeFeatures{}, err
+	return ostreeVersionLater(ctx, r)()
+}
+
+// ostreeVersionLater starts asking. What it returns waits for the answer, and is to be called.
+func ostreeVersionLater(ctx context.Context, r *runner) func() (ostreeFeatures, error) {
+	wait := r.later(ctx, command{tool: toolOSTree, args: []string{"--version"}, why: "which ostree this is", read: true})
+	return func() (ostreeFeatures, error) {
+		out, err := wait()
+		if err != nil {
+			return ostreeFeatures{}, err
+		}
+		return checkOSTreeVersion(r, string(out))
 	}
-	f, err := parseOSTreeVersion(string(out))
+}
+
+func checkOSTreeVersion(r *runner, text string) (ostreeFeatures, error) {
+	f, err := parseOSTreeVersion(text)
 	if err != nil {
 		return f, errors.WithMessagef(err, "asking %s for its version", r.programs[toolOSTree])
 	}
@@ -141,12 +152,43 @@ func (r *repository) query(ctx context.Context, why, verb string, args ...string
 }
 
 func (r *repository) perform(ctx context.Context, why, verb string, args ...string) error {
-	return r.explain(r.run.run(ctx, r.command(why, verb, args...)))
+	return r.mayNotWrite(r.explain(r.run.run(ctx, r.command(why, verb, args...))))
+}
+
+// mayNotWrite names the repository where ostree says only that it may not write.
+func (r *repository) mayNotWrite(err error) error {
+	var terr *toolError
+	if errors.As(err, &terr) && (strings.Contains(terr.Stderr, "Permission denied") || strings.Contains(terr.Stderr, "Read-only file system")) {
+		return errors.WithMessagef(err, "the repository %s cannot be written", r.path)
+	}
+	return err
+}
+
+// raceRetries is how often a process that lost a race against another ostree is started again.
+const raceRetries = 20
+
+// lostRace is what ostree says where a file of another ostree went while it looked: at its start into the directories that
+// other processes have in the repository's tmp/, and where it lists refs that one of them removes (seen with 2022.7).
+var lostRace = regexp.MustCompile(`opendir\(staging-|Listing refs: .*: No such file or directory`)
+
+// again calls f until it loses no race. Where it did, nothing has happened.
+func again(ctx context.Context, f func() error) error {
+	for attempt := 0; ; attempt++ {
+		err := f()
+		var terr *toolError
+		if !errors.As(err, &terr) || !lostRace.MatchString(terr.Stderr) || attempt == raceRetries || ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 // refs returns all refs of the repository. Those of a remote stand as REMOTE:REF.
 func (r *repository) refs(ctx context.Context) (map[string]bool, error) {
-	out, err := r.query(ctx, "the refs of the repository", "refs")
+	var out []byte
+	err := again(ctx, func() (err error) {
+		out, err = r.query(ctx, "the refs of the repository", "refs")
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +349,21 @@ func (r *repository) revParse(ctx context.Context, revs ...string) ([]string, er
 
 // config returns a key of the repository's configuration, such as core.mode, and "" where it is not set.
 func (r *repository) config(ctx context.Context, key string) (string, error) {
-	out, err := r.query(ctx, "the repository's "+key, "config", "get", key)
+	return r.configLater(ctx, key)()
+}
+
+// configLater starts asking for a key. What it returns waits for the answer, and is to be called.
+func (r *repository) configLater(ctx context.Context, key string) func() (string, error) {
+	c := r.command("the repository's "+key, "config", "get", key)
+	c.read = true
+	wait := r.run.later(ctx, c)
+	return func() (string, error) {
+		out, err := wait()
+		return configValue(out, r.explain(err))
+	}
+}
+
+func configValue(out []byte, err error) (string, error) {
 	if err != nil {
 		var terr *toolError
 		if errors.As(err, &terr) && (strings.Contains(terr.Stderr, "does not have key") ||
@@ -479,12 +535,17 @@ func (r *repository) commitTree(ctx context.Context, dir string, t treeOptions, 
 	return r.commit(ctx, o, treeArgs(dir, t)...)
 }
 
-func (r *repository) commit(ctx context.Context, o commitOptions, tree ...string) (string, error) {
+// commitCommand is the command that commits a tree. What gets a ref is signed.
+func (r *repository) commitCommand(o commitOptions, tree ...string) command {
 	c := r.command(o.why, "commit", append(commitArgs(o), tree...)...)
 	if o.branch != "" {
 		c.unlogged = r.sign
 	}
-	out, err := r.run.output(ctx, c)
+	return c
+}
+
+func (r *repository) commit(ctx context.Context, o commitOptions, tree ...string) (string, error) {
+	out, err := r.run.output(ctx, r.commitCommand(o, tree...))
 	if err != nil {
 		return "", r.explain(err)
 	}
@@ -502,15 +563,14 @@ func commitChecksum(out []byte) (string, error) {
 // streamCommit is a running commit of a tar stream.
 type streamCommit struct {
 	process *process
-	stdin   *os.File
+	stdin   *pipeEnd
 	out     *limitedBuffer
 }
 
-// commitStream starts a commit without a ref whose tree is the tar stream that is written to the result. input is what the journal
-// calls that stream. The stream must be clean: see layerFilter.
-func (r *repository) commitStream(ctx context.Context, input, why string) (*streamCommit, error) {
-	args := append(commitArgs(commitOptions{}), "--tar-autocreate-parents", "--tree=tar=-")
-	c := r.command(why, "commit", args...)
+// commitStream starts a commit whose tree is the tar stream that is written to the result. input is what the journal calls that stream. The
+// stream must be clean: see layerFilter.
+func (r *repository) commitStream(ctx context.Context, o commitOptions, input string) (*streamCommit, error) {
+	c := r.commitCommand(o, "--tar-autocreate-parents", "--tree=tar=-")
 	c.input = input
 	s := &streamCommit{out: &limitedBuffer{limit: 4 << 10}}
 	p, stdin, err := r.run.writer(ctx, c, s.out)
@@ -578,9 +638,21 @@ func (r *repository) deleteRefs(ctx context.Context, why string, specs ...string
 	return nil
 }
 
-// prune deletes the commits that no ref names, and all objects that no commit needs then.
+// setRef makes a ref name a commit, whatever it names now.
+func (r *repository) setRef(ctx context.Context, why, ref, commit string) error {
+	return r.perform(ctx, why, "refs", "--force", "--create="+ref, commit)
+}
+
+// prune deletes the commits that no ref names, and all objects that no commit needs then. The commits go first and by themselves: where
+// one prune of all is killed, ostree may have deleted files of a commit that is still there, and fsck calls that corruption.
 func (r *repository) prune(ctx context.Context) error {
-	return r.perform(ctx, "remove what no ref needs any more", "prune", "--refs-only")
+	err := again(ctx, func() error {
+		return r.perform(ctx, "remove the commits that no ref names", "prune", "--refs-only", "--commit-only")
+	})
+	if err != nil {
+		return err
+	}
+	return again(ctx, func() error { return r.perform(ctx, "remove what no commit needs any more", "prune", "--refs-only") })
 }
 
 // list calls f for each line of what ostree ls says of all files of a commit: type and mode, owner, group, size, path. Any object but a file's

@@ -2,6 +2,8 @@ package main
 
 import (
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -173,6 +175,38 @@ func TestStrictOutput(t *testing.T) {
 	}
 }
 
+// TestSigned: only what ostree says last counts, and a commit's own text can look like it.
+func TestSigned(t *testing.T) {
+	t.Parallel()
+	const found, good, bad = "\nFound 1 signature:\n\n", "  Good signature from \"a\"\n", "  BAD signature from \"a\"\n"
+	for _, tt := range []struct {
+		name, says string
+		none, want bool
+	}{
+		{"good", "commit a" + found + good, false, true},
+		{"bad", "commit a" + found + bad, false, false},
+		{"a good and a bad one", "commit a" + found + good + bad, false, false},
+		{"no key for it", "commit a" + found + "  Can't check signature: public key not found\n", false, false},
+		{"good in the text", "commit a" + found + good + found + "  Can't check signature: public key not found\n", false, false},
+		{"good in the text of one that has none", "commit a" + found + good, true, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			rules := []fakeRule{{Match: "--print-detached-metadata-key=ostree.gpgsigs", Stdout: "[[0x1]]\n"}, {Match: "--gpg-homedir=/keys", Stdout: tt.says}}
+			says := filepath.Join(t.TempDir(), "says") // what anyone hears who does not ask for signatures first
+			if err := os.WriteFile(says, []byte("#!/bin/sh\ncat <<'END'\n"+tt.says+"END\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if tt.none {
+				rules = []fakeRule{{Match: "--print-detached-metadata-key=ostree.gpgsigs", Exit: 1}}
+			}
+			r := &repository{path: "/nowhere", run: newRunner(fakeTool(t, says, rules...), "tar", 0, &journal{})}
+			if got, err := r.signed(t.Context(), sumA, "/keys"); got != tt.want || err != nil {
+				t.Errorf("%t, %v; want %t", got, err, tt.want)
+			}
+		})
+	}
+}
+
 func TestRepositoryErrors(t *testing.T) {
 	t.Parallel()
 	r := newTestRun(t, testOptions{})
@@ -231,6 +265,17 @@ func TestArguments(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { sameText(t, "arguments", strings.Join(tt.got, " "), tt.want) })
+	}
+}
+
+// A ref that another ostree removes while this one lists them is no reason to fail.
+func TestRefsWhileOneIsRemoved(t *testing.T) {
+	t.Parallel()
+	repo := newRepo(t, modeBareUser)
+	fake := fakeTool(t, "ostree", fakeRule{Match: "refs", Stderr: "error: Listing refs: openat(ociimage/a_3A1): No such file or directory\n", Exit: 1, Once: true})
+	r := newTestRun(t, testOptions{ostree: fake, repo: repo})
+	if refs, err := r.repo.refs(t.Context()); err != nil || len(refs) != 0 {
+		t.Errorf("%v, %v", refs, err)
 	}
 }
 

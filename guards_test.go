@@ -34,6 +34,16 @@ func TestScanLimits(t *testing.T) {
 		}
 		return list
 	}
+	with := func(size int64, records ...string) *tar.Header {
+		hdr := file("f", size)
+		hdr.PAXRecords = map[string]string{}
+		for i := 0; i < len(records); i += 2 {
+			hdr.PAXRecords[records[i]] = records[i+1]
+		}
+		return hdr
+	}
+	sparse := func(size int64) *tar.Header { return with(size, "GNU.sparse.major", "1") }
+	attributes := with(0, paxXattr+"user.a", strings.Repeat("v", leastFiles*namesPerFile/2))
 	tests := []struct {
 		name    string
 		limits  layerLimits
@@ -46,7 +56,13 @@ func TestScanLimits(t *testing.T) {
 		{"a link's size is none", layerLimits{bytes: 100}, []*tar.Header{{Typeflag: tar.TypeSymlink, Name: "l", Linkname: "a", Size: 1 << 40}}, ""},
 		{"long names", layerLimits{files: 1}, longs(leastFiles * namesPerFile / 3000), ""},
 		{"longer names", layerLimits{files: 1}, longs(leastFiles*namesPerFile/3000 + 1), "which is what --max-layer-files=1 allows"},
+		{"long attributes", layerLimits{files: 1}, []*tar.Header{attributes}, ""},
+		{"longer attributes", layerLimits{files: 1}, []*tar.Header{attributes, attributes}, "which is what --max-layer-files=1 allows"},
 		{"no limit", layerLimits{}, append(longs(1000), file("a", 1<<62)), ""},
+		{"sparse files", layerLimits{bytes: 100}, []*tar.Header{sparse(20), sparse(30), file("a", 100)}, ""},
+		{"larger sparse files", layerLimits{bytes: 100}, []*tar.Header{sparse(20), sparse(31)}, "may have no more than 50, half the limit of --max-layer-size"},
+		{"sparse files that overflow", layerLimits{}, []*tar.Header{sparse(1), sparse(1<<63 - 1)}, "may have no more than 17179869184"},
+		{"sparse files without a limit", layerLimits{}, []*tar.Header{sparse(maxSparse), sparse(1)}, "may have no more than 17179869184"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -65,6 +81,87 @@ func TestScanLimits(t *testing.T) {
 	}
 }
 
+// TestPlanLimits holds what the names of an odd layer may ask for.
+func TestPlanLimits(t *testing.T) {
+	empty := func(name string) *tar.Header { return &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644} }
+	link := func(name, target string) *tar.Header {
+		return &tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target}
+	}
+	far := []*tar.Header{link("l", strings.Repeat("./", 2000)+"."), {Typeflag: tar.TypeDir, Name: "d/", Mode: 0o755}}
+	for i := range leastFiles * stepsPerFile / 2000 {
+		far = append(far, empty(fmt.Sprintf("l/f%d", i)))
+	}
+	deep := strings.Repeat("d/", 1500)
+	for _, tt := range []struct {
+		name    string
+		files   int
+		headers []*tar.Header
+		wantErr string
+	}{
+		{"directories that nothing names", 2, []*tar.Header{empty("a/b/c")}, ""},
+		{"more of them", 2, []*tar.Header{empty("a/b/c"), empty("d/e")}, "in more than 2 directories that it does not name, the limit of --max-layer-files"},
+		{"a long way", 1001, far[:1000], ""},
+		{"a longer way", 1001, far, "which is what --max-layer-files=1001 allows"},
+		{"deep", 5000, []*tar.Header{link("l", deep), empty("l/a")}, ""},
+		{"deep below itself", 5000, []*tar.Header{link("l", deep), empty("l/" + deep + "a")}, "the path has 4096 bytes once the layer's links are followed"},
+		{"a long name in the deep", 5000, []*tar.Header{link("l", deep), empty("l/" + strings.Repeat("d/", 500) + strings.Repeat("n", 200))}, "4095 is the most"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newLayerPlan(permissions{})
+			p.limits.files = tt.files
+			var err error
+			for _, hdr := range tt.headers {
+				if err = p.add(hdr); err != nil {
+					break
+				}
+			}
+			if got := errText(err); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
+				t.Errorf("%.300q, want %q", got, tt.wantErr)
+			}
+		})
+	}
+}
+
+// TestOddEntries: what a filter that has seen no more than this must leave to a plan.
+func TestOddEntries(t *testing.T) {
+	entry := func(kind byte, name, link string) *tar.Header {
+		return &tar.Header{Typeflag: kind, Name: name, Linkname: link, Mode: 0o755}
+	}
+	root, a, below := entry(tar.TypeDir, "./", ""), entry(tar.TypeReg, "a", ""), entry(tar.TypeReg, "a/b", "")
+	for _, tt := range []struct {
+		name    string
+		headers []*tar.Header
+		odd     bool
+	}{
+		{"the root", []*tar.Header{root, a}, false},
+		{"the root twice", []*tar.Header{root, a, root}, true},
+		{"a file twice", []*tar.Header{a, a}, true},
+		{"a directory before what is below it", []*tar.Header{entry(tar.TypeDir, "a/", ""), below}, false},
+		{"a directory after what is below it", []*tar.Header{below, entry(tar.TypeDir, "a/", "")}, false},
+		{"a directory twice after that", []*tar.Header{below, entry(tar.TypeDir, "a/", ""), entry(tar.TypeDir, "a/", "")}, true},
+		{"a file for a directory", []*tar.Header{below, a}, true},
+		{"below a file", []*tar.Header{a, below}, true},
+		{"below a link", []*tar.Header{entry(tar.TypeSymlink, "a", "x"), below}, true},
+		{"a hard link", []*tar.Header{a, entry(tar.TypeLink, "h", "a")}, false},
+		{"a hard link ahead of its file", []*tar.Header{entry(tar.TypeLink, "h", "a"), a}, true},
+		{"a hard link to a directory", []*tar.Header{below, entry(tar.TypeLink, "h", "a")}, true},
+		{"a hard link to itself", []*tar.Header{entry(tar.TypeLink, "h", "h")}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newLayerFilter(permissions{}, io.Discard)
+			var err error
+			for _, hdr := range tt.headers {
+				if _, _, err = f.take(hdr); err != nil {
+					break
+				}
+			}
+			if errors.Is(err, errOddLayer) != tt.odd || !tt.odd && err != nil {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
+
 // TestHeaderGuard holds that headers end, and that payloads may be of any length.
 func TestHeaderGuard(t *testing.T) {
 	g := &headerGuard{r: zeros(100), left: 50}
@@ -77,6 +174,41 @@ func TestHeaderGuard(t *testing.T) {
 	}
 }
 
+// TestScanLongPayload: what is held against headers is not held against a file that is longer than any.
+func TestScanLongPayload(t *testing.T) {
+	layer := archive(file("f", strings.Repeat("x", maxHeaders+1)), file("g", ""))
+	s := &layerScan{}
+	if err := s.run(t.Context(), bytes.NewReader(layer)); err != nil || s.diffID != digest.FromBytes(layer) {
+		t.Errorf("%v, %s", err, s.diffID)
+	}
+}
+
+// TestCleanName holds what a name may be, in a layer and in what a repository says of one.
+func TestCleanName(t *testing.T) {
+	long := strings.Repeat("n", maxNameBytes)
+	deep := strings.TrimSuffix(strings.Repeat(long+"/", 16), "/")
+	for _, tt := range []struct{ name, want, wantErr string }{
+		{"a/b", "a/b", ""},
+		{"/a//b/./c/", "a/b/c", ""},
+		{"./", "", ""},
+		{"..a/b..", "..a/b..", ""},
+		{"", "", "a file has no name"},
+		{"..", "", `leads out of the layer with ".."`},
+		{"a/../b", "", `leads out of the layer with ".."`},
+		{"a\x00b", "", "holds a NUL"},
+		{"a\xff", "", "is not UTF-8"},
+		{long, long, ""},
+		{long + "n", "", "has a part of 256 bytes, and 255 is the most"},
+		{deep, deep, ""},
+		{deep + "/n", "", "has 4097 bytes, and 4095 is the most"},
+	} {
+		got, err := cleanName(tt.name)
+		if text := errText(err); got != tt.want || tt.wantErr == "" && text != "" || !strings.Contains(text, tt.wantErr) {
+			t.Errorf("%.20q… becomes %.20q…, %q; want %.20q…, %q", tt.name, got, text, tt.want, tt.wantErr)
+		}
+	}
+}
+
 func TestLengthReader(t *testing.T) {
 	for _, tt := range []struct {
 		has, says int64
@@ -86,6 +218,20 @@ func TestLengthReader(t *testing.T) {
 		if got := errText(err); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) || n > tt.says {
 			t.Errorf("%d bytes of %d: %d came, %q, want %q", tt.has, tt.says, n, got, tt.wantErr)
 		}
+	}
+}
+
+// TestBoundedHeaders holds how much memory the headers of a stored layer may take.
+func TestBoundedHeaders(t *testing.T) {
+	hdr := &tar.Header{Name: strings.Repeat("n", 32<<20), Linkname: strings.Repeat("l", 32<<20)}
+	taken := 0
+	f := boundedHeaders(func(*tar.Header) error { taken++; return nil })
+	var err error
+	for err == nil && taken < 100 {
+		err = f(hdr)
+	}
+	if !strings.Contains(errText(err), "its headers take more than 2147483648 bytes") || taken != maxHeaderMemory/(64<<20)-1 {
+		t.Errorf("%d headers are taken: %v", taken, err)
 	}
 }
 

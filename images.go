@@ -34,14 +34,15 @@ type imageInfo struct {
 
 // imageReader reads images of a repository. It asks each blob once, however many images share it.
 type imageReader struct {
-	store *blobStore
+	store    *blobStore
+	unpacked bool // sizes of tar streams are wanted, which takes a process for each layer
 
 	mu    sync.Mutex
 	sizes map[string]int64 // of layers' tar streams, by their refspecs; 0 where unknown
 }
 
-func newImageReader(store *blobStore) *imageReader {
-	return &imageReader{store: store, sizes: map[string]int64{}}
+func newImageReader(store *blobStore, unpacked bool) *imageReader {
+	return &imageReader{store: store, unpacked: unpacked, sizes: map[string]int64{}}
 }
 
 // readManifest returns the manifest of an image's commit, verified, and its media type.
@@ -165,7 +166,7 @@ func (r *imageReader) uncompressedSize(ctx context.Context, store *blobStore, la
 	r.mu.Lock()
 	size, known := r.sizes[spec]
 	r.mu.Unlock()
-	if known {
+	if known || !r.unpacked {
 		return size, nil
 	}
 	text, _, err := store.repo.metadataKey(ctx, spec, keyUncompressedSize)
@@ -207,14 +208,14 @@ func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, err
 }
 
 // listImages returns all images of a repository by name, those under a remote too. One that cannot be read is told to broken,
-// and the rest are still listed.
-func (r *repository) listImages(ctx context.Context, parallel int, broken func(name string, err error)) ([]imageInfo, error) {
+// and the rest are still listed. UncompressedSize is only filled in where unpacked is set.
+func (r *repository) listImages(ctx context.Context, parallel int, unpacked bool, broken func(name string, err error)) ([]imageInfo, error) {
 	store, err := openBlobStore(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	names, specs := store.images()
-	reader := newImageReader(store)
+	reader := newImageReader(store, unpacked)
 	images := make([]imageInfo, len(specs))
 	failures := make([]error, len(specs))
 	var group errgroup.Group

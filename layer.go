@@ -17,6 +17,7 @@ import (
 
 	"github.com/containers/image/v5/pkg/compression"
 	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/pgzip"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
@@ -84,9 +85,17 @@ func (st *staging) blobDir() string {
 
 // prepare makes the staging repository as the target is, as far as objects are concerned.
 func (st *staging) prepare(ctx context.Context) error {
-	mode, err := st.target.config(ctx, "core.mode")
-	if err != nil {
-		return err
+	// Three questions at once.
+	modeLater := st.target.configLater(ctx, "core.mode")
+	collectionLater := st.target.configLater(ctx, "core.collection-id")
+	featuresLater := ostreeVersionLater(ctx, st.settings.runner)
+	mode, err := modeLater()
+	collection, cerr := collectionLater()
+	features, ferr := featuresLater()
+	for _, err := range []error{err, cerr, ferr} {
+		if err != nil {
+			return err
+		}
 	}
 	if mode == "archive-z2" {
 		mode = modeArchive
@@ -112,14 +121,12 @@ func (st *staging) prepare(ctx context.Context) error {
 		}
 	}
 	// The commits of a repository that names its collection must name it too: its fsck, and create-usb, want that.
-	if collection, err := st.target.config(ctx, "core.collection-id"); err != nil {
-		return err
-	} else if collection != "" {
+	if collection != "" {
 		if err := st.repo.perform(ctx, "the commits name the repository's collection", "config", "set", "core.collection-id", collection); err != nil {
 			return err
 		}
 	}
-	if st.engine, err = chooseEngine(ctx, st.settings.runner, st.settings.unpack); err != nil {
+	if st.engine, err = chooseEngine(ctx, st.settings.runner, features, st.settings.unpack); err != nil {
 		return err
 	}
 	st.perms = permissionsFor(mode, os.Geteuid(), os.Getegid())
@@ -128,11 +135,7 @@ func (st *staging) prepare(ctx context.Context) error {
 }
 
 // chooseEngine settles which engine is used, and that its programs can do what it needs.
-func chooseEngine(ctx context.Context, r *runner, wanted engineName) (engineName, error) {
-	features, err := ostreeVersion(ctx, r)
-	if err != nil {
-		return "", err
-	}
+func chooseEngine(ctx context.Context, r *runner, features ostreeFeatures, wanted engineName) (engineName, error) {
 	canStream := features.has("libarchive")
 	if wanted == engineStream && !canStream {
 		return "", errors.Errorf("--unpack=stream: this ostree (%s) is built without libarchive; use --unpack=tar", features.version)
@@ -140,7 +143,7 @@ func chooseEngine(ctx context.Context, r *runner, wanted engineName) (engineName
 	if wanted == engineStream || wanted == engineAuto && canStream {
 		return engineStream, nil
 	}
-	_, err = tarVersion(ctx, r)
+	_, err := tarVersion(ctx, r)
 	return engineTar, err
 }
 
@@ -216,21 +219,6 @@ func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob boo
 	return l, err
 }
 
-// raceRetries is how often a process that lost a race against another ostree is started again.
-const raceRetries = 20
-
-// again calls f until it loses no race: at its start ostree looks into the directories that other processes have in the
-// repository's tmp/, and fails if one goes at that moment (seen with 2022.7). Nothing has happened by then.
-func again(ctx context.Context, f func() error) error {
-	for attempt := 0; ; attempt++ {
-		err := f()
-		var terr *toolError
-		if !errors.As(err, &terr) || !strings.Contains(terr.Stderr, "opendir(staging-") || attempt == raceRetries || ctx.Err() != nil {
-			return err
-		}
-	}
-}
-
 func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool) (*importedLayer, error) {
 	path := b.path + "." + fileSplit
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) { // of an attempt before
@@ -241,11 +229,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 		return nil, err
 	}
 	scan := &layerScan{packer: split.packer()}
-	tree, plain, err := st.unpack(ctx, b, b.name()+".tar", scan, func(w io.Writer) cleanSink {
-		filter := newLayerFilter(st.perms, w)
-		filter.limits = st.settings.limits
-		return filter
-	})
+	tree, plain, err := st.unpackClean(ctx, b, scan)
 	if cerr := split.close(); err == nil {
 		err = cerr
 	}
@@ -277,8 +261,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 			options.metadata = append(options.metadata, m)
 		}
 	}
-	commit := func() error { _, err := st.repo.commit(ctx, options, tree...); return err }
-	if err := again(ctx, commit); err != nil {
+	if err := again(ctx, func() error { return st.commitLayer(ctx, b, options, tree) }); err != nil {
 		return nil, err
 	}
 	if err := st.removeTree(ctx, b); err != nil {
@@ -293,19 +276,36 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	return l, nil
 }
 
+// layerTree is what a layer's commit is made of.
+type layerTree struct {
+	args   []string // of ostree commit
+	stream []byte   // that it reads, nil for nothing
+	input  string   // what the journal calls that stream
+}
+
+func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o commitOptions, tree layerTree) error {
+	if tree.stream == nil {
+		_, err := st.repo.commit(ctx, o, tree.args...)
+		return err
+	}
+	e := streamEngine{kept: tree.stream, start: func() (*streamCommit, error) { return st.repo.commitStream(ctx, o, tree.input) }}
+	_, err := e.finish()
+	return errors.WithMessagef(err, "layer %s", b.name())
+}
+
 // unpackOdd commits a layer that names something twice, or reaches through its own links: it is read once to learn what
 // it comes to, and once more to commit that.
-func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree []string, err error) {
+func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree layerTree, err error) {
 	plan := newLayerPlan(st.perms)
 	plan.limits = st.settings.limits
 	if _, err := st.scan(ctx, b, &layerScan{sink: planSink{plan}}); err != nil {
-		return nil, err
+		return tree, err
 	}
 	if n := len(plan.dangles); n > 0 {
 		st.settings.warnf("layer %s: %d hard links lead to files of layers below, such as %s: empty files keep their places",
 			b.digest, n, quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))))
 	}
-	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", &layerScan{}, func(w io.Writer) cleanSink { return newPlanFilter(plan, w) })
+	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", true, &layerScan{}, func(w io.Writer) cleanSink { return newPlanFilter(plan, w) })
 	return tree, err
 }
 
@@ -321,7 +321,11 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 		return false, err
 	}
 	defer func() { _ = in.Close() }()
-	stream, plain, err := decompress(st.settings.progress.reading(b.want.Digest, in))
+	var raw io.Reader = in
+	if !scan.beside {
+		raw = st.settings.progress.reading(b.want.Digest, in)
+	}
+	stream, plain, err := decompress(raw)
 	if err == nil {
 		defer func() { _ = stream.Close() }()
 		scan.limits = st.settings.limits
@@ -340,6 +344,12 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 // maxZstdWindow is how much of its output a zstd stream may make the reader remember: as much as zstd(1) takes.
 const maxZstdWindow = 128 << 20
 
+// How far the gzip decoder goes ahead, on a core of its own, of who reads from it.
+const (
+	gzipBlock  = 256 << 10
+	gzipBlocks = 4
+)
+
 // decompress returns the tar stream in r.
 func decompress(r io.Reader) (stream io.ReadCloser, plain bool, err error) {
 	algorithm, decompressor, r, err := compression.DetectCompressionFormat(r)
@@ -348,6 +358,10 @@ func decompress(r io.Reader) (stream io.ReadCloser, plain bool, err error) {
 	}
 	if decompressor == nil {
 		return io.NopCloser(r), true, nil
+	}
+	if algorithm.Name() == compression.Gzip.Name() { // the library's reads 4 MiB ahead, for each layer that is read
+		stream, err = pgzip.NewReaderN(r, gzipBlock, gzipBlocks)
+		return stream, false, errors.Wrap(err, "decompressing")
 	}
 	if algorithm.Name() == compression.Zstd.Name() { // the library's has a limit of 512 MiB, for each layer that is read
 		decoder, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxZstdWindow))
@@ -360,12 +374,14 @@ func decompress(r io.Reader) (stream io.ReadCloser, plain bool, err error) {
 	return stream, false, errors.WithMessage(err, "decompressing")
 }
 
-// unpack feeds the clean stream that makeSink makes of b to the engine and returns the arguments that commit the tree.
-// Where the scan finds the layer odd there is no tree. input is what the journal calls the stream.
-func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan *layerScan, makeSink func(io.Writer) cleanSink) (tree []string, plain bool, err error) {
+// unpack feeds the clean stream that makeSink makes of b to the engine and returns what its commit is made of. Where the scan finds the
+// layer odd there is none. input is what the journal calls the stream, and alone tells that the layer has no other.
+func (st *staging) unpack(
+	ctx context.Context, b *stagedBlob, input string, alone bool, scan *layerScan, makeSink func(io.Writer) cleanSink,
+) (tree layerTree, plain bool, err error) {
 	kept, err := st.settings.journal.record.stream(input)
 	if err != nil {
-		return nil, false, err
+		return tree, false, err
 	}
 	whole := false
 	defer func() {
@@ -373,9 +389,9 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 			err = rerr
 		}
 	}()
-	w, err := st.startEngine(ctx, b, input)
+	w, err := st.startEngine(ctx, b, input, alone)
 	if err != nil {
-		return nil, false, err
+		return tree, false, err
 	}
 	buffered := bufio.NewWriterSize(kept.tee(w), copyBuffer)
 	sink := makeSink(buffered)
@@ -401,24 +417,22 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 	if err == nil {
 		err = st.removeTree(ctx, b)
 	}
-	return nil, plain, err
+	return layerTree{}, plain, err
 }
 
 // layerWriter takes a clean stream. One of finish and abort is called, once.
 type layerWriter interface {
 	io.Writer
-	finish() (tree []string, err error)
+	finish() (tree layerTree, err error)
 	// abort ends the engine. The error is how that ended, and says something only where it had ended before.
 	abort() error
 }
 
-func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string) (layerWriter, error) {
+func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string, alone bool) (layerWriter, error) {
 	if st.engine == engineStream {
-		s, err := st.repo.commitStream(ctx, input, "commit the files of layer "+b.name())
-		if err != nil {
-			return nil, err
-		}
-		return streamEngine{s}, nil
+		return &streamEngine{alone: alone, input: input, start: func() (*streamCommit, error) {
+			return st.repo.commitStream(ctx, commitOptions{why: "commit the files of layer " + b.name()}, input)
+		}}, nil
 	}
 	dir := st.treeDir(b)
 	st.settings.journal.step("a directory for the files of layer "+b.name(), "mkdir", dir)
@@ -457,21 +471,73 @@ func makeDir(path string) error {
 	return errors.WithStack(os.Chmod(path, 0o755))
 }
 
-type streamEngine struct{ *streamCommit }
+// smallStream is the size in bytes of a clean stream that is kept until all of the layer is known. It saves a commit without the
+// layer's metadata, which are known only then.
+const smallStream = 4 << 20
 
-func (e streamEngine) finish() ([]string, error) {
-	sum, err := e.streamCommit.finish()
-	if err != nil {
-		return nil, err
+// streamEngine pipes a clean stream into ostree commit, once it is more than a small one.
+type streamEngine struct {
+	alone  bool // the stream is all of the layer
+	input  string
+	start  func() (*streamCommit, error)
+	kept   []byte        // the stream so far, where commit is nil
+	commit *streamCommit // nil while the stream is small
+}
+
+func (e *streamEngine) Write(b []byte) (int, error) {
+	if e.commit == nil {
+		if len(e.kept)+len(b) <= smallStream {
+			e.kept = append(e.kept, b...)
+			return len(b), nil
+		}
+		if err := e.begin(); err != nil {
+			return 0, err
+		}
 	}
-	return []string{"--tree=ref=" + sum}, nil
+	return e.commit.Write(b)
+}
+
+// begin starts ostree and gives it what came so far.
+func (e *streamEngine) begin() (err error) {
+	if e.commit, err = e.start(); err == nil {
+		_, err = e.commit.Write(e.kept)
+	}
+	e.kept = nil
+	return err
+}
+
+func (e *streamEngine) finish() (tree layerTree, err error) {
+	if e.commit == nil && e.alone {
+		return layerTree{stream: e.kept, input: e.input}, nil
+	}
+	if e.commit == nil {
+		err = e.begin()
+	}
+	if err != nil {
+		if aborted := e.abort(); errors.Is(err, syscall.EPIPE) { // it had ended by itself
+			err = aborted
+		}
+		return tree, err
+	}
+	sum, err := e.commit.finish()
+	if err != nil {
+		return tree, err
+	}
+	return layerTree{args: []string{"--tree=ref=" + sum}}, nil
+}
+
+func (e *streamEngine) abort() error {
+	if e.commit == nil {
+		return nil
+	}
+	return e.commit.abort()
 }
 
 type tarEngine struct {
 	st      *staging
 	dir     string
 	process *process
-	stdin   *os.File
+	stdin   *pipeEnd
 }
 
 func (e *tarEngine) Write(b []byte) (int, error) { return e.stdin.Write(b) }
@@ -483,21 +549,21 @@ func (e *tarEngine) abort() error {
 
 // finish waits for tar, makes what it extracted readable for ostree, and says how to commit it with the modes that the
 // layer has.
-func (e *tarEngine) finish() ([]string, error) {
+func (e *tarEngine) finish() (tree layerTree, err error) {
 	cerr := e.stdin.Close()
 	if err := e.process.wait(); err != nil {
-		return nil, err
+		return tree, err
 	}
 	if cerr != nil {
-		return nil, errors.WithStack(cerr)
+		return tree, errors.WithStack(cerr)
 	}
 	if strings.Contains(e.process.stderr.String(), tarLostAttribute) {
-		return nil, e.process.failed("the files cannot have all attributes here")
+		return tree, e.process.failed("the files cannot have all attributes here")
 	}
 	j, perms := e.st.settings.journal, e.st.perms
 	overrides, err := perms.fixTree(e.dir)
 	if err != nil {
-		return nil, errors.WithMessage(err, "making the extracted files readable")
+		return tree, errors.WithMessage(err, "making the extracted files readable")
 	}
 	options := treeOptions{
 		owner:   perms.uid != 0 && !perms.asOwn,
@@ -510,10 +576,10 @@ func (e *tarEngine) finish() ([]string, error) {
 	if len(overrides) > 0 {
 		options.statOverride = e.dir + ".modes"
 		if err := e.st.writeFile(options.statOverride, []byte(strings.Join(overrides, "\n")+"\n"), "the modes that they have in the layer"); err != nil {
-			return nil, err
+			return tree, err
 		}
 	}
-	return treeArgs(e.dir, options), nil
+	return layerTree{args: treeArgs(e.dir, options)}, nil
 }
 
 // logChecks writes the checks that a blob passed into the journal.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/pkg/errors"
@@ -11,15 +12,17 @@ import (
 
 const oNoFollow = unix.O_NOFOLLOW
 
-// growPipe asks for a larger pipe. A refusal does no harm.
-func growPipe(f *os.File) {
-	raw, err := f.SyscallConn()
+// keepFiles keeps what the caller has left open from the program's children, which would inherit it: they read what others made.
+func keepFiles() {
+	open, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		return
+		return // nothing says what there is
 	}
-	_ = raw.Control(func(fd uintptr) {
-		_, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeCapacity)
-	})
+	for _, file := range open {
+		if fd, err := strconv.Atoi(file.Name()); err == nil && fd > unix.Stderr {
+			unix.CloseOnExec(fd)
+		}
+	}
 }
 
 // tryLock takes an exclusive flock(2) on f without waiting and tells whether it got it. The lock belongs to the open

@@ -41,6 +41,7 @@ func main() {
 	if reexec.Init() { // the containers-storage transport starts this program again, under other names
 		return
 	}
+	keepFiles()
 	syscall.Umask(syscall.Umask(0o077) | 0o002) // a umask of 000 would let anyone write what ends up in a record or a repository
 	os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr))
 }
@@ -425,6 +426,7 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 		all: g.all, format: g.format, removeSignatures: g.removeSignatures, signBy: g.signBy, digestFile: g.digestFile, retries: g.retries,
 	}
 	s.preserveDigests, s.willSign, s.noFsync, s.parallelCopies = g.preserve, g.signBy != "", g.noFsync, g.parallel
+	s.dealTo, s.dealFrom = min(s.parallelImports(), maxParts), dealFrom
 	if g.unpack != "" {
 		s.unpack = engineName(g.unpack)
 	}
@@ -725,7 +727,7 @@ func (p *program) list(c *cli.Context) error {
 		return err
 	}
 	var failed error
-	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), func(name string, err error) {
+	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), asJSON, func(name string, err error) {
 		p.settings.progress.print(fmt.Sprintf("ostree-image: image %s: %s\n", printable(name), oneLine(err)))
 		failed = checkf("some images cannot be read")
 	})

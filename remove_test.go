@@ -120,6 +120,25 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 	}
 }
 
+// Where ostree is killed while it deletes files, no commit may be there that had them: fsck would call that corruption.
+func TestPruneIsKilled(t *testing.T) {
+	t.Parallel()
+	fake := fakeTool(t, "ostree", fakeRule{Match: "--commit-only", Then: "ostree"}, fakeRule{Match: "prune ", Signal: 9})
+	r := newTestRun(t, testOptions{ostree: fake})
+	if err := r.importImage(t, "gone", otherImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.removeAll(t, true, "gone"); err == nil {
+		t.Error("the killed prune is no error")
+	}
+	for _, o := range objects(t, r.repo.path) {
+		if strings.HasSuffix(o, ".commit") {
+			t.Errorf("%s is still there", o)
+		}
+	}
+	fsck(t, r.repo.path)
+}
+
 // A layer of one image is the config of another, and of the same.
 func TestOneDigestTwoUses(t *testing.T) {
 	layer := tarOf(t, &gotar.Header{Name: "a", Typeflag: gotar.TypeReg, Mode: 0o600, Size: 10})
@@ -159,13 +178,57 @@ func TestOneDigestTwoUses(t *testing.T) {
 					t.Errorf("config of %s: %v", name, err)
 				}
 			}
-			images2, err := r.repo.listImages(t.Context(), 1, func(name string, err error) { t.Errorf("list %s: %v", name, err) })
+			images2, err := r.repo.listImages(t.Context(), 1, true, func(name string, err error) { t.Errorf("list %s: %v", name, err) })
 			if err != nil || len(images2) != len(order) {
 				t.Errorf("list: %v %v", images2, err)
 			}
 			r.allWell(t, len(order))
 		})
 	}
+}
+
+// What publishes or removes waits for others that do, before it as much as looks.
+func TestWaitsForLock(t *testing.T) {
+	t.Parallel()
+	fake := fakeTool(t, "ostree")
+	r := newTestRun(t, testOptions{ostree: fake})
+	if err := r.importImage(t, "a", smallImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	d, i := r.destination(t, "b"), (&testImage{}).finish(t)
+	if _, err := d.PutBlob(t.Context(), bytes.NewReader(i.config), blobInfo(i.config, i.confType), nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.PutManifest(t.Context(), i.manifest, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		what string
+		run  func() error
+	}{
+		{"copy", func() error { return d.Commit(t.Context(), nil) }},
+		{"remove", func() error { return r.removeAll(t, true, "a") }},
+		{"prune", func() error { _, err := pruneRepository(t.Context(), r.repo, false); return err }},
+	} {
+		unlock, err := lockRepository(t.Context(), r.repo.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, ended := len(fakeCalls(t, fake)), make(chan error, 1)
+		go func() { ended <- tt.run() }()
+		time.Sleep(300 * time.Millisecond)
+		if calls := fakeCalls(t, fake); len(calls) > before {
+			t.Errorf("%s does not wait, and runs %q", tt.what, calls[before:])
+		}
+		unlock()
+		if err := <-ended; err != nil {
+			t.Errorf("%s: %v", tt.what, err)
+		}
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	r.allWell(t, 1)
 }
 
 // Copies, removals and prunes at the same time: an image that is there has all that it needs.

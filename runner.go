@@ -286,16 +286,21 @@ func (r *runner) run(ctx context.Context, c command) error {
 }
 
 // output runs c to its end and returns its standard output.
-func (r *runner) output(ctx context.Context, c command) ([]byte, error) {
+func (r *runner) output(ctx context.Context, c command) ([]byte, error) { return r.later(ctx, c)() }
+
+// later starts c. What it returns waits for its end and returns its standard output, and is to be called.
+func (r *runner) later(ctx context.Context, c command) func() ([]byte, error) {
 	out := &limitedBuffer{limit: outputLimit}
 	p, err := r.start(ctx, c, nil, out)
-	if err != nil {
-		return nil, err
+	return func() ([]byte, error) {
+		if err != nil {
+			return nil, err
+		}
+		if err := p.wait(); err != nil {
+			return nil, err
+		}
+		return out.bytes, nil
 	}
-	if err := p.wait(); err != nil {
-		return nil, err
-	}
-	return out.bytes, nil
 }
 
 // runShell runs lines of a recorded script, with its variables. What they print goes to w.
@@ -314,26 +319,26 @@ func runShell(ctx context.Context, r *runner, w io.Writer, lines string, variabl
 // reader starts c and returns its standard output as a stream. It gives io.EOF only after the process has ended well: a
 // stream that was cut is an error. Close ends the process where it still runs, and waits for it.
 func (r *runner) reader(ctx context.Context, c command) (io.ReadCloser, error) {
-	pr, pw, err := pipe()
+	theirs, out, err := newPipe(false)
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.start(ctx, c, nil, pw)
-	if cerr := pw.Close(); cerr != nil && err == nil {
+	p, err := r.start(ctx, c, nil, theirs)
+	if cerr := theirs.Close(); cerr != nil && err == nil {
 		p.kill()
 		_ = p.wait()
 		err = errors.WithStack(cerr)
 	}
 	if err != nil {
-		_ = pr.Close()
+		_ = out.Close()
 		return nil, err
 	}
-	return &processReader{p: p, out: pr}, nil
+	return &processReader{p: p, out: out}, nil
 }
 
 type processReader struct {
 	p     *process
-	out   *os.File
+	out   *pipeEnd
 	ended bool
 	err   error
 }
@@ -363,33 +368,23 @@ func (pr *processReader) Close() error {
 		pr.p.kill()
 		_ = pr.p.wait()
 	}
-	return errors.WithStack(pr.out.Close())
+	return pr.out.Close()
 }
 
 // writer starts c and returns it with a pipe to its standard input. The caller closes the pipe, then calls wait; or
 // calls kill before it closes the pipe, where the process must not take the stream for whole.
-func (r *runner) writer(ctx context.Context, c command, stdout io.Writer) (*process, *os.File, error) {
-	pr, pw, err := pipe()
+func (r *runner) writer(ctx context.Context, c command, stdout io.Writer) (*process, *pipeEnd, error) {
+	theirs, in, err := newPipe(true)
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err := r.start(ctx, c, pr, stdout)
-	_ = pr.Close()
+	p, err := r.start(ctx, c, theirs, stdout)
+	_ = theirs.Close()
 	if err != nil {
-		_ = pw.Close()
+		_ = in.Close()
 		return nil, nil, err
 	}
-	return p, pw, nil
-}
-
-// pipe returns a pipe that holds as much as the kernel grants, so that both ends switch less often.
-func pipe() (r, w *os.File, err error) {
-	r, w, err = os.Pipe()
-	if err != nil {
-		return nil, nil, errors.Wrap(err, "making a pipe")
-	}
-	growPipe(w)
-	return r, w, nil
+	return p, in, nil
 }
 
 // tail keeps the last bytes that are written to it.

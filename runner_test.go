@@ -255,6 +255,14 @@ func TestOutputLimit(t *testing.T) {
 	sameText(t, "output", string(b.bytes), "abcde")
 }
 
+// TestWorkingDirectory: where a command is run, a relative path means nothing of the caller's.
+func TestWorkingDirectory(t *testing.T) {
+	t.Parallel()
+	needTools(t, "pwd")
+	out, err := newRunner("pwd", "tar", 0, &journal{}).output(t.Context(), command{tool: toolOSTree, args: []string{"-P"}})
+	sameText(t, "directory", string(out)+errText(err), "/\n")
+}
+
 // TestInheritedLock: every child holds the locks of the run, and none of its other files.
 func TestInheritedLock(t *testing.T) {
 	t.Parallel()

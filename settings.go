@@ -32,6 +32,8 @@ type settings struct {
 	timestamp        *int64 // of every commit, seconds since 1970; nil for the reproducible ones
 	noFsync          bool
 	limits           layerLimits
+	dealTo           int    // how many commits share a large layer where that is faster, 0 for one
+	dealFrom         int64  // how many bytes a large layer has
 	maxManifest      int64  // bytes, 0 for the library's own limit
 	parallelCopies   uint   // blobs that are copied at a time, 0 for the library's own number
 	gpgSign          string // the key that signs the commits, "" for none

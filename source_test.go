@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +18,8 @@ import (
 
 	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // source opens an image of the repository.
@@ -126,6 +130,20 @@ func record(t *testing.T, lines ...string) string {
 	return base64.StdEncoding.EncodeToString(b.Bytes())
 }
 
+// recordLines returns the lines of tar-split data that a commit has as metadata.
+func recordLines(t *testing.T, data string) []string {
+	t.Helper()
+	r, err := gzip.NewReader(base64.NewDecoder(base64.StdEncoding, strings.NewReader(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
+}
+
 // A commit that lies is an error, of status 4, that names the blob. Nothing hangs, and no process is left.
 func TestLyingMetadata(t *testing.T) {
 	layer := tarOf(t,
@@ -178,6 +196,15 @@ func TestLyingMetadata(t *testing.T) {
 		{"short size", setRecord(file("dir/a", 3)), "integrity checksum failed"},
 		{"twice the same name", setRecord(file("dir/a", 10), file("dir/a", 10)), "damaged"},
 		{"ten thousand times the same name", setRecord(many...), "damaged"},
+		{"a large file over and over", func(t *testing.T, m map[string]string) {
+			var large string
+			for _, line := range recordLines(t, m[keyTarSplit]) {
+				if strings.Contains(line, `"name":"big"`) {
+					large = line
+				}
+			}
+			m[keyTarSplit] = record(t, slices.Repeat([]string{large}, 20)...)
+		}, "longer than its commit says"},
 		{"a type that is none", setRecord(`{"type":7,"name":"dir/a","size":10}`), "it is damaged"},
 		{"only segments", setRecord(`{"type":2,"payload":"aGVsbG8="}`), "it is damaged"},
 	}
@@ -207,7 +234,7 @@ func TestLyingMetadata(t *testing.T) {
 			if err != nil || len(results) != 1 || results[0].OK {
 				t.Errorf("verify: %+v, %v", results, err)
 			}
-			if _, err := r.repo.listImages(ctx, 1, func(string, error) {}); err != nil {
+			if _, err := r.repo.listImages(ctx, 1, true, func(string, error) {}); err != nil {
 				t.Errorf("list: %v", err)
 			}
 			if after := processesOf(r.repo.path); len(after) > len(before) {
@@ -260,6 +287,109 @@ func TestLyingImage(t *testing.T) {
 			t.Errorf("the manifest is %q: %v", b, err)
 		}
 	})
+}
+
+// A layer that is kept as it came is read as what its commit says it is, or not at all.
+func TestLyingBlob(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	r := newTestRun(t, testOptions{})
+	layer, other := archive(file("f", "one"), file("f", "two")), archive(file("f", "one"), file("g", "two"))
+	if err := r.importImage(t, "a", &testImage{layers: [][]byte{archive(file("base", "")), layer}}); err != nil {
+		t.Fatal(err)
+	}
+	tree := t.TempDir()
+	if err := os.WriteFile(filepath.Join(tree, fileBlob), other, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch="+sideRef(digest.FromBytes(layer)), "--tree=dir="+tree)
+	if _, err := tars(t.Context(), r.source(t, "a")); exitStatus(t.Context(), err) != exitCheck {
+		t.Errorf("it is exported: %v", err)
+	}
+	target := filepath.Join(t.TempDir(), "root")
+	if err := r.checkoutTo(t, "a", target, checkoutOptions{}); exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), "and its commit says") {
+		t.Errorf("it is checked out: %v", err)
+	}
+	if results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 1); err != nil || len(results) != 1 || results[0].OK {
+		t.Errorf("verify: %+v, %v", results, err)
+	}
+}
+
+// No digest becomes a part of a ref or of a path before it is known to be one.
+func TestBlobDigests(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{})
+	if err := r.importImage(t, "a", otherImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	src, dest := r.source(t, "a"), r.destination(t, "b")
+	for _, d := range []digest.Digest{"sha256:../../a_3Alatest", "nonsense", "", "md5:d41d8cd98f00b204e9800998ecf8427e"} {
+		_, err := src.store.blob(t.Context(), d)
+		if exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), "blob digest ") {
+			t.Errorf("blob %q: %v", d, err)
+		}
+		if _, _, err := src.GetManifest(t.Context(), &d); !strings.Contains(errText(err), "manifest digest ") {
+			t.Errorf("manifest %q: %v", d, err)
+		}
+		if _, _, err := dest.TryReusingBlob(t.Context(), types.BlobInfo{Digest: d}, nil, false); !strings.Contains(errText(err), "blob digest ") {
+			t.Errorf("reusing %q: %v", d, err)
+		}
+	}
+	if err := dest.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A commit that may not be whole is none that verify can answer for.
+func TestVerifyPartial(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{})
+	if err := r.importImage(t, "a", otherImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	for ref, commit := range r.commits(t) {
+		mark := r.repo.partialMark(commit)
+		if err := os.WriteFile(mark, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 1)
+		if err != nil || len(results) != 1 || !strings.Contains(fmt.Sprint(results[0].Problems), "is marked as partial") {
+			t.Errorf("%s: %+v, %v", ref, results, err)
+		}
+		if err := os.Remove(mark); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What an index's commit holds for an instance is checked against the name that it has there.
+func TestLyingInstance(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{})
+	lie := digest.FromString("what it should be")
+	index := marshal(t, imgspecv1.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: imgspecv1.MediaTypeImageIndex,
+		Manifests: []imgspecv1.Descriptor{{MediaType: imgspecv1.MediaTypeImageManifest, Digest: lie, Platform: &testPlatform}},
+	})
+	tree := t.TempDir()
+	mkdir(t, filepath.Join(tree, instanceDir(lie)))
+	for name, content := range map[string][]byte{fileManifest: index, instanceDir(lie) + fileManifest: (&testImage{}).finish(t).manifest} {
+		if err := os.WriteFile(filepath.Join(tree, name), content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch="+r.reference(t, "a").ref(), "--tree=dir="+tree,
+		"--add-metadata-string="+keyDigest+"="+digest.FromBytes(index).String(), "--add-metadata-string="+keySignatures+"=0")
+	_, _, err := r.source(t, "a").GetManifest(t.Context(), &lie)
+	if exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), "the manifest of instance "+lie.String()) {
+		t.Errorf("it is read: %v", err)
+	}
+	if _, err := pruneRepository(t.Context(), r.repo, false); exitStatus(t.Context(), err) != exitCheck {
+		t.Errorf("prune: %v", err)
+	}
+	if results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 1); err != nil || len(results) != 1 || results[0].OK {
+		t.Errorf("verify: %+v, %v", results, err)
+	}
 }
 
 // A stream that is closed early ends its processes, and so does the end of the context.

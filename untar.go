@@ -52,7 +52,7 @@ func extractArchive(ctx context.Context, r *runner, archive, dir string) error {
 }
 
 // untar starts tar on a clean stream, which the caller writes to the returned pipe.
-func untar(ctx context.Context, r *runner, dir, input, why string) (*process, *os.File, error) {
+func untar(ctx context.Context, r *runner, dir, input, why string) (*process, *pipeEnd, error) {
 	c := command{tool: toolTar, args: untarArgs(dir, os.Geteuid() == 0), why: why, input: input}
 	p, stdin, err := r.writer(ctx, c, nil)
 	return p, stdin, errors.WithMessage(err, "starting the extraction")

@@ -184,7 +184,7 @@ func TestDamagedObject(t *testing.T) {
 				}
 
 				var broken []string
-				images, err := r.repo.listImages(t.Context(), 2, func(name string, err error) {
+				images, err := r.repo.listImages(t.Context(), 2, true, func(name string, err error) {
 					broken = append(broken, name)
 					if strings.ContainsAny(errText(err), "\n\x00") || len(errText(err)) > 2000 {
 						t.Errorf("list says of %s: %q", name, err)

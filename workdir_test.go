@@ -91,6 +91,51 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// TestLeftByOthers: whatever a run comes to, it removes what runs that were killed have left.
+func TestLeftByOthers(t *testing.T) {
+	t.Parallel()
+	tmpdir := t.TempDir()
+	r := newTestRun(t, testOptions{tmpdir: tmpdir})
+	for _, name := range []string{"a", "b"} {
+		if err := r.importImage(t, name, smallImage(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		what string
+		run  func() error
+	}{
+		{"a copy of what is there", func() error { return r.importImage(t, "a", smallImage(t)) }},
+		{"another copy", func() error { return r.importImage(t, "c", otherImage(t)) }},
+		{"remove", func() error { return r.removeAll(t, false, "b") }},
+		{"prune", func() error { _, err := pruneRepository(t.Context(), r.repo, false); return err }},
+	} {
+		const dead, stray = "ostree-image-dead", "ociimage/tmp.AbC123"
+		mkdir(t, filepath.Join(r.repo.tmp(), dead), workMark, "blob")
+		mkdir(t, filepath.Join(tmpdir, dead), workMark, "blob")
+		copyOf, err := os.ReadFile(filepath.Join(r.repo.path, "refs/heads/ociimage/a_3Alatest"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(r.repo.path, "refs/heads", stray), copyOf, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := tt.run(); err != nil {
+			t.Errorf("%s: %v", tt.what, err)
+		}
+		r.nothingInTmp(t)
+		if r.commits(t)[stray] != "" {
+			t.Errorf("%s leaves the ref %s", tt.what, stray)
+		}
+		if left := names(t, tmpdir); len(left) > 0 && strings.Contains(tt.what, "copy") { // the others have no --tmpdir
+			t.Errorf("%s leaves %q in --tmpdir", tt.what, left)
+		}
+		if err := os.RemoveAll(filepath.Join(tmpdir, dead)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestSweepWaitsForChildren: a child that outlives the program still writes there.
 func TestSweepWaitsForChildren(t *testing.T) {
 	needTools(t, "sleep")

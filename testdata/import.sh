@@ -11,45 +11,43 @@ BLOBS=${BLOBS:-.}
 ostree refs --repo="$REPO" >/dev/null || :
 # 2: the repository's core.mode
 ostree config --repo="$REPO" get core.mode >/dev/null || :
-# 3: a fresh repository where REPO is none
-[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=archive
-# 4: make a repository
-ostree init --repo="$WORK"/stage --mode=archive
-# 5: the repository's archive.zlib-level
-ostree config --repo="$REPO" get archive.zlib-level >/dev/null || :
-# 5 failed
-# 6: the repository's core.collection-id
+# 3: the repository's core.collection-id
 ostree config --repo="$REPO" get core.collection-id >/dev/null || :
-# 6 failed
-# 7: which ostree this is
+# 4: which ostree this is
 ostree --version >/dev/null || :
-# 8: commit the files of layer 369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
-ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --orphan --tar-autocreate-parents --tree=tar=- <"$BLOBS"/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5.tar
-# 9: the blob's digest holds
+# 3 failed
+# 5: a fresh repository where REPO is none
+[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=archive
+# 6: make a repository
+ostree init --repo="$WORK"/stage --mode=archive
+# 7: the repository's archive.zlib-level
+ostree config --repo="$REPO" get archive.zlib-level >/dev/null || :
+# 7 failed
+# 8: the blob's digest holds
 echo "369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5  $BLOBS/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5" | sha256sum -c -
-# 10: commit layer sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
-ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --branch=ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 --add-metadata-string=docker.size=5120 --add-metadata-string=docker.uncompressed_size=5120 --add-metadata-string=docker.uncompressed_digest=sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 --add-metadata-string=tarsplit.output=H4sIAAAJbogA/+yYW2+bMBTH3/MpJr/sBa1cdmmQ+nBaRy3dfCSmZGujvVDIKBolTKQ1MOW7Tx1kOJuJdotMNP9eiOPkOFL8/5/LF7Kq8gVxbYPkQZUug4i45E1yDMqhwBkFB6czYM1rzqB9UuDtvrCemDj1TKxDju0+1mAxgBj9Lqw6Tq3QeXsbxsDZxeXDjTOIH3XonBCD5MsiWSXLjLjmerS50JZBsuBuQVzy7IgIlzu7T1PxK9Z6JNXAvDtDHf9IA8i1Bv4bDdgyDUS7JOD0SeBsnEdnUe2dT17P79JiruLfaq63jdT/lTRQSiRQMho6zIeYiXGVodPA3tPAc6kEjpLV0+JJ8CH7mKQLYpAiqZs80Zm+V/ZEfNEjkc2nNZpBc+4/hM67XHFV82jVJtYzq7V1zmhX3WO8ea99+lAinVX4aN/UbyqfKXBWX4NHhagKia7QvL7ygNHT6sYem92O5k/Zquhfyq28uE+iHgv//D3QdlJ4pS1cW/ghW/jFIOrXb9aMdeh0Fg7SAU27/tnCaVghZeDRy09CXGVoC9+zhR/LLLzY1ZCOe6w6EI5Qxu81pLK5ZMnoxEaAmL0fQlWmG9K9N6SWdDB5u0sDVt9gUjxFo9FoNH/LyQ+Gba9HXwcA8pIZrxsdAAA= --tree=ref=34103d7cdf9a236b370b8405d44325da9dcd3670d5ddbf19beef6a93029bdaa6
-# 11: a tree to commit
+# 9: commit layer sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
+ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --branch=ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 --add-metadata-string=docker.size=5120 --add-metadata-string=docker.uncompressed_size=5120 --add-metadata-string=docker.uncompressed_digest=sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 --add-metadata-string=tarsplit.output=H4sIAAAJbogA/+yYW2+bMBTH3/MpJr/sBa1cdmmQ+nBaRy3dfCSmZGujvVDIKBolTKQ1MOW7Tx1kOJuJdotMNP9eiOPkOFL8/5/LF7Kq8gVxbYPkQZUug4i45E1yDMqhwBkFB6czYM1rzqB9UuDtvrCemDj1TKxDju0+1mAxgBj9Lqw6Tq3QeXsbxsDZxeXDjTOIH3XonBCD5MsiWSXLjLjmerS50JZBsuBuQVzy7IgIlzu7T1PxK9Z6JNXAvDtDHf9IA8i1Bv4bDdgyDUS7JOD0SeBsnEdnUe2dT17P79JiruLfaq63jdT/lTRQSiRQMho6zIeYiXGVodPA3tPAc6kEjpLV0+JJ8CH7mKQLYpAiqZs80Zm+V/ZEfNEjkc2nNZpBc+4/hM67XHFV82jVJtYzq7V1zmhX3WO8ea99+lAinVX4aN/UbyqfKXBWX4NHhagKia7QvL7ygNHT6sYem92O5k/Zquhfyq28uE+iHgv//D3QdlJ4pS1cW/ghW/jFIOrXb9aMdeh0Fg7SAU27/tnCaVghZeDRy09CXGVoC9+zhR/LLLzY1ZCOe6w6EI5Qxu81pLK5ZMnoxEaAmL0fQlWmG9K9N6SWdDB5u0sDVt9gUjxFo9FoNH/LyQ+Gba9HXwcA8pIZrxsdAAA= --tar-autocreate-parents --tree=tar=- <"$BLOBS"/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5.tar
+# 10: a tree to commit
 mkdir -p "$WORK"/tree-1
 printf %s '{"architecture":"riscv64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5"]}}' >"$WORK"/tree-1/content
-# 13: readable whatever the umask
+# 12: readable whatever the umask
 chmod -R u=rwX,go=rX "$WORK"/tree-1
-# 14: commit blob sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374
+# 13: commit blob sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374
 ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --branch=ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 --add-metadata-string=docker.size=165 --tree=dir="$WORK"/tree-1 --owner-uid=0 --owner-gid=0 --no-xattrs
-# 15: the tree is committed
+# 14: the tree is committed
 rm -rf "$WORK"/tree-1
-# 16: the refs of the repository
+# 15: the refs of the repository
 ostree refs --repo="$REPO" >/dev/null || :
-# 17: a tree to commit
+# 16: a tree to commit
 mkdir -p "$WORK"/tree-2
 printf %s '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374","size":165},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5","size":5120}]}' >"$WORK"/tree-2/manifest.json
-# 19: readable whatever the umask
+# 18: readable whatever the umask
 chmod -R u=rwX,go=rX "$WORK"/tree-2
-# 20: commit image tiny:latest
+# 19: commit image tiny:latest
 ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --branch=ociimage/tiny_3Alatest '--add-metadata-string=docker.manifest={"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374","size":165},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5","size":5120}]}' --add-metadata-string=docker.digest=sha256:78d683e40dc60ab8b05373c16fbf4a7bf2c0ecaba22f34649c97dd8ec328f783 --add-metadata-string=signatures=0 --tree=dir="$WORK"/tree-2 --owner-uid=0 --owner-gid=0 --no-xattrs
-# 21: the tree is committed
+# 20: the tree is committed
 rm -rf "$WORK"/tree-2
-# 22: publish the blobs
+# 21: publish the blobs
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$(ostree rev-parse --repo="$WORK"/stage ociimage/tiny_3Alatest)"
-# 23: publish the image
+# 22: publish the image
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/tiny_3Alatest
