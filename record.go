@@ -31,6 +31,9 @@ const (
 	recordVersions = "versions" // of the programs
 )
 
+// recordEnd is the last line of the script of a run that ended well.
+const recordEnd = "ENDED=yes"
+
 // recorder keeps what is needed to run a run's commands again where nothing of it is left: --record. It is written as the run goes, so that
 // one that is killed leaves a record up to where it was. It is safe for parallel use.
 type recorder struct {
@@ -59,6 +62,8 @@ const recordHeader = `#!/bin/sh
 # stream is not there: the run ended them, and began anew or failed. Commands that only read may fail.
 set -eu
 %s
+ENDED=
+trap '[ $? -ne 0 ] || [ "$ENDED" ] || { echo "the record ends here: the run was cut off" >&2; exit 1; }' EXIT
 RECORD=$(cd "$(dirname "$0")" && pwd)
 BLOBS=$RECORD/blobs
 WORK=${WORK:-$(mktemp -d)}
@@ -345,13 +350,15 @@ func redact(text string, secrets []string) string {
 	return text
 }
 
-// finish ends the record. A run that failed ends with the same error when it is replayed, where none of its commands
-// does so before.
+// finish ends the record, which says so: without its last line it is known to be one of a run that was killed. A run that
+// failed ends with the same error when it is replayed, where none of its commands does so before.
 func (rec *recorder) finish(failure error, status int, secrets []string) error {
 	if rec == nil {
 		return nil
 	}
-	if failure != nil {
+	if failure == nil {
+		rec.print(recordEnd + "\n")
+	} else {
 		text := redact(oneLine(failure), secrets)
 		rec.print(fmt.Sprintf("# the run failed here\n{ echo %s >&2; exit %d; }\n", shellquote.Word("ostree-image: "+text), status))
 	}

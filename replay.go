@@ -43,6 +43,7 @@ type replayer struct {
 	work     string
 	repo     string
 	in       *bufio.Reader // where the answers to --step come from
+	ended    bool          // the record has its end
 }
 
 // replayRecord runs the commands of a record, or of a .tar.gz of one, in a fresh repository, and compares every ref with what the
@@ -103,6 +104,9 @@ func replayRecord(ctx context.Context, s *settings, path string, o replayOptions
 	}
 	if o.to > 0 {
 		return nil
+	}
+	if !r.ended {
+		return checkf("the record ends after %d commands: the run was cut off", len(commands))
 	}
 	return r.compare(ctx, out)
 }
@@ -168,6 +172,8 @@ func (r *replayer) commands() ([]*recordedCommand, error) {
 			byNumber[m[1]].took = m[2]
 		} else if m := failedLine.FindStringSubmatch(line); m != nil && byNumber[m[1]] != nil {
 			byNumber[m[1]].took, byNumber[m[1]].failed = m[2], m[3]
+		} else if line == recordEnd {
+			r.ended = true
 		} else if line != "" && !strings.HasPrefix(line, "#") && len(all) > 0 {
 			c := all[len(all)-1]
 			c.lines = append(c.lines, line)

@@ -229,7 +229,7 @@ import_and_replay() {
     "$OI" --insecure-policy "--record=$R" "--repo=$REPO" pull "oci:$F/oci:debian" debian >/dev/null 2>&1 3>&- &
     local pid=$! i
     for ((i = 0; i < 300; i++)); do
-        ! grep -q 'ostree commit' "$R/commands.sh" 2>/dev/null || break
+        ! grep -q -e '--tree=tar=-' "$R/commands.sh" 2>/dev/null || break
         sleep 0.02
     done
     kill -KILL "$pid"
@@ -239,6 +239,18 @@ import_and_replay() {
     [[ -e $R/versions ]]
     alone sh "$R/commands.sh"
     ((status != 0)) || fail "the record of half an import replays to its end"
+
+    # Wherever the run was cut off, also where all that ran until then can run again.
+    rm -rf -- "$SCRATCH_DIR/whole"
+    new_repo "$SCRATCH_DIR/small" archive
+    oi -0 "--record=$SCRATCH_DIR/whole" "--repo=$SCRATCH_DIR/small" pull "oci:$FIXTURES/small/oci:small" small
+    sed -i '$d' "$SCRATCH_DIR/whole/commands.sh"
+    alone sh "$SCRATCH_DIR/whole/commands.sh"
+    ((status == 1))
+    [[ $stderr == *"the run was cut off" ]] || fail "it ends with: $stderr"
+    oi -4 replay "$SCRATCH_DIR/whole"
+    assert_error "the run was cut off"
+
     oi -1 "--record=$R" "--repo=$REPO" list
     assert_error "is there, and is no empty directory"
 }

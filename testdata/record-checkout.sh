@@ -10,6 +10,8 @@
 # stream is not there: the run ended them, and began anew or failed. Commands that only read may fail.
 set -eu
 NL=$(printf '\nx'); NL=${NL%x}
+ENDED=
+trap '[ $? -ne 0 ] || [ "$ENDED" ] || { echo "the record ends here: the run was cut off" >&2; exit 1; }' EXIT
 RECORD=$(cd "$(dirname "$0")" && pwd)
 BLOBS=$RECORD/blobs
 WORK=${WORK:-$(mktemp -d)}
@@ -38,3 +40,4 @@ ostree checkout --repo="$REPO" ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223c
 ROOT="$WORK"/root LAYER="$WORK"/root sh "$BLOBS"/layer-0.sh
 # 7: the tree is finished
 rmdir "$OUT" 2>/dev/null || : ; mv "$WORK"/root "$OUT"
+ENDED=yes

@@ -10,6 +10,8 @@
 # stream is not there: the run ended them, and began anew or failed. Commands that only read may fail.
 set -eu
 NL=$(printf '\nx'); NL=${NL%x}
+ENDED=
+trap '[ $? -ne 0 ] || [ "$ENDED" ] || { echo "the record ends here: the run was cut off" >&2; exit 1; }' EXIT
 RECORD=$(cd "$(dirname "$0")" && pwd)
 BLOBS=$RECORD/blobs
 WORK=${WORK:-$(mktemp -d)}
@@ -33,3 +35,4 @@ ostree show --repo="$REPO" --raw ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e22
 # 5: read 2 files of ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
 ostree cat --repo="$REPO" ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 '/d/it'\''s a'"$NL"'file' /d/suid >/dev/null || :
 # 5 took TIME
+ENDED=yes

@@ -10,6 +10,8 @@
 # stream is not there: the run ended them, and began anew or failed. Commands that only read may fail.
 set -eu
 NL=$(printf '\nx'); NL=${NL%x}
+ENDED=
+trap '[ $? -ne 0 ] || [ "$ENDED" ] || { echo "the record ends here: the run was cut off" >&2; exit 1; }' EXIT
 RECORD=$(cd "$(dirname "$0")" && pwd)
 BLOBS=$RECORD/blobs
 WORK=${WORK:-$(mktemp -d)}
@@ -70,3 +72,4 @@ ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/0dd6f96f
 # 21: publish the image
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/tiny_3Alatest
 # 21 took TIME
+ENDED=yes
