@@ -74,7 +74,7 @@ integration: build ## run the bats tests, as many at a time as there are process
 	if [ -t 1 ]; then set -x; bats $$jobs integration/*.bats; \
 	else set -x; bats $$jobs --formatter tap integration/*.bats | scripts/count-tests; fi
 
-test-hostile: build ## import the hostile images in full size, with the limits that the program has
+test-hostile: deps-test build ## import the hostile images in full size, with the limits that the program has
 	OSTREE_IMAGE_LONG=1 bats integration/160-hostile.bats
 
 fuzz: deps-build ## run each fuzz test for FUZZTIME (60s)

@@ -147,14 +147,20 @@ EOF
 }
 
 @test "neighbour [files that the caller has left open]" {
-    cat >"$SCRATCH_DIR/ostree" <<EOF
+    local tool
+    for tool in ostree tar; do
+        cat >"$SCRATCH_DIR/$tool" <<EOF
 #!/bin/sh
-for fd in 7 8; do if [ -e /proc/self/fd/\$fd ]; then readlink /proc/self/fd/\$fd >>"$SCRATCH_DIR/open"; fi; done
-exec ostree "\$@"
+: >"$SCRATCH_DIR/asked-$tool"
+for fd in 7 8 9; do if [ -e /proc/self/fd/\$fd ]; then echo "\$0: \$(readlink /proc/self/fd/\$fd)" >>"$SCRATCH_DIR/open"; fi; done
+exec $tool "\$@"
 EOF
-    chmod 755 -- "$SCRATCH_DIR/ostree"
-    run --separate-stderr "$OI" --insecure-policy --quiet "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" pull "$IMAGE" x \
-        7>>"$SCRATCH_DIR/victim/file" 8<"$SCRATCH_DIR/victim"
+        chmod 755 -- "$SCRATCH_DIR/$tool"
+    done
+    run --separate-stderr "$OI" --insecure-policy --quiet "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" "--tar=$SCRATCH_DIR/tar" \
+        pull --unpack=tar "$IMAGE" x 7>>"$SCRATCH_DIR/victim/file" 8<"$SCRATCH_DIR/victim" 9<"$SCRATCH_DIR/1.tar"
     [[ $status == 0 ]] || fail "it ends with $status: $stderr"
+    [[ -e $SCRATCH_DIR/asked-ostree && -e $SCRATCH_DIR/asked-tar ]] || fail "no child has looked"
+    [[ ! -e $SCRATCH_DIR/open ]] || fail "children have: $(cat "$SCRATCH_DIR/open")"
     held
 }

@@ -335,6 +335,7 @@ for name, layer, text in (
     ("uid-negative", header(b"a", uid=base256(-1, 8)) + END, "which no user or group can be"),
     ("uid-overflow", header(b"a", uid=2 ** 32) + END, "which no user or group can be"),
     ("uid-no-one", header(b"a", uid=2 ** 32 - 1) + END, "which no user or group can be"),
+    ("gid-no-one", header(b"a", gid=2 ** 32 - 1) + END, "which no user or group can be"),
     ("gid-pax-huge", pax((b"gid", b"99999999999999999999")) + header(b"a") + END, BROKEN),
     ("uid-pax-negative", pax((b"uid", b"-1")) + header(b"a") + END, "which no user or group can be"),
     ("mtime-most", header(b"a", mtime=base256(2 ** 62, 12)) + END, ""),

@@ -1,0 +1,146 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+)
+
+// figure is what one mode, or one case, came to.
+type figure struct {
+	text  string
+	holds bool
+}
+
+// target is a line of the summary. Without figures it was not measured and is left out.
+type target struct {
+	text    string
+	figures []figure
+}
+
+// What is aimed at, apart from ratios that stand in one line only.
+const (
+	nothingNewSeconds   = 0.15
+	nothingNewProcesses = 4 // and one a layer
+	peakMB              = 150
+)
+
+// targets compares the results with what the program aims at.
+func targets(r results) []target {
+	all := allModes
+	return []target{
+		{
+			"import into an empty repository: at most 0.4 of (a)",
+			r.ratios("debian", []string{"bare", "bare-user", "archive"}, ours, sequential, 0.4),
+		},
+		{"import into an empty repository: at most 1.15 of (b)", r.ratios("debian", []string{"bare", "bare-user"}, ours, parallel, 1.15)},
+		{"import into an empty repository: at most 0.8 of (b)", r.ratios("debian", []string{"archive"}, ours, parallel, 0.8)},
+		{
+			fmt.Sprintf("nothing new: at most %.2f s and %d processes beside one a layer", nothingNewSeconds, nothingNewProcesses),
+			r.nothingNew("debian", "layers"),
+		},
+		{"one changed layer of 60: at most 1.25 of that layer alone", r.ratios("layers-changed", all, ours, layerAlone, 1.25)},
+		{"one changed layer of Debian: at most 1.25 of that layer alone", r.ratios("debian-shared", all, ours, layerAlone, 1.25)},
+		{"60 layers at 20 MB/s: at most 1.15 of the download", r.ratios("registry-layers-20", all, ours, download, 1.15)},
+		{"Debian at 20 MB/s: at most 1.15 of the download", r.ratios("registry-debian-20", all, ours, download, 1.15)},
+		{"checkout: at most 0.2 of umoci unpack", r.ratios("checkout", all, checkout.name, unpack, 0.2)},
+		{"checkout --user-mode: at most 0.2 of umoci unpack", r.ratios("checkout", all, oursUser, unpack, 0.2)},
+		{"export: at most 1.5 of ostree cat", r.ratios("export", all, export.name, catFiles, 1.5)},
+		{fmt.Sprintf("peak memory: below %d MB everywhere", peakMB), r.highestPeak()},
+		{"import beside the most images: less than 1.10 of that beside one", r.besideMany()},
+	}
+}
+
+// targetTable has a row for each target that was measured.
+func targetTable(r results) string {
+	var out strings.Builder
+	for _, t := range targets(r) {
+		if len(t.figures) == 0 {
+			continue
+		}
+		var texts []string
+		for _, f := range t.figures {
+			texts = append(texts, f.text)
+		}
+		holds := "yes"
+		if slices.ContainsFunc(t.figures, func(f figure) bool { return !f.holds }) {
+			holds = "no"
+		}
+		fmt.Fprintf(&out, "| %s | %s | %s |\n", t.text, strings.Join(texts, ", "), holds)
+	}
+	if out.Len() == 0 {
+		return ""
+	}
+	return "### Targets\n\n| target | measured | holds |\n|---|---|---|\n" + out.String() + "\n"
+}
+
+// ratios compares two contenders in each mode that was measured.
+func (r results) ratios(name string, modes []string, contender, other string, limit float64) (all []figure) {
+	for _, mode := range modes {
+		s := r.find(name, mode)
+		one, two := s.named(contender), s.named(other)
+		if one == nil || two == nil {
+			continue
+		}
+		ratio := one.ratio(*two)
+		all = append(all, figure{fmt.Sprintf("%s %.2f", mode, ratio), ratio <= limit})
+	}
+	return all
+}
+
+func (r results) nothingNew(names ...string) (all []figure) {
+	for _, name := range names {
+		for _, mode := range allModes {
+			one := r.find(name, mode).named(nothingNew)
+			if one == nil {
+				continue
+			}
+			seconds, processes := one.median(wall), one.median(func(s sample) float64 { return float64(s.Processes) })
+			all = append(all, figure{
+				fmt.Sprintf("%s %s %.2f s, %.0f processes", name, mode, seconds, processes),
+				seconds <= nothingNewSeconds && processes <= float64(nothingNewProcesses+one.Layers),
+			})
+		}
+	}
+	return all
+}
+
+// highestPeak names the run of ostree-image that took the most memory of all.
+func (r results) highestPeak() []figure {
+	var highest float64
+	var where string
+	for _, s := range r {
+		for _, one := range s.Series {
+			if !strings.HasPrefix(one.Name, ours) {
+				continue
+			}
+			if peak := slices.Max(one.values(func(s sample) float64 { return s.PeakMB })); peak > highest {
+				highest, where = peak, fmt.Sprintf("%s, %s", s.Case, s.Mode)
+			}
+		}
+	}
+	if where == "" {
+		return nil
+	}
+	return []figure{{fmt.Sprintf("%.0f MB at most (%s)", math.Ceil(highest), where), highest < peakMB}}
+}
+
+func (r results) besideMany() []figure {
+	s := r.find("growth-images", "bare-user")
+	first := s.named(ours)
+	if first == nil {
+		return nil
+	}
+	last := *first
+	for _, one := range s.Series {
+		if one.Name == ours && one.X > last.X {
+			last = one
+		}
+	}
+	if last.X == first.X {
+		return nil
+	}
+	ratio := last.ratio(*first)
+	return []figure{{fmt.Sprintf("beside %s images %.2f", thousands(last.X), ratio), ratio < 1.10}}
+}
