@@ -318,10 +318,10 @@ func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 		return makeDir(c.root())
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	ready := make([]chan struct{}, len(layers))
+	fetched := make([]chan []layerEntry, len(layers))
 	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
 	for i := range layers {
-		ready[i] = make(chan struct{})
+		fetched[i] = make(chan []layerEntry, 1)
 	}
 	group.Go(func() error { // in their order, so that the lowest come first
 		for i, b := range layers {
@@ -331,11 +331,11 @@ func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 				return context.Cause(ctx)
 			}
 			group.Go(func() error {
-				defer func() { <-slots }()
-				if err := c.store.repo.checkout(ctx, b.spec, c.layerDir(i), c.options); err != nil {
+				entries, err := c.fetch(ctx, b, i)
+				if err != nil {
 					return errors.WithMessagef(err, "layer %s", b.digest)
 				}
-				close(ready[i])
+				fetched[i] <- entries
 				return nil
 			})
 		}
@@ -343,22 +343,43 @@ func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 	})
 	group.Go(func() error {
 		for i, b := range layers {
+			var entries []layerEntry
 			select {
-			case <-ready[i]:
+			case entries = <-fetched[i]:
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
-			if err := c.apply(ctx, b, i); err != nil {
+			if err := c.apply(ctx, b, i, entries); err != nil {
 				return errors.WithMessagef(err, "layer %s", b.digest)
 			}
+			<-slots // not before: what layers name takes memory
 		}
 		return nil
 	})
 	return group.Wait()
 }
 
-// apply applies layer i, which is checked out, to the tree.
-func (c *checkout) apply(ctx context.Context, b *storedBlob, i int) (err error) {
+// fetch has layer i checked out, and reads meanwhile what it names.
+func (c *checkout) fetch(ctx context.Context, b *storedBlob, i int) (entries []layerEntry, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	wait := c.store.repo.checkout(ctx, b.spec, c.layerDir(i), c.options)
+	if named(b) {
+		if entries, err = c.entries(ctx, b, i == 0); err != nil {
+			cancel()
+		}
+	}
+	if werr := wait(); werr != nil && (err == nil || !errors.Is(werr, context.Canceled)) {
+		err = werr
+	}
+	return entries, err
+}
+
+// named tells whether the repository knows what a layer names. Otherwise its tree is all that there is (layers of 2017).
+func named(b *storedBlob) bool { return b.canRebuild() || b.hasRecord() }
+
+// apply applies layer i, which is checked out, to the tree. entries are what it names, where that is known.
+func (c *checkout) apply(ctx context.Context, b *storedBlob, i int, entries []layerEntry) (err error) {
 	asRoot := os.Geteuid() == 0
 	dir := c.layerDir(i)
 	steps, err := c.settings.journal.record.steps(fmt.Sprintf("layer-%d.sh", i))
@@ -393,9 +414,11 @@ func (c *checkout) apply(ctx context.Context, b *storedBlob, i int) (err error) 
 		}()
 	}
 	a := &applier{root: root, layer: layer, base: i == 0, settings: c.settings}
-	entries, err := c.entries(ctx, b, a)
-	if err != nil {
-		return err
+	if !named(b) {
+		c.settings.warnf("layer %s was stored without its tar-split data: every directory of its tree counts as one that it names", b.digest)
+		if entries, err = treeEntries(layer); err != nil {
+			return err
+		}
 	}
 	if slices.ContainsFunc(entries, isWhiteout) {
 		a.upper = map[string]bool{}
@@ -429,6 +452,11 @@ type layerEntry struct {
 	source string // where the tree of the layer has it, "" for nowhere
 }
 
+// needed tells whether there is anything to do for an entry. What the lowest layer holds is mostly there already.
+func (e layerEntry) needed(base bool) bool {
+	return !base || e.kind == tarstream.HardLink || e.kind == goneKind || isWhiteout(e)
+}
+
 // Kinds beside those of tarstream.
 const (
 	// goneKind is the kind of what the layer's tree does not hold: devices, fifos and sockets, and what the layer itself replaces later.
@@ -438,12 +466,8 @@ const (
 	plainDirKind tarstream.Kind = 'd'
 )
 
-// entries returns what a layer names and the applier needs to know, in the layer's order.
-func (c *checkout) entries(ctx context.Context, b *storedBlob, a *applier) ([]layerEntry, error) {
-	if !b.canRebuild() && !b.hasRecord() {
-		c.settings.warnf("layer %s was stored without its tar-split data: every directory of its tree counts as one that it names", b.digest)
-		return treeEntries(a.layer)
-	}
+// entries returns what a layer names and the applier needs to know, in the layer's order. base tells that it is the lowest.
+func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool) ([]layerEntry, error) {
 	var entries []layerEntry
 	odd := false // noted here too: not every source of headers gives the error back
 	filter := newLayerFilter(permissions{}, nil)
@@ -469,14 +493,14 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, a *applier) ([]la
 				return err
 			}
 		}
-		if a.needs(entry) {
+		if entry.needed(base) {
 			entries = append(entries, entry)
 		}
 		return nil
 	})
 	switch {
-	case odd && a.base:
-		return c.plannedEntries(ctx, b, a)
+	case odd && base:
+		return c.plannedEntries(ctx, b)
 	case odd:
 		return c.oddEntries(ctx, b)
 	}
@@ -485,7 +509,7 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, a *applier) ([]la
 
 // plannedEntries is entries for the first layer, where that names something twice or reaches through its own links: the entries are
 // those of what it comes to in the end, which is what is there already.
-func (c *checkout) plannedEntries(ctx context.Context, b *storedBlob, a *applier) ([]layerEntry, error) {
+func (c *checkout) plannedEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
 	plan := newLayerPlan(permissions{})
 	if err := c.store.headers(ctx, b, plan.add); err != nil {
 		return nil, err
@@ -498,7 +522,7 @@ func (c *checkout) plannedEntries(ctx context.Context, b *storedBlob, a *applier
 			if n > 0 { // more names of the same thing
 				entry.kind, entry.link = tarstream.HardLink, plan.emit[i][0].Name
 			}
-			if a.needs(entry) {
+			if entry.needed(true) {
 				entries = append(entries, entry)
 			}
 		}
@@ -607,11 +631,6 @@ type applier struct {
 	base        bool            // the layer is the root already: only whiteouts, devices and hard links are left to do
 	upper       map[string]bool // real paths that this layer has made, and the directories above them; nil where it has no whiteouts
 	settings    *settings
-}
-
-// needs tells whether there is anything to do for an entry.
-func (a *applier) needs(e layerEntry) bool {
-	return !a.base || e.kind == tarstream.HardLink || e.kind == goneKind || isWhiteout(e)
 }
 
 func isWhiteout(e layerEntry) bool { return strings.HasPrefix(path.Base(e.name), whiteoutPrefix) }
@@ -766,9 +785,13 @@ func (a *applier) relink(e layerEntry) error {
 	return a.root.link(target, e.name)
 }
 
-// checkout makes dir, which must not be there, the tree of a commit.
-func (r *repository) checkout(ctx context.Context, rev, dir string, o checkoutOptions) error {
-	return r.perform(ctx, "check out "+rev, "checkout", checkoutArgs(rev, dir, o)...)
+// checkout begins to make dir, which must not be there, the tree of a commit. What it returns waits for the end, and is to be called.
+func (r *repository) checkout(ctx context.Context, rev, dir string, o checkoutOptions) func() error {
+	wait := r.run.later(ctx, r.command("check out "+rev, "checkout", checkoutArgs(rev, dir, o)...))
+	return func() error {
+		_, err := wait()
+		return r.explain(err)
+	}
 }
 
 func checkoutArgs(rev, dir string, o checkoutOptions) []string {
