@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -8,19 +9,19 @@ import (
 	"math/bits"
 	"path"
 	"slices"
-	"strings"
 
+	"github.com/pkg/errors"
 	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/tarstream"
 )
 
 const (
-	// dealFrom is the size of a compressed layer from which it is worth another reading of it and a merge.
+	// dealFrom is the size of a compressed layer from which it is worth a merge.
 	dealFrom = 4 << 20
-	// maxParts bounds how often one layer is decompressed: a part costs as much of that as compressing a twelfth of the layer.
+	// maxParts bounds into how many a layer is dealt out: decompressing it takes about a twelfth of what compressing its files does.
 	maxParts = 8
-	// maxHeldDirs is of how many directories a share keeps the entry back until it knows where that belongs.
+	// maxHeldDirs is of how many directories a dealer keeps the entry back until it knows where that belongs.
 	maxHeldDirs = 1 << 17
 	// shareOfEntry is what a file or link costs beside its payload, as bytes of payload.
 	shareOfEntry = 4 << 10
@@ -35,42 +36,63 @@ func (st *staging) parts(b *stagedBlob) int {
 	return max(1, st.settings.dealTo)
 }
 
-// unpackClean commits the clean stream of b, in as many parts as that is worth, and returns what its commit is made
-// of. Each part reads the blob by itself, as fast as its own ostree takes it. Where the scan finds the layer odd there
-// is nothing.
+// unpackClean commits the clean stream of b, in as many parts as that is worth, and returns what its commit is made of. Where the scan
+// finds the layer odd there is nothing.
 func (st *staging) unpackClean(ctx context.Context, b *stagedBlob, scan *layerScan) (tree layerTree, plain bool, err error) {
+	filter := newLayerFilter(st.perms, nil)
+	filter.limits = st.settings.limits
 	parts := st.parts(b)
-	filter := func(w io.Writer) *layerFilter {
-		f := newLayerFilter(st.perms, w)
-		f.limits = st.settings.limits
-		return f
+	if parts > 1 {
+		return st.unpackDealt(ctx, b, scan, filter, parts)
 	}
-	if parts == 1 {
-		return st.unpack(ctx, b, b.name()+".tar", true, scan, func(w io.Writer) cleanSink { return filter(w) })
+	return st.unpack(ctx, b, b.name()+".tar", scan, func(w io.Writer) cleanSink {
+		filter.out = tarstream.NewWriter(w)
+		return filter
+	})
+}
+
+// unpackDealt reads the layer once, and deals what filter makes of it out to so many commits. Each takes its part from a spool as fast
+// as it can, for what is in a row in the layer mostly goes to one of them.
+func (st *staging) unpackDealt(ctx context.Context, b *stagedBlob, scan *layerScan, filter *layerFilter, parts int) (
+	tree layerTree, plain bool, err error,
+) {
+	spools := make([]*spool, parts)
+	outs := make([]io.Writer, parts)
+	for part := range parts {
+		if spools[part], err = newSpool(st.blobDir()); err != nil {
+			return tree, false, err
+		}
+		defer closeWith(&err, spools[part])
+		outs[part] = spools[part]
 	}
 	trees := make([]layerTree, parts)
-	odd := make([]bool, parts)
 	group, ctx := errgroup.WithContext(ctx)
-	for part := range parts {
+	for part, s := range spools {
 		group.Go(func() (err error) {
-			s, isPlain := scan, &plain
-			if part > 0 {
-				s, isPlain = &layerScan{beside: true}, new(bool)
-			}
-			trees[part], *isPlain, err = st.unpack(ctx, b, fmt.Sprintf("%s.%d.tar", b.name(), part+1), false, s, func(w io.Writer) cleanSink {
-				f := filter(w)
-				f.out = newShare(w, part, parts, f.key)
-				return f
+			defer s.leave()
+			trees[part], err = st.feed(ctx, b, fmt.Sprintf("%s.%d.tar", b.name(), part+1), false, func(w io.Writer) error {
+				_, err := io.Copy(w, s)
+				return err
 			})
-			odd[part] = s.odd
 			return err
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return tree, false, err
-	}
-	if scan.odd = slices.Contains(odd, true); scan.odd {
-		return tree, plain, nil
+	group.Go(func() (err error) {
+		filter.out = newDealer(outs, filter.key)
+		plain, err = st.scanInto(ctx, b, scan, filter)
+		for _, s := range spools {
+			s.end(err)
+		}
+		if errors.Is(err, errSpoolLeft) {
+			return nil // who left says why
+		}
+		return err
+	})
+	if err = group.Wait(); err != nil {
+		if scan.odd && errors.Is(err, errOddLayer) {
+			err = nil
+		}
+		return tree, plain, err
 	}
 	for _, t := range trees {
 		tree.args = append(tree.args, t.args...)
@@ -78,48 +100,47 @@ func (st *staging) unpackClean(ctx context.Context, b *stagedBlob, scan *layerSc
 	return tree, plain, nil
 }
 
-// share is one part of a layer's clean stream: some of its files, with the directories above them. The shares of all parts
-// together are the whole layer, once each is given all entries in the same order. The parts are even, and a directory is divided among
-// them as seldom as can be: to merge commits, ostree reads and writes all files again that lie in a directory of more than one of them,
-// but for those of the first.
-type share struct {
-	out   *tarstream.Writer
-	part  int
-	load  []int64 // of each part, in bytes
-	dirs  map[uint64]shareDir
-	moved map[uint64]int8          // the part of files that are not where the first file beside them is
-	key   func(name string) uint64 // that of the filter, which finds out where two names have one
-	taken bool                     // the payload that comes is of this part
+// dealer deals a layer's clean stream out to several: to each some of the files, with the directories above them. Together they are the
+// whole layer. They are even, and a directory is divided among them as seldom as can be: to merge commits, ostree reads and writes all files
+// again that lie in a directory of more than one of them, but for those of the first.
+type dealer struct {
+	buffers []*bufio.Writer
+	outs    []*tarstream.Writer
+	load    []int64 // of each part, in bytes
+	dirs    map[uint64]dealtDir
+	moved   map[uint64]int8          // the part of files that are not where the first file beside them is
+	key     func(name string) uint64 // that of the filter, which finds out where two names have one
+	payload io.Writer                // takes that of the last entry
 
 	maxHeld int // directories: where there are more, each part gets all that come
 }
 
-type shareDir struct {
+type dealtDir struct {
 	in    uint8            // a bit for each part that holds it
 	first int8             // the part of its first file
 	files int32            // how many there are
 	own   int64            // bytes of files in it that a merge writes again if more than one part holds it
-	held  *tarstream.Entry // its own entry, where that is still to be written
+	held  *tarstream.Entry // its own entry, where that came and is still to be written to some part
 }
 
 // alone tells whether one part only holds the directory.
-func (d shareDir) alone() bool { return bits.OnesCount8(d.in) == 1 }
+func (d dealtDir) alone() bool { return bits.OnesCount8(d.in) == 1 }
 
-func newShare(w io.Writer, part, parts int, key func(name string) uint64) *share {
-	s := &share{
-		out: tarstream.NewWriter(w), part: part, load: make([]int64, parts), dirs: map[uint64]shareDir{}, moved: map[uint64]int8{}, key: key,
-		maxHeld: maxHeldDirs,
+func newDealer(outs []io.Writer, key func(name string) uint64) *dealer {
+	s := &dealer{load: make([]int64, len(outs)), dirs: map[uint64]dealtDir{}, moved: map[uint64]int8{}, key: key, maxHeld: maxHeldDirs}
+	for _, w := range outs {
+		buffer := bufio.NewWriterSize(w, copyBuffer)
+		s.buffers, s.outs = append(s.buffers, buffer), append(s.outs, tarstream.NewWriter(buffer))
 	}
-	s.dirs[s.key("")] = shareDir{in: s.all()} // every commit has a root
+	s.dirs[s.key("")] = dealtDir{in: s.all()} // every commit has a root
 	return s
 }
 
 // all has a bit for each part.
-func (s *share) all() uint8 { return uint8(1<<len(s.load) - 1) }
+func (s *dealer) all() uint8 { return uint8(1<<len(s.outs) - 1) }
 
-// WriteEntry takes the next entry of the whole stream.
-func (s *share) WriteEntry(e tarstream.Entry) error {
-	s.taken = false
+// WriteEntry takes the next entry.
+func (s *dealer) WriteEntry(e tarstream.Entry) error {
 	if e.Kind == tarstream.Dir {
 		return s.directory(e)
 	}
@@ -128,15 +149,12 @@ func (s *share) WriteEntry(e tarstream.Entry) error {
 		return err
 	}
 	s.count(e, part)
-	if part != s.part {
-		return nil
-	}
-	s.taken = true
-	return s.out.WriteEntry(e)
+	s.payload = s.outs[part]
+	return s.outs[part].WriteEntry(e)
 }
 
 // count notes which part has taken a file or link.
-func (s *share) count(e tarstream.Entry, part int) {
+func (s *dealer) count(e tarstream.Entry, part int) {
 	size := e.Size + shareOfEntry
 	s.load[part] += size
 	key := s.key(parentOf(e.Name))
@@ -152,18 +170,13 @@ func (s *share) count(e tarstream.Entry, part int) {
 	s.dirs[key] = d
 }
 
-// Write takes payload of the entry.
-func (s *share) Write(b []byte) (int, error) {
-	if !s.taken {
-		return len(b), nil
-	}
-	return s.out.Write(b)
-}
+// Write takes payload of the last entry.
+func (s *dealer) Write(b []byte) (int, error) { return s.payload.Write(b) }
 
-// directory keeps a directory back until something below it is of this part, unless that has come before.
-func (s *share) directory(e tarstream.Entry) error {
+// directory writes a directory to the parts that hold it, and keeps it back for those that come to.
+func (s *dealer) directory(e tarstream.Entry) error {
 	if len(s.dirs) >= s.maxHeld {
-		for part := range s.load {
+		for part := range s.outs {
 			if err := s.hold(e.Name, part); err != nil {
 				return err
 			}
@@ -171,17 +184,24 @@ func (s *share) directory(e tarstream.Entry) error {
 	}
 	key := s.key(e.Name)
 	d := s.dirs[key]
-	if d.in>>s.part&1 != 0 {
-		return s.out.WriteEntry(e)
+	for part, out := range s.outs {
+		if d.in>>part&1 == 0 {
+			continue
+		}
+		if err := out.WriteEntry(e); err != nil {
+			return err
+		}
 	}
-	d.held = &e
+	if d.in != s.all() {
+		d.held = &e
+	}
 	s.dirs[key] = d
 	return nil
 }
 
 // partOf decides where an entry goes that is no directory. A hard link must go where the file is that it leads to. Any other goes to the
 // one part that holds its directory, or to the first part if several do.
-func (s *share) partOf(e tarstream.Entry) int {
+func (s *dealer) partOf(e tarstream.Entry) int {
 	if e.Kind == tarstream.HardLink {
 		if part, ok := s.moved[s.key(e.Link)]; ok {
 			return int(part)
@@ -206,7 +226,7 @@ func (s *share) partOf(e tarstream.Entry) int {
 }
 
 // penalty is how many bytes more a merge has to write again if part comes to hold the directory name.
-func (s *share) penalty(name string, part int) (bytes int64) {
+func (s *dealer) penalty(name string, part int) (bytes int64) {
 	for {
 		name = parentOf(name)
 		d := s.dirs[s.key(name)]
@@ -220,7 +240,7 @@ func (s *share) penalty(name string, part int) (bytes int64) {
 }
 
 // hold makes a part hold the directory name and all above it.
-func (s *share) hold(name string, part int) error {
+func (s *dealer) hold(name string, part int) error {
 	var held []*tarstream.Entry
 	for {
 		key := s.key(name)
@@ -229,37 +249,47 @@ func (s *share) hold(name string, part int) error {
 			break
 		}
 		d.in |= 1 << part
-		if part == s.part && d.held != nil {
+		if d.held != nil {
 			held = append(held, d.held)
+		}
+		if d.in == s.all() {
 			d.held = nil
 		}
 		s.dirs[key] = d
 		name = parentOf(name)
 	}
 	for _, e := range slices.Backward(held) {
-		if err := s.out.WriteEntry(*e); err != nil {
+		if err := s.outs[part].WriteEntry(*e); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Close gives the directories that have no file to the part that has the directory above, and ends the stream.
-func (s *share) Close() error {
-	var empty []tarstream.Entry
+// Close gives the directories that have no file to the part that has the directory above, and ends all parts.
+func (s *dealer) Close() error {
+	var empty []string
 	for _, d := range s.dirs {
 		if d.in == 0 && d.held != nil {
-			empty = append(empty, *d.held)
+			empty = append(empty, d.held.Name)
 		}
 	}
-	slices.SortFunc(empty, func(a, b tarstream.Entry) int { return strings.Compare(a.Name, b.Name) })
-	for _, e := range empty {
-		part := bits.TrailingZeros8(s.dirs[s.key(parentOf(e.Name))].in)
-		if err := s.hold(e.Name, part); err != nil {
+	slices.Sort(empty)
+	for _, name := range empty {
+		part := bits.TrailingZeros8(s.dirs[s.key(parentOf(name))].in)
+		if err := s.hold(name, part); err != nil {
 			return err
 		}
 	}
-	return s.out.Close()
+	for part, out := range s.outs {
+		if err := out.Close(); err != nil {
+			return err
+		}
+		if err := s.buffers[part].Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // parentOf returns the directory that holds name, "" for the root.

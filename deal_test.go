@@ -17,8 +17,8 @@ import (
 	"ostree-image/internal/tarstream"
 )
 
-// readShare returns what a part's stream holds: for each name, its header and payload as a line.
-func readShare(t *testing.T, stream []byte) map[string]string {
+// readDealt returns what a part's stream holds: for each name, its header and payload as a line.
+func readDealt(t *testing.T, stream []byte) map[string]string {
 	t.Helper()
 	found := map[string]string{}
 	for tr := tar.NewReader(bytes.NewReader(stream)); ; {
@@ -41,28 +41,34 @@ func readShare(t *testing.T, stream []byte) map[string]string {
 	}
 }
 
-// deal gives entries to all shares of a layer; the payload of a file is its own name, again and again.
+// deal deals entries out; the payload of a file is its own name, again and again.
 func deal(t *testing.T, entries []tarstream.Entry, parts, maxHeld int) []map[string]string {
 	t.Helper()
-	key := newLayerFilter(permissions{}, nil).key
-	dealt := make([]map[string]string, parts)
-	for part := range parts {
-		var stream bytes.Buffer
-		s := newShare(&stream, part, parts, key)
-		s.maxHeld = maxHeld
-		for _, e := range entries {
-			if err := s.WriteEntry(e); err != nil {
-				t.Fatal(err)
-			}
-			body := strings.Repeat(e.Name, 100)[:e.Size]
-			if n, err := s.Write([]byte(body)); err != nil || n != len(body) {
-				t.Fatalf("%d bytes written of %d: %v", n, len(body), err)
-			}
-		}
-		if err := s.Close(); err != nil {
+	streams := make([]bytes.Buffer, parts)
+	outs := make([]io.Writer, parts)
+	for part := range streams {
+		outs[part] = &streams[part]
+	}
+	s := newDealer(outs, newLayerFilter(permissions{}, nil).key)
+	s.maxHeld = maxHeld
+	for _, e := range entries {
+		if err := s.WriteEntry(e); err != nil {
 			t.Fatal(err)
 		}
-		dealt[part] = readShare(t, stream.Bytes())
+		if e.Size == 0 {
+			continue
+		}
+		body := strings.Repeat(e.Name, 100)[:e.Size]
+		if n, err := s.Write([]byte(body)); err != nil || n != len(body) {
+			t.Fatalf("%d bytes written of %d: %v", n, len(body), err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	dealt := make([]map[string]string, parts)
+	for part := range streams {
+		dealt[part] = readDealt(t, streams[part].Bytes())
 	}
 	return dealt
 }
@@ -105,7 +111,7 @@ func randomEntries(r *rand.Rand, n int) []tarstream.Entry {
 	return slices.Concat(before, entries, after)
 }
 
-func TestShares(t *testing.T) {
+func TestDealt(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -149,9 +155,9 @@ func TestShares(t *testing.T) {
 }
 
 // Of many directories without a file, only so many entries are kept back.
-func TestSharesHoldLittle(t *testing.T) {
+func TestDealerHoldsLittle(t *testing.T) {
 	t.Parallel()
-	s := newShare(io.Discard, 1, 2, newLayerFilter(permissions{}, nil).key)
+	s := newDealer([]io.Writer{io.Discard, io.Discard}, newLayerFilter(permissions{}, nil).key)
 	s.maxHeld = 10
 	for i := range 1000 {
 		if err := s.WriteEntry(tarstream.Entry{Name: fmt.Sprintf("d%d", i), Kind: tarstream.Dir, Mode: 0o755}); err != nil {
@@ -170,7 +176,7 @@ func TestSharesHoldLittle(t *testing.T) {
 }
 
 // The parts are even, and hardly a file lies where a merge must write it again: in a directory of several parts, and not in the first.
-func TestSharesAreEven(t *testing.T) {
+func TestDealtEvenly(t *testing.T) {
 	t.Parallel()
 	var entries []tarstream.Entry
 	for d := range 40 {

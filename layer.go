@@ -305,7 +305,7 @@ func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree layerTree
 		st.settings.warnf("layer %s: %d hard links lead to files of layers below, such as %s: empty files keep their places",
 			b.digest, n, quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))))
 	}
-	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", true, &layerScan{}, func(w io.Writer) cleanSink { return newPlanFilter(plan, w) })
+	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", &layerScan{}, func(w io.Writer) cleanSink { return newPlanFilter(plan, w) })
 	return tree, err
 }
 
@@ -321,11 +321,7 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 		return false, err
 	}
 	defer func() { _ = in.Close() }()
-	var raw io.Reader = in
-	if !scan.beside {
-		raw = st.settings.progress.reading(b.want.Digest, in)
-	}
-	stream, plain, err := decompress(raw)
+	stream, plain, err := decompress(st.settings.progress.reading(b.want.Digest, in))
 	if err == nil {
 		defer func() { _ = stream.Close() }()
 		scan.limits = st.settings.limits
@@ -374,14 +370,40 @@ func decompress(r io.Reader) (stream io.ReadCloser, plain bool, err error) {
 	return stream, false, errors.WithMessage(err, "decompressing")
 }
 
-// unpack feeds the clean stream that makeSink makes of b to the engine and returns what its commit is made of. Where the scan finds the
-// layer odd there is none. input is what the journal calls the stream, and alone tells that the layer has no other.
-func (st *staging) unpack(
-	ctx context.Context, b *stagedBlob, input string, alone bool, scan *layerScan, makeSink func(io.Writer) cleanSink,
-) (tree layerTree, plain bool, err error) {
+// unpack commits the clean stream that makeSink makes of b and returns what its commit is made of. Where the scan finds the layer odd there
+// is none. input is what the journal calls the stream.
+func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan *layerScan, makeSink func(io.Writer) cleanSink) (
+	tree layerTree, plain bool, err error,
+) {
+	tree, err = st.feed(ctx, b, input, true, func(w io.Writer) (err error) {
+		plain, err = st.scanInto(ctx, b, scan, makeSink(w))
+		return err
+	})
+	if scan.odd && errors.Is(err, errOddLayer) {
+		err = st.removeTree(ctx, b)
+	}
+	return tree, plain, err
+}
+
+// scanInto reads the layer in b once, makes sink's clean stream of it, and tells whether the layer is not compressed. Where the scan finds
+// the layer odd, the stream is worth nothing, and the error is errOddLayer.
+func (st *staging) scanInto(ctx context.Context, b *stagedBlob, scan *layerScan, sink cleanSink) (plain bool, err error) {
+	scan.sink = sink
+	if plain, err = st.scan(ctx, b, scan); err != nil {
+		return plain, err
+	}
+	if scan.odd {
+		return plain, errOddLayer
+	}
+	return plain, sink.finish()
+}
+
+// feed gives the stream that write writes to the engine and returns what its commit is made of. input is what the journal calls the
+// stream, and alone tells that the layer has no other.
+func (st *staging) feed(ctx context.Context, b *stagedBlob, input string, alone bool, write func(io.Writer) error) (tree layerTree, err error) {
 	kept, err := st.settings.journal.record.stream(input)
 	if err != nil {
-		return tree, false, err
+		return tree, err
 	}
 	whole := false
 	defer func() {
@@ -391,33 +413,25 @@ func (st *staging) unpack(
 	}()
 	w, err := st.startEngine(ctx, b, input, alone)
 	if err != nil {
-		return tree, false, err
+		return tree, err
 	}
 	buffered := bufio.NewWriterSize(kept.tee(w), copyBuffer)
-	sink := makeSink(buffered)
-	scan.sink = sink
-	plain, err = st.scan(ctx, b, scan)
-	if err == nil && !scan.odd {
-		if err = sink.finish(); err == nil {
-			err = buffered.Flush()
-		}
-		whole = err == nil
-		if err == nil {
-			err = kept.broken()
-		}
-		if err == nil {
-			tree, err = w.finish()
-			return tree, plain, errors.WithMessagef(err, "layer %s", b.name())
-		}
+	if err = write(buffered); err == nil {
+		err = buffered.Flush()
+	}
+	whole = err == nil
+	if err == nil {
+		err = kept.broken()
+	}
+	if err == nil {
+		tree, err = w.finish()
+		return tree, errors.WithMessagef(err, "layer %s", b.name())
 	}
 	aborted := w.abort()
 	if errors.Is(err, syscall.EPIPE) { // it had ended by itself
 		err = errors.WithMessagef(aborted, "layer %s", b.name())
 	}
-	if err == nil {
-		err = st.removeTree(ctx, b)
-	}
-	return layerTree{}, plain, err
+	return layerTree{}, err
 }
 
 // layerWriter takes a clean stream. One of finish and abort is called, once.

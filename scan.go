@@ -36,7 +36,6 @@ type layerScan struct {
 	packer storage.Packer // nil where no record is wanted
 	sink   entrySink      // nil where no clean stream is wanted
 	limits layerLimits
-	beside bool // another scan reads the layer at the same time, and learns its digest
 
 	names    int64 // bytes of the names and attributes so far
 	declared int64 // bytes that the headers so far announce
@@ -131,10 +130,6 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 	tr := tar.NewReader(guard)
 	tr.RawAccounting = true
 	crc := crc64.New(storage.CRCTable)
-	sums := []io.Writer{crc, &rebuilt}
-	if s.beside {
-		raw.sum, sums = nil, nil
-	}
 	buf := make([]byte, copyBuffer)
 	segment := func(b []byte) error {
 		if len(b) == 0 {
@@ -174,7 +169,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			return err
 		}
 		crc.Reset()
-		n, err := copyPayload(buf, tr, sums, payload)
+		n, err := copyPayload(buf, tr, crc, &rebuilt, payload)
 		if err != nil {
 			var sinkErr *sinkError
 			if errors.As(err, &sinkErr) {
@@ -209,9 +204,6 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 		if err != nil {
 			return err
 		}
-	}
-	if s.beside {
-		return nil
 	}
 	s.diffID, s.size = digest.NewDigest(digest.SHA256, raw.sum), raw.n
 	s.exact = s.exact && !s.odd && raw.fast.Sum64() == rebuilt.Sum64()
@@ -317,16 +309,15 @@ type sinkError struct{ err error }
 
 func (e *sinkError) Error() string { return e.err.Error() }
 
-// copyPayload copies an entry's payload to the sums, and to w unless that is nil. It returns the payload's size.
-func copyPayload(buf []byte, r io.Reader, sums []io.Writer, w io.Writer) (int64, error) {
+// copyPayload copies an entry's payload to both sums, and to w unless that is nil. It returns the payload's size.
+func copyPayload(buf []byte, r io.Reader, crc hash.Hash64, sum *maphash.Hash, w io.Writer) (int64, error) {
 	var total int64
 	for idle := 0; ; {
 		n, err := r.Read(buf)
 		if n > 0 {
 			total += int64(n)
-			for _, sum := range sums {
-				_, _ = sum.Write(buf[:n])
-			}
+			_, _ = crc.Write(buf[:n])
+			_, _ = sum.Write(buf[:n])
 			if w != nil {
 				if _, werr := w.Write(buf[:n]); werr != nil {
 					return total, &sinkError{werr}
@@ -353,7 +344,7 @@ type rawHash struct {
 	r     io.Reader
 	limit int64 // bytes, 0 for none
 	n     int64
-	sum   hash.Hash // nil where only n is wanted
+	sum   hash.Hash
 	fast  maphash.Hash
 }
 
@@ -363,10 +354,8 @@ func (h *rawHash) Read(p []byte) (int, error) {
 	if h.limit > 0 && h.n > h.limit {
 		return 0, errors.Errorf("it has more than %d bytes unpacked, the limit of --max-layer-size", h.limit)
 	}
-	if h.sum != nil {
-		_, _ = h.sum.Write(p[:n])
-		_, _ = h.fast.Write(p[:n])
-	}
+	_, _ = h.sum.Write(p[:n])
+	_, _ = h.fast.Write(p[:n])
 	return n, err
 }
 

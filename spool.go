@@ -1,0 +1,112 @@
+package main
+
+import (
+	"io"
+	"os"
+	"sync"
+
+	"github.com/pkg/errors"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// spoolLimit is how many bytes of a spool wait on disk for its reader before the writer waits too.
+	spoolLimit = 256 << 20
+	// spoolPiece is of how many bytes that are read the room on disk is given back at a time.
+	spoolPiece = 8 << 20
+)
+
+// errSpoolLeft is what the writer of a spool gets that nobody reads any more.
+var errSpoolLeft = errors.New("nobody reads the stream any more")
+
+// spool is a stream that waits in a file without a name for a reader who is slower than its writer. One of each may use it at a time.
+type spool struct {
+	file  *os.File
+	limit int64 // bytes
+
+	mu      sync.Mutex
+	changed *sync.Cond
+	written int64
+	read    int64
+	ended   bool
+	err     error // instead of io.EOF, once ended
+	left    bool
+}
+
+// newSpool makes an empty spool in dir.
+func newSpool(dir string) (*spool, error) {
+	f, err := os.CreateTemp(dir, "spool-")
+	if err != nil {
+		return nil, errors.Wrap(err, "staging a part of a layer")
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		_ = f.Close()
+		return nil, errors.Wrap(err, "staging a part of a layer")
+	}
+	s := &spool{file: f, limit: spoolLimit}
+	s.changed = sync.NewCond(&s.mu)
+	return s, nil
+}
+
+// Write appends to the stream.
+func (s *spool) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	for s.written-s.read > s.limit && !s.left {
+		s.changed.Wait()
+	}
+	at, left := s.written, s.left
+	s.mu.Unlock()
+	if left {
+		return 0, errSpoolLeft
+	}
+	n, err := s.file.WriteAt(b, at)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.written += int64(n)
+	s.changed.Broadcast()
+	return n, errors.Wrap(err, "staging a part of a layer")
+}
+
+// end ends the stream. err is what its reader gets at the end, io.EOF where it is nil.
+func (s *spool) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended, s.err = true, err
+	s.changed.Broadcast()
+}
+
+// Read waits where the stream is still to come. What was read is gone from the disk, on file systems that can do that.
+func (s *spool) Read(b []byte) (int, error) {
+	s.mu.Lock()
+	for s.read == s.written && !s.ended {
+		s.changed.Wait()
+	}
+	at, ready, err := s.read, s.written-s.read, s.err
+	s.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	if ready == 0 {
+		return 0, io.EOF
+	}
+	n, err := s.file.ReadAt(b[:min(int64(len(b)), ready)], at)
+	if first, end := at/spoolPiece*spoolPiece, (at+int64(n))/spoolPiece*spoolPiece; first < end {
+		_ = unix.Fallocate(int(s.file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, first, end-first)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read += int64(n)
+	s.changed.Broadcast()
+	return n, errors.Wrap(err, "reading a part of a layer")
+}
+
+// leave tells the writer that nobody reads any more.
+func (s *spool) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = true
+	s.changed.Broadcast()
+}
+
+// Close gives the file back. Neither end is to be used any more.
+func (s *spool) Close() error { return errors.WithStack(s.file.Close()) }
