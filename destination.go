@@ -581,11 +581,20 @@ func (d *destination) PutSignatures(_ context.Context, signatures [][]byte, inst
 
 // Commit publishes the image.
 func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
+	top := d.manifests[d.top]
+	image := ""                         // its commit
+	if top != nil && d.staging != nil { // it needs no layer, so it comes beside the last ones
+		d.queue.add(d.ctx, func() {
+			var err error
+			if image, err = d.commitImage(d.staging, top); err != nil {
+				d.fail(err)
+			}
+		})
+	}
 	d.queue.running.Wait()
 	if d.ctx.Err() != nil {
 		return context.Cause(d.ctx)
 	}
-	top := d.manifests[d.top]
 	if top == nil {
 		return errors.New("the image has no manifest")
 	}
@@ -596,7 +605,6 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 	if err := d.keepSigned(ctx); err != nil {
 		return err
 	}
-	timestamp := d.imageTimestamp(top)
 	unlock, err := lockRepository(ctx, d.repo.path)
 	if err != nil {
 		return err
@@ -618,7 +626,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 			return &vanishedError{blob}
 		}
 	}
-	if d.staging == nil && !d.settings.signs() && d.isStored(ctx, whole, top, timestamp) {
+	if d.staging == nil && !d.settings.signs() && d.isStored(ctx, whole, top) {
 		// It makes no work directory, so nothing else removes what a run left that was killed after it had published.
 		d.repo.sweep()
 		if d.settings.tmpdir != "" && checkParent(d.settings.tmpdir) == nil {
@@ -626,7 +634,31 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 		}
 		return nil
 	}
-	return d.publish(ctx, refs, whole, top, timestamp)
+	if image == "" {
+		st, err := d.stagingArea()
+		if err != nil {
+			return err
+		}
+		if image, err = d.commitImage(st, top); err != nil {
+			return err
+		}
+	}
+	return d.publish(ctx, refs, whole, image)
+}
+
+// commitImage commits the image to the staging repository and returns the commit's checksum.
+func (d *destination) commitImage(st *staging, top *destinationManifest) (string, error) {
+	metadata := []metadataString{
+		{keyDigest, d.top.String()},
+		{keySignatures, strconv.Itoa(len(top.signatures))},
+	}
+	if m := (metadataString{keyManifest, string(top.blob)}); m.fits() {
+		metadata = append([]metadataString{m}, metadata...)
+	}
+	o := commitOptions{
+		branch: d.ref.ref(), metadata: metadata, timestamp: d.imageTimestamp(top), why: "commit image " + d.ref.image,
+	}
+	return st.commitFiles(d.ctx, d.imageFiles(), o)
 }
 
 // vanishedError says that a blob that was there when the copy began is gone. The copy can be started over.
@@ -739,41 +771,21 @@ func (d *destination) timestampOf(config []byte) int64 {
 }
 
 // isStored tells whether the repository holds this very image under its name.
-func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest, timestamp int64) bool {
+func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest) bool {
 	if !refs[d.ref.ref()] || manifest.MIMETypeIsMultiImage(top.mimeType) || len(top.signatures) > 0 {
 		return false
 	}
 	info, err := d.repo.commitInfo(ctx, d.ref.ref())
-	return err == nil && info.timestamp == uint64(timestamp) && info.metadata[keyDigest] == d.top.String() &&
+	return err == nil && info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[keyDigest] == d.top.String() &&
 		info.metadata[keySignatures] == "0"
 }
 
-// publish makes the image's commit and moves all that is staged into the repository: first the blobs, then the image's ref, each as
-// one transaction. Within one, ostree writes refs in any order, so an image must come by itself. Its commit comes with the blobs: it would
-// stay marked as partial where the transaction that brings it is killed at its very end, and then nobody may see it.
+// publish moves all that is staged into the repository: first the blobs, then the image's ref, each as one transaction. Within one,
+// ostree writes refs in any order, so an image must come by itself. Its commit comes with the blobs: it would stay marked as partial where
+// the transaction that brings it is killed at its very end, and then nobody may see it.
 // Where it fails, the refs are as they were. The repository has refs, and of these the whole ones can be relied on.
-func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, top *destinationManifest, timestamp int64) (err error) {
-	st, err := d.stagingArea()
-	if err != nil {
-		return err
-	}
-	if err := st.ready(ctx); err != nil {
-		return err
-	}
-	metadata := []metadataString{
-		{keyDigest, d.top.String()},
-		{keySignatures, strconv.Itoa(len(top.signatures))},
-	}
-	if m := (metadataString{keyManifest, string(top.blob)}); m.fits() {
-		metadata = append([]metadataString{m}, metadata...)
-	}
-	o := commitOptions{
-		branch: d.ref.ref(), metadata: metadata, timestamp: timestamp, why: "commit image " + d.ref.image,
-	}
-	image, err := st.commitFiles(ctx, d.imageFiles(), o)
-	if err != nil {
-		return err
-	}
+func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, image string) (err error) {
+	st := d.staging
 	// A replay may come to another commit, and is to compare it.
 	j := d.settings.journal
 	j.name(image, "(ostree rev-parse --repo="+j.path(st.repo.path)+" "+d.ref.ref()+")")

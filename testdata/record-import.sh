@@ -53,19 +53,19 @@ ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --
 # 12 took TIME
 # 13: the tree is committed
 rm -rf "$WORK"/tree-1
-# 14: the refs of the repository
-ostree refs --repo="$REPO" >/dev/null || :
-# 14 took TIME
-# 15: a tree to commit
+# 14: a tree to commit
 mkdir -p "$WORK"/tree-2
 printf %s '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374","size":165},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5","size":5120}]}' >"$WORK"/tree-2/manifest.json
-# 17: readable whatever the umask
+# 16: readable whatever the umask
 chmod -R u=rwX,go=rX "$WORK"/tree-2
-# 18: commit image tiny:latest
+# 17: commit image tiny:latest
 ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --branch=ociimage/tiny_3Alatest '--add-metadata-string=docker.manifest={"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374","size":165},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5","size":5120}]}' --add-metadata-string=docker.digest=sha256:78d683e40dc60ab8b05373c16fbf4a7bf2c0ecaba22f34649c97dd8ec328f783 --add-metadata-string=signatures=0 --tree=dir="$WORK"/tree-2 --owner-uid=0 --owner-gid=0 --no-xattrs
-# 18 took TIME
-# 19: the tree is committed
+# 17 took TIME
+# 18: the tree is committed
 rm -rf "$WORK"/tree-2
+# 19: the refs of the repository
+ostree refs --repo="$REPO" >/dev/null || :
+# 19 took TIME
 # 20: publish the blobs
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$(ostree rev-parse --repo="$WORK"/stage ociimage/tiny_3Alatest)"
 # 20 took TIME
