@@ -213,6 +213,8 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	}
 	stop := context.AfterFunc(ctx, func() { d.fail(context.Cause(ctx)) })
 	defer stop()
+	stream, arrived := st.behind.watch(stream)
+	defer arrived()
 	if err := staged.fill(d.ctx, stream, file); err != nil {
 		d.fail(err)
 		return types.BlobInfo{}, err

@@ -47,6 +47,7 @@ type staging struct {
 	perms    permissions
 	warned   atomic.Bool
 	trees    atomic.Int64 // how many small trees were committed
+	behind   *writeBehind // nil where nobody waits for the disk
 
 	prepared chan struct{} // closed when repo can be used, or err is set
 	err      error
@@ -67,6 +68,9 @@ func newStaging(ctx context.Context, s *settings, target *repository) (st *stagi
 			_ = st.remove()
 			return nil, errors.WithMessagef(err, "the temporary directory %s cannot be used", s.tmpdir)
 		}
+	}
+	if !s.noFsync {
+		st.behind = newWriteBehind(ctx, st.work.path)
 	}
 	go func() {
 		defer close(st.prepared)
