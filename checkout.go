@@ -33,6 +33,9 @@ const (
 type checkoutOptions struct {
 	userMode         bool // no owners and no attributes
 	requireHardlinks bool // fail rather than copy a file
+
+	subpath  string // the directory to check out, "" for the whole tree
+	skipList string // a file that names what to leave out, "" for none
 }
 
 // checkoutImage makes dir the image's root file system. dir must not exist, or be empty; where the checkout fails it is
@@ -70,6 +73,7 @@ func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *ty
 	src.settings.journal.name(target.work.path, "WORK")
 	src.settings.journal.name(target.dir, "OUT")
 	c := &checkout{store: src.store, settings: src.settings, options: o, work: target.work}
+	c.copies = mode != modeBare && !(mode == modeBareUser && o.userMode)
 	if err := c.build(ctx, layers); err != nil {
 		return noRoom(err, filepath.Dir(target.work.path))
 	}
@@ -300,6 +304,7 @@ type checkout struct {
 	settings *settings
 	options  checkoutOptions
 	work     *workDir
+	copies   bool // ostree makes files anew, as hard links would be wrong
 }
 
 func (c *checkout) root() string { return c.work.join("root") }
@@ -361,11 +366,14 @@ func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 
 // fetch has layer i checked out, and reads meanwhile what it names.
 func (c *checkout) fetch(ctx context.Context, b *storedBlob, i int) (entries []layerEntry, err error) {
+	if c.copies && os.Geteuid() == 0 && runtime.GOMAXPROCS(0) > 1 && named(b) && b.tarSize >= c.settings.divideFrom {
+		return c.fetchDivided(ctx, b, i)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wait := c.store.repo.checkout(ctx, b.spec, c.layerDir(i), c.options)
 	if named(b) {
-		if entries, err = c.entries(ctx, b, i == 0); err != nil {
+		if entries, err = c.entries(ctx, b, i == 0, nil); err != nil {
 			cancel()
 		}
 	}
@@ -466,8 +474,9 @@ const (
 	plainDirKind tarstream.Kind = 'd'
 )
 
-// entries returns what a layer names and the applier needs to know, in the layer's order. base tells that it is the lowest.
-func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool) ([]layerEntry, error) {
+// entries returns what a layer names and the applier needs to know, in the layer's order. base tells that it is the lowest. weights, unless it
+// is nil, learns how much there is to check out; of a layer that reaches through its own links nothing.
+func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weights *treeWeights) ([]layerEntry, error) {
 	var entries []layerEntry
 	odd := false // noted here too: not every source of headers gives the error back
 	filter := newLayerFilter(permissions{}, nil)
@@ -493,11 +502,17 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool) ([]lay
 				return err
 			}
 		}
+		if weights != nil && e.Kind != tarstream.Dir && !isDevice(hdr) {
+			weights.add(e.Name, e.Size)
+		}
 		if entry.needed(base) {
 			entries = append(entries, entry)
 		}
 		return nil
 	})
+	if odd && weights != nil {
+		*weights = *newTreeWeights()
+	}
 	switch {
 	case odd && base:
 		return c.plannedEntries(ctx, b)
@@ -783,24 +798,4 @@ func (a *applier) relink(e layerEntry) error {
 		return err
 	}
 	return a.root.link(target, e.name)
-}
-
-// checkout begins to make dir, which must not be there, the tree of a commit. What it returns waits for the end, and is to be called.
-func (r *repository) checkout(ctx context.Context, rev, dir string, o checkoutOptions) func() error {
-	wait := r.run.later(ctx, r.command("check out "+rev, "checkout", checkoutArgs(rev, dir, o)...))
-	return func() error {
-		_, err := wait()
-		return r.explain(err)
-	}
-}
-
-func checkoutArgs(rev, dir string, o checkoutOptions) []string {
-	var args []string
-	if o.userMode {
-		args = append(args, "--user-mode")
-	}
-	if o.requireHardlinks {
-		args = append(args, "--require-hardlinks")
-	}
-	return append(args, rev, dir)
 }

@@ -702,3 +702,29 @@ func (r *repository) fsck(ctx context.Context) ([]string, error) {
 	}
 	return lines, nil
 }
+
+// checkout begins to make dir, which must not be there, the tree of a commit. What it returns waits for the end, and is to be called.
+func (r *repository) checkout(ctx context.Context, rev, dir string, o checkoutOptions) func() error {
+	wait := r.run.later(ctx, r.command("check out "+rev, "checkout", checkoutArgs(rev, dir, o)...))
+	return func() error {
+		_, err := wait()
+		return r.explain(err)
+	}
+}
+
+func checkoutArgs(rev, dir string, o checkoutOptions) []string {
+	var args []string
+	if o.userMode {
+		args = append(args, "--user-mode")
+	}
+	if o.requireHardlinks {
+		args = append(args, "--require-hardlinks")
+	}
+	if o.subpath != "" {
+		args = append(args, "--subpath=/"+o.subpath)
+	}
+	if o.skipList != "" {
+		args = append(args, "--skip-list="+o.skipList)
+	}
+	return append(args, rev, dir)
+}

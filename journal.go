@@ -113,6 +113,27 @@ func (j *journal) shell(why, line string) {
 	j.writeLines(why, line, line)
 }
 
+// writeFile writes a small file of mode 0644, and the same into the journal.
+func (j *journal) writeFile(path string, content []byte, why string) error {
+	j.shell(why, fmt.Sprintf("printf %s >%s", printfFormat(content), j.path(path)))
+	if err := os.WriteFile(path, content, 0o644); err != nil {
+		return errors.WithStack(err)
+	}
+	return errors.WithStack(os.Chmod(path, 0o644))
+}
+
+// printfFormat returns the arguments with which printf(1) writes content.
+func printfFormat(content []byte) string {
+	if isText(string(content)) {
+		return "%s " + shellquote.Word(string(content))
+	}
+	var b strings.Builder
+	for _, c := range content {
+		fmt.Fprintf(&b, `\%03o`, c)
+	}
+	return shellquote.Word(b.String())
+}
+
 // recorded writes a line into the record only: a log has no files that it could need.
 func (j *journal) recorded(why, line string) {
 	j.mu.Lock()

@@ -593,7 +593,7 @@ func (e *tarEngine) finish() (tree layerTree, err error) {
 	}
 	if len(overrides) > 0 {
 		options.statOverride = e.dir + ".modes"
-		if err := e.st.writeFile(options.statOverride, []byte(strings.Join(overrides, "\n")+"\n"), "the modes that they have in the layer"); err != nil {
+		if err := e.st.settings.journal.writeFile(options.statOverride, []byte(strings.Join(overrides, "\n")+"\n"), "the modes that they have in the layer"); err != nil {
 			return tree, err
 		}
 	}
@@ -686,7 +686,7 @@ func (st *staging) commitFiles(ctx context.Context, files []treeFile, o commitOp
 
 func (st *staging) placeFile(path string, f treeFile) error {
 	if f.from == "" {
-		return st.writeFile(path, f.content, "")
+		return st.settings.journal.writeFile(path, f.content, "")
 	}
 	st.settings.journal.shell("", fmt.Sprintf(`cp "$BLOBS"/%s %s`, shellquote.Word(f.input), st.settings.journal.path(path)))
 	if err := os.Link(f.from, path); err != nil {
@@ -695,28 +695,6 @@ func (st *staging) placeFile(path string, f treeFile) error {
 		}
 	}
 	return errors.WithStack(os.Chmod(path, 0o644))
-}
-
-// writeFile writes a small file of mode 0644, and the same into the journal.
-func (st *staging) writeFile(path string, content []byte, why string) error {
-	j := st.settings.journal
-	j.shell(why, fmt.Sprintf("printf %s >%s", printfFormat(content), j.path(path)))
-	if err := os.WriteFile(path, content, 0o644); err != nil {
-		return errors.WithStack(err)
-	}
-	return errors.WithStack(os.Chmod(path, 0o644))
-}
-
-// printfFormat returns the arguments with which printf(1) writes content.
-func printfFormat(content []byte) string {
-	if isText(string(content)) {
-		return "%s " + shellquote.Word(string(content))
-	}
-	var b strings.Builder
-	for _, c := range content {
-		fmt.Fprintf(&b, `\%03o`, c)
-	}
-	return shellquote.Word(b.String())
 }
 
 // copyFile copies a file where it cannot be linked.

@@ -604,6 +604,7 @@ func (p *program) checkout(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	p.settings.divideFrom = divideFrom
 	return checkoutImage(c.Context, ref, c.Args().Get(1), sys, p.global.checkout)
 }
 

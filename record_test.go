@@ -14,6 +14,7 @@ import (
 func newRecordedRun(t *testing.T, o testOptions) (r *testRun, dir string) {
 	t.Helper()
 	r = newTestRun(t, o)
+	r.divideFrom = divideFrom // commands side by side come in any order
 	dir = filepath.Join(t.TempDir(), "record")
 	rec, err := newRecorder(dir, r.runner)
 	if err != nil {

@@ -371,6 +371,24 @@ func (r *rootFS) place(from *rootFS, source, real string) error {
 	return errors.Wrapf(unix.Renameat(fromFd, sourceBase, fd, base), "placing %q", real)
 }
 
+// adopt moves a directory from elsewhere on the same file system to a real path of this tree, where nothing stands. The directory above
+// stays as old as it is.
+func (r *rootFS) adopt(from, real string) error {
+	dir, base := splitPath(real)
+	fd, err := r.dir(dir)
+	if err != nil {
+		return err
+	}
+	var above unix.Stat_t
+	if err := unix.Fstat(fd, &above); err != nil {
+		return errors.Wrapf(err, "placing %q", real)
+	}
+	if err := unix.Renameat(unix.AT_FDCWD, from, fd, base); err != nil {
+		return errors.Wrapf(err, "placing %q", real)
+	}
+	return errors.Wrapf(unix.UtimesNanoAt(fd, ".", []unix.Timespec{above.Atim, above.Mtim}, 0), "placing %q", real)
+}
+
 // link makes a second name of a file of this tree, where nothing stands.
 func (r *rootFS) link(target, real string) error {
 	targetDir, targetBase := splitPath(target)

@@ -34,6 +34,7 @@ type settings struct {
 	limits           layerLimits
 	dealTo           int    // how many commits share a large layer where that is faster, 0 for one
 	dealFrom         int64  // how many bytes a large layer has
+	divideFrom       int64  // how many bytes a layer's tar stream has whose checkout is divided
 	maxManifest      int64  // bytes, 0 for the library's own limit
 	parallelCopies   uint   // blobs that are copied at a time, 0 for the library's own number
 	gpgSign          string // the key that signs the commits, "" for none
