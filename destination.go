@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -44,6 +45,7 @@ type destination struct {
 	mu        sync.Mutex
 	known     knownImages     // once it was looked up
 	refs      map[string]bool // of the repository when the copy began
+	partial   map[string]bool // refs that it had too, of commits that may not be whole
 	staging   *staging        // nil until something must be committed
 	blobs     map[digest.Digest]*destinationBlob
 	exactBlob bool // layers are kept as they come
@@ -89,6 +91,8 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 	if d.refs, err = d.repo.whole(ctx, refs); err != nil {
 		return nil, err
 	}
+	d.partial = maps.Clone(refs)
+	maps.DeleteFunc(d.partial, func(ref string, _ bool) bool { return d.refs[ref] })
 	d.ctx, d.fail = context.WithCancelCause(ctx)
 	return d, nil
 }
@@ -250,8 +254,8 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 		// A digest that is kept as some other blob's content must stay readable as that. What cannot be read is no loss.
 		exactBlob, _ = d.repo.hasFile(d.ctx, blobRef(staged.want.Digest), fileContent)
 	}
-	if side := sideRef(staged.want.Digest); d.settings.signs() && staged.want.Digest != "" && d.refs[side] && !exactBlob {
-		exactBlob, _ = d.repo.hasFile(d.ctx, side, fileBlob) // it is made anew to be signed, and must not lose what it has
+	if side := sideRef(staged.want.Digest); staged.want.Digest != "" && (d.settings.signs() && d.refs[side] || d.partial[side]) && !exactBlob {
+		exactBlob, _ = d.repo.hasFile(d.ctx, side, fileBlob) // it is made anew, to be signed or whole, and must not lose what it has
 	}
 	bar := d.settings.progress.importing(staged.want.Digest, staged.want.Size)
 	defer bar.done()
@@ -333,7 +337,7 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 	}
 	d.mu.Lock()
 	b := d.blobs[info.Digest]
-	known, side, exactBlob := d.refs[blobRef(info.Digest)], d.refs[sideRef(info.Digest)], d.exactBlob
+	known, side, exactBlob := d.refs[blobRef(info.Digest)] && !d.partial[sideRef(info.Digest)], d.refs[sideRef(info.Digest)], d.exactBlob
 	d.mu.Unlock()
 	if b != nil {
 		<-b.done

@@ -431,6 +431,63 @@ func TestVanishedBlob(t *testing.T) {
 	r.nothingInTmp(t)
 }
 
+// TestPartial: a commit that is marked as partial, as a run that was killed may leave any, is made anew by the next copy.
+func TestPartial(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	var many []member
+	for i := range 3000 { // the tar-split data has a commit of its own
+		many = append(many, file(fmt.Sprintf("f-%x-%d", i*i*7919, i), ""))
+	}
+	layer := archive(many...)
+	images := map[string]*testImage{
+		"many": {layers: [][]byte{layer}},
+		"kept": {layers: [][]byte{zipped(t, archive(file("f", "kept")))}, types: []string{imgspecv1.MediaTypeImageLayerGzip}},
+	}
+	for name, i := range images {
+		if err := newTestRun(t, testOptions{repo: r.repo.path, preserve: name == "kept"}).importImage(t, name, i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	commits := r.commits(t)
+	mark := func(ref string) (path string) {
+		t.Helper()
+		path = r.repo.partialMark(commits[ref])
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for ref := range commits {
+		path := mark(ref)
+		for name, i := range images {
+			if err := r.importImage(t, name, i); err != nil {
+				t.Errorf("%s: %v", ref, err)
+			}
+		}
+		if _, err := os.Lstat(path); !os.IsNotExist(err) {
+			t.Errorf("%s is still marked as partial: %v", ref, err)
+			_ = os.Remove(path)
+		}
+		sameCommits(t, ref, r.commits(t), commits, func(string) string { return "" })
+	}
+	for _, ref := range []string{blobRef(digest.FromBytes(layer)), sideRef(digest.FromBytes(layer))} {
+		d := r.destination(t, "many:2")
+		if ok, _, err := d.TryReusingBlob(t.Context(), blobInfo(layer, ""), nil, false); !ok || err != nil {
+			t.Fatalf("it is not reused: %t, %v", ok, err)
+		}
+		path := mark(ref)
+		var vanished *vanishedError
+		if err := put(t.Context(), d, images["many"]); !errors.As(err, &vanished) {
+			t.Errorf("%s becomes partial while the image is copied: %v", ref, err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.allWell(t, len(images))
+}
+
 // TestFailingCommands: whatever fails, no ref appears that was not there.
 func TestFailingCommands(t *testing.T) {
 	t.Parallel()
