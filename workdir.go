@@ -185,7 +185,7 @@ func sweepWorkDirs(parent string) {
 			continue
 		}
 		info, err := e.Info()
-		if err != nil || !info.IsDir() || !ownedByUser(info) {
+		if err != nil || !ownedByUser(info) {
 			continue
 		}
 		if fresh && time.Since(info.ModTime()) < abandonedAfter {
@@ -195,7 +195,7 @@ func sweepWorkDirs(parent string) {
 		if mark, err := os.Lstat(filepath.Join(path, workMark)); err != nil || !mark.Mode().IsRegular() || !ownedByUser(mark) {
 			continue
 		}
-		lock, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|oNoFollow, 0)
+		lock, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|oNoFollow, 0) // fails where a link leads to a directory
 		if err != nil {
 			continue
 		}

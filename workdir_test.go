@@ -52,7 +52,12 @@ func TestSweep(t *testing.T) {
 	mkdir(t, parent+"/cache")
 	mkdir(t, parent+"/outside", workMark, "victim")
 	mkdir(t, parent, "ostree-image-file")
-	for link, target := range map[string]string{"ostree-image-link": parent + "/outside", "ostree-image-dead/link": parent + "/outside"} {
+	mkdir(t, parent+"/ostree-image-mark-is-a-directory/"+workMark)
+	mkdir(t, parent+"/ostree-image-mark-is-a-link")
+	for link, target := range map[string]string{
+		"ostree-image-link": parent + "/outside", "ostree-image-dead/link": parent + "/outside",
+		"ostree-image-mark-is-a-link/" + workMark: parent + "/outside/" + workMark,
+	} {
 		if err := os.Symlink(target, filepath.Join(parent, link)); err != nil {
 			t.Fatal(err)
 		}
@@ -60,15 +65,20 @@ func TestSweep(t *testing.T) {
 	if err := os.Chtimes(parent+"/.ostree-image-new-old", old, old); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{".ostree-image-new-young", "cache", "ostree-image-file", "ostree-image-link", "ostree-image-unmarked", "outside", "staging-other"}
+	want := []string{
+		".ostree-image-new-young", "cache", "ostree-image-file", "ostree-image-link", "ostree-image-mark-is-a-directory", "ostree-image-mark-is-a-link",
+		"ostree-image-unmarked", "outside", "staging-other",
+	}
 	if os.Geteuid() == 0 {
-		mkdir(t, parent+"/ostree-image-foreign", workMark)
-		for _, path := range []string{"/ostree-image-foreign/" + workMark, "/ostree-image-foreign"} {
-			if err := os.Lchown(parent+path, otherID, otherID); err != nil {
-				t.Fatal(err)
+		for name, theirs := range map[string][]string{"ostree-image-foreign": {"", workMark}, "ostree-image-foreign-dir": {""}, "ostree-image-foreign-mark": {workMark}} {
+			mkdir(t, filepath.Join(parent, name), workMark)
+			for _, path := range theirs {
+				if err := os.Lchown(filepath.Join(parent, name, path), otherID, otherID); err != nil {
+					t.Fatal(err)
+				}
 			}
+			want = append(want, name)
 		}
-		want = append(want, "ostree-image-foreign")
 	}
 	living, err := newWorkDir(parent, newRunner("true", "true", 0, &journal{}))
 	if err != nil {
