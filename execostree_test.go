@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"maps"
 	"os"
 	"path/filepath"
@@ -276,6 +277,39 @@ func TestRefsWhileOneIsRemoved(t *testing.T) {
 	r := newTestRun(t, testOptions{ostree: fake, repo: repo})
 	if refs, err := r.repo.refs(t.Context()); err != nil || len(refs) != 0 {
 		t.Errorf("%v, %v", refs, err)
+	}
+}
+
+// TestAgain: what lost a race is done again, and not for ever.
+func TestAgain(t *testing.T) {
+	lost := &toolError{Stderr: "error: opendir(staging-a): No such file or directory\n", Err: errors.New("exit status 1")}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	for _, tt := range []struct {
+		name  string
+		ctx   context.Context
+		fails int // how often
+		err   error
+		calls int
+		want  error
+	}{
+		{"well", t.Context(), 0, lost, 1, nil},
+		{"once", t.Context(), 1, lost, 2, nil},
+		{"as often as it may", t.Context(), raceRetries, lost, raceRetries + 1, nil},
+		{"always", t.Context(), 1000, lost, raceRetries + 1, lost},
+		{"another error", t.Context(), 1000, errNoRef, 1, errNoRef},
+		{"the run has ended", ended, 1000, lost, 1, lost},
+	} {
+		calls := 0
+		err := again(tt.ctx, func() error {
+			if calls++; calls <= tt.fails {
+				return tt.err
+			}
+			return nil
+		})
+		if calls != tt.calls || !errors.Is(err, tt.want) {
+			t.Errorf("%s: %d calls, %v; want %d, %v", tt.name, calls, err, tt.calls, tt.want)
+		}
 	}
 }
 

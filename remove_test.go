@@ -139,6 +139,24 @@ func TestPruneIsKilled(t *testing.T) {
 	fsck(t, r.repo.path)
 }
 
+// A prune that another ostree gets in the way of is started again, each of its halves.
+func TestPruneLosesRace(t *testing.T) {
+	t.Parallel()
+	lost := fakeRule{Stderr: "error: opendir(staging-a): No such file or directory\n", Exit: 1, Once: true}
+	first, second := lost, lost
+	first.Match, second.Match = "--commit-only", "prune "
+	r := newTestRun(t, testOptions{ostree: fakeTool(t, "ostree", first, fakeRule{Match: "--commit-only", Then: "ostree"}, second)})
+	if err := r.importImage(t, "gone", otherImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.removeAll(t, true, "gone"); err != nil {
+		t.Error(err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(r.repo.path, "objects/??/*")); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
 // A layer of one image is the config of another, and of the same.
 func TestOneDigestTwoUses(t *testing.T) {
 	layer := tarOf(t, &gotar.Header{Name: "a", Typeflag: gotar.TypeReg, Mode: 0o600, Size: 10})

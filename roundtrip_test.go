@@ -127,17 +127,25 @@ func TestCorpus(t *testing.T) {
 // ostree fails now and then when another ends at the moment when it starts. It is started again.
 func TestLostRace(t *testing.T) {
 	const said = "error: opendir(staging-ca849a65-20c6-4cb6-bef6-ed52fd141fa6-C4y2XY): No such file or directory\n"
-	for _, engine := range []engineName{engineStream, engineTar} {
-		t.Run(string(engine), func(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		engine engineName
+		size   int64
+	}{
+		{"stream", engineStream, 3},
+		{"a large stream", engineStream, 2 * smallStream}, // whose commit begins before all of the layer is there
+		{"tar", engineTar, 3},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
 			rules := []fakeRule{
 				{Match: "--branch=", Stderr: said, Exit: 1, Once: true},
 				{Match: "pull-local", Stderr: said, Exit: 1, Once: true},
 			}
-			if engine == engineStream {
+			if tt.engine == engineStream {
 				rules = append(rules, fakeRule{Match: "--tree=tar=-", Stderr: said, Exit: 1, Once: true})
 			}
-			r := newTestRun(t, testOptions{ostree: fakeTool(t, "ostree", rules...), unpack: engine})
-			layer := tarOf(t, &gotar.Header{Name: "a", Typeflag: gotar.TypeReg, Mode: 0o644, Size: 3})
+			r := newTestRun(t, testOptions{ostree: fakeTool(t, "ostree", rules...), unpack: tt.engine})
+			layer := tarOf(t, &gotar.Header{Name: "a", Typeflag: gotar.TypeReg, Mode: 0o644, Size: tt.size})
 			i := &testImage{layers: [][]byte{layer}}
 			if err := r.importImage(t, "a", i); err != nil {
 				t.Fatal(err)
