@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -354,14 +355,23 @@ func TestParentKilled(t *testing.T) {
 	eventually(t, "the end of the child", func() bool { return !running(child) })
 }
 
-// parentOfSleeper is the program of TestParentKilled. It uses up threads, as any Go program may.
+// parentOfSleeper is the program of TestParentKilled. The thread on which it asks for the child ends, as any of a Go program may.
 func parentOfSleeper() int {
-	r := newRunner("sleep", "tar", 0, &journal{})
-	p, err := r.start(context.Background(), command{tool: toolOSTree, args: []string{"600"}}, nil, nil)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
+	runtime.LockOSThread() // the first thread of all, which stays
+	started := make(chan *process)
+	go func() {
+		runtime.LockOSThread()
+		p, err := newRunner("sleep", "tar", 0, &journal{}).start(context.Background(), command{tool: toolOSTree, args: []string{"600"}}, nil, nil)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		started <- p
+	}()
+	p := <-started
+	if p == nil {
 		return 1
 	}
+	time.Sleep(500 * time.Millisecond)
 	fmt.Println(p.cmd.Process.Pid)
 	_ = p.wait()
 	return 0
