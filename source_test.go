@@ -315,6 +315,33 @@ func TestLyingBlob(t *testing.T) {
 	}
 }
 
+// A file of the tree that is longer than the layer has it is no part of the layer, and is not passed over where the layer ends with it.
+func TestLongerTree(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{})
+	layers := map[string][]byte{}
+	for name, size := range map[string]int64{"short": 3, "long": 10} {
+		layers[name] = tarOf(t, &gotar.Header{Name: "file", Typeflag: gotar.TypeReg, Mode: 0o644, Size: size})
+		if err := r.importImage(t, name, &testImage{layers: [][]byte{layers[name]}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	short, long := blobRef(digest.FromBytes(layers["short"])), blobRef(digest.FromBytes(layers["long"]))
+	info, err := r.repo.commitInfo(t.Context(), short)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.tamper(t, long, func(m map[string]string) { maps.Copy(m, info.metadata) })
+	tool(t, "ostree", "refs", "--repo="+r.repo.path, "--force", "--create="+short, long)
+	if _, err := tars(t.Context(), r.source(t, "short")); exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), "longer than its tar-split data says") {
+		t.Errorf("it is exported: %v", err)
+	}
+	results, err := verifyImages(t.Context(), r.settings, r.repo, []ostreeReference{r.reference(t, "short")}, 1)
+	if err != nil || len(results) != 1 || results[0].OK {
+		t.Errorf("verify: %+v, %v", results, err)
+	}
+}
+
 // No digest becomes a part of a ref or of a path before it is known to be one.
 func TestBlobDigests(t *testing.T) {
 	t.Parallel()

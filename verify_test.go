@@ -3,6 +3,7 @@ package main
 import (
 	gotar "archive/tar"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -211,6 +212,60 @@ func TestDamagedObject(t *testing.T) {
 					}
 				}
 			})
+		})
+	}
+}
+
+// TestFsckLines: what fsck says is told of the commits that it names, and of all images where it names none.
+func TestFsckLines(t *testing.T) {
+	t.Parallel()
+	const closing = "error: Repository corruption encountered\n"
+	for _, tt := range []struct {
+		name, says string
+		exit       int
+		signal     int
+		objects    map[string]string
+		unknown    []string
+		wantErr    string
+	}{
+		{name: "well"},
+		{
+			name: "two commits", says: "error: In commits " + sumA + ", " + sumB + ": fsck content object x: Corrupted\n" + closing, exit: 1,
+			objects: map[string]string{
+				sumA: "ostree fsck: In commits " + sumA + ", " + sumB + ": fsck content object x: Corrupted",
+				sumB: "ostree fsck: In commits " + sumA + ", " + sumB + ": fsck content object x: Corrupted",
+			},
+		},
+		{
+			name: "the first of two lines", says: "Object missing in commits " + sumA + ": x.file\nfsck " + sumA + ".commit: Corrupted\n" + closing, exit: 1,
+			objects: map[string]string{sumA: "ostree fsck: Object missing in commits " + sumA + ": x.file"},
+		},
+		{
+			name: "what follows from others", exit: 1,
+			says:    "Object missing: " + sumA + ".commit\nMarking commit as partial: " + sumA + "\n1 partial commits from fsck-detected corruption\n(ostree fsck:1): GLib-CRITICAL **: x\n" + closing,
+			objects: map[string]string{sumA: "ostree fsck: Object missing: " + sumA + ".commit"},
+		},
+		{name: "no commit", says: "error: fsck dirtree x: Corrupted\n" + closing, exit: 1, unknown: []string{"ostree fsck: fsck dirtree x: Corrupted"}},
+		{
+			name: "half a name", says: "In commits " + sumA + ", " + sumB[1:] + ": x\n" + closing, exit: 1,
+			unknown: []string{"ostree fsck: In commits " + sumA + ", " + sumB[1:] + ": x"},
+		},
+		{name: "killed", says: "so far\n", signal: 9, unknown: []string{"FAKE fsck: signal: killed: so far"}},
+		{name: "no reason", exit: 1, wantErr: "FAKE fsck: exit status 1"},
+		{name: "only that it has", says: closing, exit: 1, wantErr: "FAKE fsck: exit status 1: Repository corruption encountered"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r, fake := fakeRunner(t, 0, fakeRule{Match: "fsck", Stderr: tt.says, Exit: tt.exit, Signal: tt.signal})
+			v := &verifier{repo: &repository{path: "/nowhere", run: r}}
+			unknown, err := v.fsck(t.Context())
+			sameText(t, "error", strings.ReplaceAll(errText(err), fake, "FAKE"), tt.wantErr)
+			for i := range unknown {
+				unknown[i] = strings.ReplaceAll(unknown[i], fake, "FAKE")
+			}
+			if !slices.Equal(unknown, tt.unknown) || !maps.Equal(v.objects, tt.objects) {
+				t.Errorf("got %q and %q, want %q and %q", v.objects, unknown, tt.objects, tt.unknown)
+			}
 		})
 	}
 }
