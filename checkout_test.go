@@ -990,6 +990,34 @@ func TestCheckoutTarget(t *testing.T) {
 	fsck(t, run.repo.path)
 }
 
+// TestSweepCheckouts: of what has the name of a checkout's directory, only what a checkout makes goes, once it is none that begins.
+func TestSweepCheckouts(t *testing.T) {
+	needRoot(t)
+	parent, old := t.TempDir(), time.Now().Add(-2*abandonedAfter)
+	for _, d := range []struct {
+		name  string
+		mode  os.FileMode
+		owner int
+		time  time.Time
+	}{
+		{"1", 0o700, 0, old},
+		{"2", 0o700, 0, time.Now()},
+		{"3", 0o755, 0, old},
+		{"4", 0o700, otherID, old},
+		{"5-mine", 0o700, 0, old},
+	} {
+		path := filepath.Join(parent, checkoutPrefix+d.name)
+		mkdir(t, path)
+		for _, err := range []error{os.Chown(path, d.owner, d.owner), os.Chmod(path, d.mode), os.Chtimes(path, d.time, d.time)} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	sweepCheckouts(parent)
+	onlyEntries(t, parent, checkoutPrefix+"2", checkoutPrefix+"3", checkoutPrefix+"4", checkoutPrefix+"5-mine")
+}
+
 func TestCheckoutOptions(t *testing.T) {
 	needRoot(t)
 	bare := newTestRun(t, testOptions{mode: modeBare})
