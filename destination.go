@@ -78,7 +78,7 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 	s := ref.transport.settings
 	d := &destination{
 		ref: ref, settings: s, sys: sys, repo: ref.repository(),
-		queue: newImportQueue(s.parallelImports()), exactBlob: s.preserveDigests || s.willSign,
+		queue: newImportQueue(s.parallelImports()), exactBlob: s.preserveDigests,
 		blobs: map[digest.Digest]*destinationBlob{}, configs: map[digest.Digest][]byte{}, manifests: map[digest.Digest]*destinationManifest{},
 	}
 	if err := s.useRepository(ctx, d.repo); err != nil {
@@ -632,7 +632,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 			return &vanishedError{blob}
 		}
 	}
-	if d.staging == nil && !d.settings.signs() && d.isStored(ctx, whole, top) {
+	if d.staging == nil && d.isStored(ctx, whole, top) {
 		// It makes no work directory, so nothing else removes what a run left that was killed after it had published.
 		d.repo.sweep()
 		if d.settings.tmpdir != "" && checkParent(d.settings.tmpdir) == nil {

@@ -425,7 +425,7 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 	o := copyOptions{
 		all: g.all, format: g.format, removeSignatures: g.removeSignatures, signBy: g.signBy, digestFile: g.digestFile, retries: g.retries,
 	}
-	s.preserveDigests, s.willSign, s.noFsync, s.parallelCopies = g.preserve, g.signBy != "", g.noFsync, g.parallel
+	s.preserveDigests, s.noFsync, s.parallelCopies = g.preserve, g.noFsync, g.parallel
 	s.dealTo, s.dealFrom = min(s.parallelImports(), maxParts), dealFrom
 	if g.unpack != "" {
 		s.unpack = engineName(g.unpack)

@@ -26,7 +26,6 @@ type settings struct {
 	insecurePolicy   bool
 	unpack           engineName
 	preserveDigests  bool   // keep every layer as it came
-	willSign         bool   // the image gets a signature
 	removeSignatures bool   // its signatures stay behind
 	sameRepository   bool   // the copy's two sides are one repository
 	timestamp        *int64 // of every commit, seconds since 1970; nil for the reproducible ones
