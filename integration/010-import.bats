@@ -205,6 +205,22 @@ END
     check_later user bare-user
 }
 
+@test "same commits whatever the umask" {
+    local umask engine want=''
+    fixture counts
+    for umask in 022 077; do
+        for engine in stream tar; do
+            rm -rf -- "$REPO"
+            new_repo "$REPO" archive
+            umask "$umask"
+            oi "--repo=$REPO" pull "--unpack=$engine" "oci:$FIXTURES/counts/oci:3000" image
+            umask 022
+            : "${want:=$(refs "$REPO")}"
+            assert_equal "$(refs "$REPO")" "$want" "umask $umask, $engine"
+        done
+    done
+}
+
 # check_engine MODE: root's commits are the same with either engine.
 check_engine() {
     noted root "$1" >"$BATS_TEST_TMPDIR/stream"

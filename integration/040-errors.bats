@@ -316,7 +316,9 @@ END
 @test "error [--command-timeout]" {
     printf '#!/bin/sh\ncase $1 in commit) sleep 100 & sleep 100 ;; *) exec ostree "$@" ;; esac\n' >"$BATS_TEST_TMPDIR/ostree"
     chmod 755 -- "$BATS_TEST_TMPDIR/ostree"
+    local began=$SECONDS
     fails 1 "$BATS_TEST_TMPDIR/ostree commit: stopped after 1s, the limit of --command-timeout" "--ostree=$BATS_TEST_TMPDIR/ostree" --command-timeout=1s pull "$SMALL" small
+    ((SECONDS - began < 8)) || fail "it waits for the command's own children"
 }
 
 @test "error [--tmpdir]" {

@@ -86,6 +86,7 @@ EOF
         open=$(find "$REPO" "$SCRATCH_DIR/record-$umask" "$SCRATCH_DIR/digest-$umask" -perm -002 ! -type l -printf '%P %M\n')
         [[ -z $open ]] || fail "others can write: $open"
     done
+    [[ $(stat -c %a -- "$SCRATCH_DIR/digest-000") == 644 ]] || fail "the umask is not the caller's"
     oi "--repo=$REPO" verify
     held
 }
@@ -102,6 +103,10 @@ EOF
     oi -1 "--repo=$REPO" "--record=$SCRATCH_DIR/dir" pull "$IMAGE" x
     assert_error 'is no empty directory'
     oi -1 "--repo=$REPO" "--record=$SCRATCH_DIR/dangling" pull "$IMAGE" x
+    mkdir -- "$SCRATCH_DIR/empty"
+    ln -s empty "$SCRATCH_DIR/link-to-empty"
+    oi -1 "--repo=$REPO" "--record=$SCRATCH_DIR/link-to-empty" pull "$IMAGE" x
+    assert_error 'is no empty directory'
     mkdir -- "$SCRATCH_DIR/theirs"
     chown -- "$UNPRIVILEGED" "$SCRATCH_DIR/theirs"
     oi -1 "--repo=$REPO" "--record=$SCRATCH_DIR/theirs" pull "$IMAGE" x

@@ -29,8 +29,10 @@ teardown() {
 }
 
 @test "--gpg-sign: every published commit is signed, what was there before too" {
-    local before
+    local before signature
     oi "--repo=$REPO" pull "oci:$SCRATCH_DIR/oci:x" x
+    must skopeo --insecure-policy copy -q --dest-compress "oci:$SCRATCH_DIR/oci:x" "oci:$SCRATCH_DIR/oci:kept"
+    oi "--repo=$REPO" pull --preserve-digests "oci:$SCRATCH_DIR/oci:kept" kept
     before=$(refs "$REPO")
     oi -1 "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/mine"
     assert_error "$SCRATCH_DIR/mine holds no *.gpg file"
@@ -39,22 +41,32 @@ teardown() {
     oi -4 "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/mine"
     assert_stdout_has 'has no good signature by a key in'
     oi "--repo=$REPO" "--record=$SCRATCH_DIR/record" pull "--gpg-sign=$KEY" "--gpg-homedir=$SCRATCH_DIR/mine" "oci:$SCRATCH_DIR/oci:x" x
+    oi "--repo=$REPO" pull "--gpg-sign=$KEY" "--gpg-homedir=$SCRATCH_DIR/mine" "oci:$SCRATCH_DIR/oci:kept" kept
     assert_equal "$(refs "$REPO")" "$before" "a signature changed a commit"
     assert_equal "$(find "$REPO/objects" -name '*.commitmeta' | wc -l)" "$(wc -l <<<"$before")" "commits that are signed"
     oi "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/mine"
     oi -4 "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/other"
+    for signature in "$REPO"/objects/*/*.commitmeta; do # of the image, or of one of its blobs
+        mv -- "$signature" "$SCRATCH_DIR/signature"
+        oi -4 "--repo=$REPO" verify --gpg-verify "--gpg-homedir=$SCRATCH_DIR/mine"
+        mv -- "$SCRATCH_DIR/signature" "$signature"
+    done
     assert_fsck "$REPO"
     ! grep -rqa 'PRIVATE KEY' "$SCRATCH_DIR/record" || fail "a key is in the record"
     ! grep -q gpg "$SCRATCH_DIR/record/commands.sh" || fail "the record wants the key"
     oi --quiet replay "$SCRATCH_DIR/record"
 }
 
-@test "--gpg-sign: a key that is not there" {
+@test "--gpg-sign: a key that is not there, and an ostree that signs nothing" {
     oi -1 "--repo=$REPO" pull --gpg-sign=DEADBEEF "--gpg-homedir=$SCRATCH_DIR/mine" "oci:$SCRATCH_DIR/oci:x" x
     assert_error 'No gpg key found with ID DEADBEEF'
     assert_untouched "$REPO" ''
     oi -2 "--repo=$REPO" verify --gpg-verify
     assert_error '--gpg-homedir'
+    printf '#!/bin/sh\n[ "$1" = --version ] || exec ostree "$@"\nostree --version | grep -v gpgme\n' >"$SCRATCH_DIR/ostree"
+    chmod +x "$SCRATCH_DIR/ostree"
+    oi -1 "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" pull "--gpg-sign=$KEY" "--gpg-homedir=$SCRATCH_DIR/mine" "oci:$SCRATCH_DIR/oci:x" x
+    assert_error 'built without the feature gpgme'
 }
 
 @test "--sign: where ostree has no such signatures, and where it has" {
