@@ -173,6 +173,37 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// TestDeafChildKeepsStream: the end of the run ends a stream too that a child of the command's own keeps open, deaf to SIGTERM.
+func TestDeafChildKeepsStream(t *testing.T) {
+	t.Parallel()
+	fake := filepath.Join(t.TempDir(), "ostree")
+	script := "#!/bin/sh\n(trap '' TERM; echo; while :; do sleep 0.2; done) &\nwait\n"
+	if err := os.WriteFile(fake, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	rc, err := newRunner(fake, "tar", 0, &journal{}).reader(ctx, command{tool: toolOSTree})
+	if err != nil {
+		t.Fatal(err)
+	}
+	readN(t, rc, 1) // the child is there, and deaf
+	whim, ended := errors.New("a whim"), make(chan error, 1)
+	cancel(whim)
+	go func() {
+		_, err := io.ReadAll(rc)
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, whim) {
+			t.Errorf("it ends with %v", err)
+		}
+	case <-time.After(killAfter + waitDelay + 5*time.Second):
+		t.Error("it does not end")
+	}
+	_ = rc.Close()
+}
+
 func TestEndedContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(signalError{syscall.SIGINT})
