@@ -1018,6 +1018,22 @@ func TestSweepCheckouts(t *testing.T) {
 	onlyEntries(t, parent, checkoutPrefix+"2", checkoutPrefix+"3", checkoutPrefix+"4", checkoutPrefix+"5-mine")
 }
 
+// TestCheckoutGroup: a root that no layer describes is root's, whatever the directory above it hands down.
+func TestCheckoutGroup(t *testing.T) {
+	needRoot(t)
+	r := newTestRun(t, testOptions{})
+	if err := r.importImage(t, "empty", &testImage{}); err != nil {
+		t.Fatal(err)
+	}
+	parent := t.TempDir()
+	for _, err := range []error{os.Chown(parent, 0, otherID), os.Chmod(parent, 0o755|os.ModeSetgid), r.checkoutTo(t, "empty", parent+"/root", checkoutOptions{})} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	sameText(t, "the root", tool(t, "stat", "-c", "%a %u:%g", parent+"/root"), "755 0:0\n")
+}
+
 func TestCheckoutOptions(t *testing.T) {
 	needRoot(t)
 	bare := newTestRun(t, testOptions{mode: modeBare})

@@ -298,20 +298,22 @@ func TestLyingBlob(t *testing.T) {
 	if err := r.importImage(t, "a", &testImage{layers: [][]byte{archive(file("base", "")), layer}}); err != nil {
 		t.Fatal(err)
 	}
-	tree := t.TempDir()
-	if err := os.WriteFile(filepath.Join(tree, fileBlob), other, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch="+sideRef(digest.FromBytes(layer)), "--tree=dir="+tree)
-	if _, err := tars(t.Context(), r.source(t, "a")); exitStatus(t.Context(), err) != exitCheck {
-		t.Errorf("it is exported: %v", err)
-	}
-	target := filepath.Join(t.TempDir(), "root")
-	if err := r.checkoutTo(t, "a", target, checkoutOptions{}); exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), "and its commit says") {
-		t.Errorf("it is checked out: %v", err)
-	}
-	if results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 1); err != nil || len(results) != 1 || results[0].OK {
-		t.Errorf("verify: %+v, %v", results, err)
+	for want, blob := range map[string][]byte{"and its commit says": other, "longer than its commit says": append(bytes.Clone(layer), make([]byte, 1<<20)...)} {
+		tree := t.TempDir()
+		if err := os.WriteFile(filepath.Join(tree, fileBlob), blob, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch="+sideRef(digest.FromBytes(layer)), "--tree=dir="+tree)
+		if _, err := tars(t.Context(), r.source(t, "a")); exitStatus(t.Context(), err) != exitCheck {
+			t.Errorf("it is exported: %v", err)
+		}
+		target := filepath.Join(t.TempDir(), "root")
+		if err := r.checkoutTo(t, "a", target, checkoutOptions{}); exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), want) {
+			t.Errorf("it is checked out: %v, want %q", err, want)
+		}
+		if results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 1); err != nil || len(results) != 1 || results[0].OK {
+			t.Errorf("verify: %+v, %v", results, err)
+		}
 	}
 }
 
