@@ -42,22 +42,26 @@ func newTreeWeights() *treeWeights {
 
 // add counts a file. What lies too deep counts for the directory above.
 func (w *treeWeights) add(name string, size int64) {
-	parts := strings.Split(parentOf(name), "/")
-	if parts[0] == "" {
-		parts = nil
-	}
-	weight, dir := size+weightOfEntry, ""
-	w.below[dir] += weight
-	for _, part := range parts[:min(len(parts), maxWeighedDepth)] {
-		above := dir
-		dir = joinPath(above, part)
+	weight, above := size+weightOfEntry, ""
+	w.below[above] += weight
+	for range maxWeighedDepth {
+		start := len(above)
+		if start > 0 {
+			start++ // the slash
+		}
+		n := strings.IndexByte(name[start:], '/')
+		if n < 0 {
+			return
+		}
+		dir := name[:start+n]
 		if _, known := w.below[dir]; !known {
-			if len(w.below) >= maxWeighed || strings.Contains(part, "\n") { // a list of paths to skip has one a line
+			if len(w.below) >= maxWeighed || strings.Contains(dir, "\n") { // a list of paths to skip has one a line
 				return
 			}
 			w.dirs[above] = append(w.dirs[above], dir)
 		}
 		w.below[dir] += weight
+		above = dir
 	}
 }
 
