@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -495,6 +496,7 @@ type rebuild struct {
 type rebuildPart struct {
 	entries []*storage.Entry
 	files   io.ReadCloser // their payloads, one after another; nil for none
+	payload *bufio.Reader // reads files
 	err     error         // io.EOF behind the last part
 }
 
@@ -567,7 +569,11 @@ func newRebuild(ctx context.Context, repo *repository, commit string, record *re
 	}()
 	go func() {
 		defer close(r.ended)
-		err := asm.WriteOutputTarStream(r, r, in)
+		buffered := bufio.NewWriterSize(in, copyBuffer) // a layer is many small pieces
+		err := asm.WriteOutputTarStream(r, r, buffered)
+		if err == nil {
+			err = buffered.Flush()
+		}
 		r.part.close()
 		var terr *toolError
 		if err != nil && ctx.Err() == nil && !errors.As(err, &terr) { // a payload whose checksum is not what the data says
@@ -611,7 +617,7 @@ func readPart(ctx context.Context, repo *repository, commit string, up storage.U
 	if err != nil {
 		return rebuildPart{err: err}
 	}
-	part.files = files
+	part.files, part.payload = files, bufio.NewReaderSize(files, copyBuffer)
 	return part
 }
 
@@ -649,7 +655,7 @@ func (r *rebuild) endPart() error {
 		return nil
 	}
 	var one [1]byte
-	n, err := io.ReadFull(r.part.files, one[:])
+	n, err := io.ReadFull(r.part.payload, one[:])
 	r.part.close()
 	r.part.files = nil
 	if n > 0 {
@@ -666,7 +672,7 @@ func (r *rebuild) Get(name string) (io.ReadCloser, error) {
 	if r.part.files == nil {
 		return nil, checkf("the tar-split data asks for %q out of turn", path.Clean(name))
 	}
-	return io.NopCloser(io.LimitReader(r.part.files, r.size)), nil
+	return io.NopCloser(io.LimitReader(r.part.payload, r.size)), nil
 }
 
 func (r *rebuild) Read(p []byte) (int, error) { return r.out.Read(p) }
