@@ -73,7 +73,7 @@ func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *ty
 	src.settings.journal.name(target.work.path, "WORK")
 	src.settings.journal.name(target.dir, "OUT")
 	c := &checkout{store: src.store, settings: src.settings, options: o, work: target.work}
-	c.copies = mode != modeBare && !(mode == modeBareUser && o.userMode)
+	c.copies = mode != modeBare && (mode != modeBareUser || !o.userMode)
 	if err := c.build(ctx, layers); err != nil {
 		return noRoom(err, filepath.Dir(target.work.path))
 	}

@@ -21,6 +21,7 @@ const (
 type writeBehind struct {
 	arriving atomic.Int32 // blobs
 	bytes    atomic.Int64 // that arrived since it was last looked at
+	slow     bool         // when it was last looked at
 	write    func()
 }
 
@@ -48,9 +49,12 @@ func (w *writeBehind) run(ctx context.Context, ticker *time.Ticker) {
 	}
 }
 
-// look writes where blobs are on their way and few bytes came.
+// look writes where blobs are on their way and few bytes came, for the second time in a row: the end of a fast one is no slow one.
 func (w *writeBehind) look() {
-	if n := w.bytes.Swap(0); n > 0 && n < slowArrival && w.arriving.Load() > 0 {
+	n := w.bytes.Swap(0)
+	before := w.slow
+	w.slow = n > 0 && n < slowArrival && w.arriving.Load() > 0
+	if before && w.slow {
 		w.write()
 	}
 }

@@ -2,36 +2,41 @@ package main
 
 import (
 	"io"
-	"strings"
 	"testing"
 )
 
 func TestWriteBehind(t *testing.T) {
 	t.Parallel()
+	const few, many = 1 << 20, slowArrival
 	for _, c := range []struct {
 		name   string
-		bytes  int64
+		bytes  []int // that came until each look
 		ended  bool
 		writes int
 	}{
-		{name: "slow", bytes: 1 << 20, writes: 1},
-		{name: "fast", bytes: slowArrival},
-		{name: "all has arrived", bytes: 1 << 20, ended: true},
-		{name: "nothing comes"},
+		{name: "slow", bytes: []int{few, few, few}, writes: 2},
+		{name: "fast", bytes: []int{many, many, many}},
+		{name: "the end of what is fast", bytes: []int{many, few}},
+		{name: "fast in between", bytes: []int{few, many, few}},
+		{name: "nothing comes any more", bytes: []int{few, 0, 0}},
+		{name: "all has arrived", bytes: []int{few, few}, ended: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			writes := 0
 			w := &writeBehind{write: func() { writes++ }}
-			blob, arrived := w.watch(strings.NewReader(strings.Repeat("x", int(c.bytes))))
-			if n, err := io.Copy(io.Discard, blob); n != c.bytes || err != nil {
-				t.Fatalf("%d bytes read of %d: %v", n, c.bytes, err)
-			}
+			in, out := io.Pipe()
+			blob, arrived := w.watch(in)
 			if c.ended {
 				arrived()
 			}
-			w.look()
-			w.look() // nothing came since
+			for _, n := range c.bytes {
+				go func() { _, _ = out.Write(make([]byte, n)) }()
+				if got, err := io.CopyN(io.Discard, blob, int64(n)); int(got) != n || err != nil {
+					t.Fatalf("%d bytes read of %d: %v", got, n, err)
+				}
+				w.look()
+			}
 			if writes != c.writes {
 				t.Errorf("written %d times, not %d", writes, c.writes)
 			}
