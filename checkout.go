@@ -502,7 +502,7 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 				return err
 			}
 		}
-		if weights != nil && e.Kind != tarstream.Dir && !isDevice(hdr) {
+		if e.Kind != tarstream.Dir && !isDevice(hdr) {
 			weights.add(e.Name, e.Size)
 		}
 		if entry.needed(base) {
@@ -510,8 +510,8 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 		}
 		return nil
 	})
-	if odd && weights != nil {
-		*weights = *newTreeWeights()
+	if odd {
+		weights.forget()
 	}
 	switch {
 	case odd && base:

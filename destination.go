@@ -288,15 +288,14 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	}
 	d.mu.Lock()
 	d.configs[got.Digest] = content
-	present, old := d.refs[blobRef(got.Digest)], d.known.configs[got.Digest]
+	present := d.refs[blobRef(got.Digest)]
+	old, known := d.known.configs[got.Digest]
 	d.mu.Unlock()
 	if present && !d.settings.signs() {
-		if !bytes.Equal(old, content) {
-			if old, err = d.repo.catFile(ctx, blobRef(got.Digest), fileContent, maxConfigBytes); err != nil {
-				old = nil
-			}
+		if !known {
+			old, err = d.repo.catFile(ctx, blobRef(got.Digest), fileContent, maxConfigBytes)
 		}
-		if old != nil && bytes.Equal(old, content) {
+		if err == nil && bytes.Equal(old, content) {
 			b.reused = true
 			return got, nil
 		}
@@ -592,7 +591,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 	if top != nil && d.staging != nil { // it needs no layer, so it comes beside the last ones
 		d.queue.add(d.ctx, func() {
 			var err error
-			if image, err = d.commitImage(d.staging, top); err != nil {
+			if image, err = d.commitImage(top); err != nil {
 				d.fail(err)
 			}
 		})
@@ -641,11 +640,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 		return nil
 	}
 	if image == "" {
-		st, err := d.stagingArea()
-		if err != nil {
-			return err
-		}
-		if image, err = d.commitImage(st, top); err != nil {
+		if image, err = d.commitImage(top); err != nil {
 			return err
 		}
 	}
@@ -653,7 +648,11 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 }
 
 // commitImage commits the image to the staging repository and returns the commit's checksum.
-func (d *destination) commitImage(st *staging, top *destinationManifest) (string, error) {
+func (d *destination) commitImage(top *destinationManifest) (string, error) {
+	st, err := d.stagingArea()
+	if err != nil {
+		return "", err
+	}
 	metadata := []metadataString{
 		{keyDigest, d.top.String()},
 		{keySignatures, strconv.Itoa(len(top.signatures))},

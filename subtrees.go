@@ -30,7 +30,8 @@ type subtree struct {
 	weight int64
 }
 
-// treeWeights is how much work there is below each directory of a layer, and which directories it holds.
+// treeWeights is how much work there is below each directory of a layer, and which directories it holds. A nil one takes everything and
+// does nothing.
 type treeWeights struct {
 	below map[string]int64
 	dirs  map[string][]string
@@ -42,6 +43,9 @@ func newTreeWeights() *treeWeights {
 
 // add counts a file. What lies too deep counts for the directory above.
 func (w *treeWeights) add(name string, size int64) {
+	if w == nil {
+		return
+	}
 	weight, above := size+weightOfEntry, ""
 	w.below[above] += weight
 	for range maxWeighedDepth {
@@ -62,6 +66,13 @@ func (w *treeWeights) add(name string, size int64) {
 		}
 		w.below[dir] += weight
 		above = dir
+	}
+}
+
+// forget drops all that was counted: the tree is then not divided.
+func (w *treeWeights) forget() {
+	if w != nil {
+		*w = *newTreeWeights()
 	}
 }
 
