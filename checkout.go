@@ -171,6 +171,7 @@ func newCheckoutDir(parent string, r *runner) (*workDir, error) {
 	if err != nil {
 		return nil, errors.WithStack(err)
 	}
+	spread(private)
 	work, err := newWorkDir(private, r)
 	if err != nil {
 		_ = os.Remove(private)

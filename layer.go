@@ -112,6 +112,9 @@ func (st *staging) prepare(ctx context.Context) error {
 	j.shell("a fresh repository where REPO is none", fmt.Sprintf(`[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s`,
 		shellquote.Word(mode)))
 	st.repo = &repository{path: st.work.join("stage"), run: st.settings.runner, sign: st.settings.signArgs()}
+	if err := makeApart(st.repo.path); err != nil {
+		return errors.WithMessage(err, "making the staging repository")
+	}
 	if err := st.repo.init(ctx, mode); err != nil {
 		return errors.WithMessage(err, "making the staging repository")
 	}
@@ -454,7 +457,10 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 	}
 	dir := st.treeDir(b)
 	st.settings.journal.step("a directory for the files of layer "+b.name(), "mkdir", dir)
-	if err := makeDir(dir); err != nil {
+	if err := makeApart(dir); err != nil {
+		return nil, err
+	}
+	if err := ownDir(dir); err != nil {
 		return nil, err
 	}
 	p, stdin, err := untar(ctx, st.settings.runner, dir, input, "extract layer "+b.name())
@@ -481,6 +487,11 @@ func makeDir(path string) error {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return errors.WithStack(err)
 	}
+	return ownDir(path)
+}
+
+// ownDir gives a directory that was just made the owner and the mode of makeDir.
+func ownDir(path string) error {
 	if os.Geteuid() == 0 {
 		if err := os.Lchown(path, 0, 0); err != nil {
 			return errors.WithStack(err)
