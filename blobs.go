@@ -30,6 +30,7 @@ type blobStore struct {
 	repo *repository
 	refs map[string]bool
 	near string // the remote, with its colon, whose refs are looked at first; "" for none
+	free pieces // for layers that are put together
 }
 
 func openBlobStore(ctx context.Context, repo *repository) (*blobStore, error) {
@@ -37,7 +38,7 @@ func openBlobStore(ctx context.Context, repo *repository) (*blobStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &blobStore{repo: repo, refs: refs}, nil
+	return &blobStore{repo: repo, refs: refs, free: newPieces(aheadPieces)}, nil
 }
 
 // find returns the refspec under which a ref is there: as it is, or under a remote from which it was pulled.
@@ -227,7 +228,7 @@ func (s *blobStore) openTar(ctx context.Context, b *storedBlob) (io.ReadCloser, 
 		return nil, err
 	}
 	s.recordRebuild(b)
-	return b.verifiedTar(newRebuild(ctx, s.repo, b.spec, newRecordReader(b, record))), nil
+	return b.verifiedTar(s.newRebuild(ctx, b.spec, newRecordReader(b, record))), nil
 }
 
 // recordRebuild writes into a record how to put the layer together without this program, where the program tar-split is.
@@ -483,7 +484,7 @@ const (
 
 // rebuild puts a layer's tar stream together from tar-split data and the files of its commit. It is what
 // asm.NewOutputTarStream needs on both sides: entries, and the payload of each when its turn comes. The next part is
-// prepared while one is read, so at most two processes run.
+// prepared, and read ahead, while one is read, so at most two processes run.
 type rebuild struct {
 	parts  chan rebuildPart
 	part   rebuildPart
@@ -495,9 +496,8 @@ type rebuild struct {
 
 type rebuildPart struct {
 	entries []*storage.Entry
-	files   io.ReadCloser // their payloads, one after another; nil for none
-	payload *bufio.Reader // reads files
-	err     error         // io.EOF behind the last part
+	files   *readAhead // their payloads, one after another; nil for none
+	err     error      // io.EOF behind the last part
 }
 
 // maxRecordEntry is how long one entry of tar-split data may be: what the padding of an archive takes, and more than any header does.
@@ -547,7 +547,7 @@ func (u *recordReader) Next() (*storage.Entry, error) {
 	return &e, nil
 }
 
-func newRebuild(ctx context.Context, repo *repository, commit string, record *recordReader) io.ReadCloser {
+func (s *blobStore) newRebuild(ctx context.Context, commit string, record *recordReader) io.ReadCloser {
 	ctx, cancel := context.WithCancel(ctx)
 	out, in := io.Pipe()
 	r := &rebuild{parts: make(chan rebuildPart), cancel: cancel, out: out, ended: make(chan struct{})}
@@ -555,7 +555,7 @@ func newRebuild(ctx context.Context, repo *repository, commit string, record *re
 		defer close(r.parts)
 		defer func() { _ = record.Close() }()
 		for {
-			part := readPart(ctx, repo, commit, record)
+			part := s.readPart(ctx, commit, record)
 			select {
 			case r.parts <- part:
 			case <-ctx.Done():
@@ -585,7 +585,7 @@ func newRebuild(ctx context.Context, repo *repository, commit string, record *re
 }
 
 // readPart reads the next part of the tar-split data and starts to read its files.
-func readPart(ctx context.Context, repo *repository, commit string, up storage.Unpacker) rebuildPart {
+func (s *blobStore) readPart(ctx context.Context, commit string, up storage.Unpacker) rebuildPart {
 	var part rebuildPart
 	var paths []string
 	names, bytes := 0, 0
@@ -613,11 +613,13 @@ func readPart(ctx context.Context, repo *repository, commit string, up storage.U
 	if len(paths) == 0 {
 		return part
 	}
-	files, err := repo.cat(ctx, commit, paths...)
+	ctx, cancel := context.WithCancel(ctx)
+	files, err := s.repo.cat(ctx, commit, paths...)
 	if err != nil {
+		cancel()
 		return rebuildPart{err: err}
 	}
-	part.files, part.payload = files, bufio.NewReaderSize(files, copyBuffer)
+	part.files = newReadAhead(files, s.free, cancel)
 	return part
 }
 
@@ -655,7 +657,7 @@ func (r *rebuild) endPart() error {
 		return nil
 	}
 	var one [1]byte
-	n, err := io.ReadFull(r.part.payload, one[:])
+	n, err := io.ReadFull(r.part.files, one[:])
 	r.part.close()
 	r.part.files = nil
 	if n > 0 {
@@ -672,7 +674,7 @@ func (r *rebuild) Get(name string) (io.ReadCloser, error) {
 	if r.part.files == nil {
 		return nil, checkf("the tar-split data asks for %q out of turn", path.Clean(name))
 	}
-	return io.NopCloser(io.LimitReader(r.part.payload, r.size)), nil
+	return io.NopCloser(io.LimitReader(r.part.files, r.size)), nil
 }
 
 func (r *rebuild) Read(p []byte) (int, error) { return r.out.Read(p) }

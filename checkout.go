@@ -102,19 +102,19 @@ func (s *source) rootLayers(ctx context.Context, sys *types.SystemContext) ([]*s
 	if err != nil {
 		return nil, err
 	}
-	var layers []*storedBlob
 	for _, info := range named[1:] {
 		if !isLayerType(info.MediaType) {
 			return nil, errors.Errorf("image %s has a layer of type %s, which is no file system", s.ref.image, info.MediaType)
 		}
-		b, err := s.blob(ctx, info.Digest)
-		if err != nil {
-			return nil, err
-		}
+	}
+	layers, err := s.layers(ctx, named[1:])
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range layers {
 		if !b.layer {
-			return nil, checkf("layer %s is in the repository as a file, not as a file system", info.Digest)
+			return nil, checkf("layer %s is in the repository as a file, not as a file system", b.digest)
 		}
-		layers = append(layers, b)
 	}
 	return layers, nil
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
+	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/shellquote"
 )
@@ -268,13 +269,15 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 			options.metadata = append(options.metadata, m)
 		}
 	}
-	if err := again(ctx, func() error { return st.commitLayer(ctx, b, options, tree) }); err != nil {
-		return nil, err
-	}
-	if err := st.removeTree(ctx, b); err != nil {
-		return nil, err
-	}
-	if err := st.keepSide(ctx, l, exactBlob); err != nil {
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		if err := again(groupCtx, func() error { return st.commitLayer(groupCtx, b, options, tree) }); err != nil {
+			return err
+		}
+		return st.removeTree(groupCtx, b)
+	})
+	group.Go(func() error { return st.keepSide(groupCtx, l, exactBlob) })
+	if err := group.Wait(); err != nil {
 		return nil, err
 	}
 	if scan.skipped > 0 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"runtime"
 	"sort"
 	"strconv"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+	"golang.org/x/sync/errgroup"
 )
 
 // source reads one image out of a repository (types.ImageSource). What the image's name stands for is settled when it is
@@ -183,12 +185,12 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 	if mimeType != manifest.DockerV2Schema2MediaType {
 		tarType = layerTypes[2]
 	}
+	layers, err := s.layers(ctx, named[1:])
+	if err != nil {
+		return nil, err
+	}
 	infos := []types.BlobInfo{}
-	for _, info := range named[1:] {
-		b, err := s.blob(ctx, info.Digest)
-		if err != nil {
-			return nil, err
-		}
+	for i, b := range layers {
 		if !b.layer {
 			return nil, nil // an artifact, whose blobs are what they are
 		}
@@ -198,12 +200,32 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 			}
 		}
 		exact = exact && b.isExact()
-		infos = append(infos, types.BlobInfo{Digest: b.diffID, Size: b.tarSize, MediaType: tarType, Annotations: info.Annotations})
+		infos = append(infos, types.BlobInfo{Digest: b.diffID, Size: b.tarSize, MediaType: tarType, Annotations: named[1+i].Annotations})
 	}
 	if signedIndex && exact {
 		return nil, nil
 	}
 	return infos, nil
+}
+
+// layers finds layers of the image, in their order, side by side.
+func (s *source) layers(ctx context.Context, named []types.BlobInfo) ([]*storedBlob, error) {
+	found, failures := make([]*storedBlob, len(named)), make([]error, len(named))
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i, info := range named {
+		group.Go(func() error {
+			found[i], failures[i] = s.blob(ctx, info.Digest)
+			return nil
+		})
+	}
+	_ = group.Wait()
+	for _, err := range failures {
+		if err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
 }
 
 // blob finds a blob of the image, once.

@@ -15,7 +15,7 @@ import (
 type benchCase struct {
 	name, what string
 	slow       bool // 3 rounds are enough
-	aged       bool // runs in an empty repository have the disk as it is, with what the runs before made and removed, see newFileSystem
+	aged       bool // it has the disk as it is, with what the runs before made and removed, see newFileSystem
 	growth     bool // the contenders do the same in different sizes; the first is the smallest
 	modes      []string
 	input      input
@@ -50,6 +50,7 @@ const (
 	parallel    = "(b) streamed in parallel, staged"
 	nothingNew  = "ostree-image, nothing new"
 	layerAlone  = "ostree-image, that layer alone"
+	lastAlone   = "ostree-image, its last layer alone, from disk"
 	download    = "(c) skopeo copy docker: dir:"
 	oursUser    = "ostree-image checkout --user-mode"
 	unpack      = "(c) umoci unpack"
@@ -104,6 +105,10 @@ func allCases(scale float64) []benchCase {
 		},
 		{
 			name: "checkout", what: "Checkout of the Debian image", modes: []string{"bare", "bare-user", "archive"},
+			aged: true, input: debian, contenders: []contender{checkout, checkoutUser, umociUnpack},
+		},
+		{
+			name: "checkout-fresh", what: "The same on a new file system", modes: []string{"bare", "bare-user", "archive"}, slow: true,
 			input: debian, contenders: []contender{checkout, checkoutUser, umociUnpack},
 		},
 		{
@@ -114,10 +119,13 @@ func allCases(scale float64) []benchCase {
 	for _, source := range []struct {
 		name, what string
 		input      input
+		last       input // the image that has only the layer that is down last
 	}{
-		{"debian", "the Debian image", debian},
-		{"layers", "60 layers of 100 files of 20 KiB", generated(60, files(100), 20<<10)},
+		{"debian", "the Debian image", debian, onlyLayer(debian, 0)},
+		{"layers", "60 layers of 100 files of 20 KiB", generated(60, files(100), 20<<10), onlyLayer(generated(60, files(100), 20<<10), 59)},
 	} {
+		last := lastLayer
+		last.input = source.last
 		cases = append(
 			cases, benchCase{
 				name: "registry-" + source.name, what: "Import from a registry: " + source.what, modes: []string{"bare-user"},
@@ -125,7 +133,7 @@ func allCases(scale float64) []benchCase {
 			}, benchCase{
 				name: "registry-" + source.name + "-20", what: "Import from a registry at 20 MB/s: " + source.what,
 				modes: []string{"bare-user", "archive"}, input: source.input,
-				setup: fromRegistry(source.name, slowNetwork), contenders: []contender{importer, skopeoDownload},
+				setup: fromRegistry(source.name, slowNetwork), contenders: []contender{importer, skopeoDownload, last},
 			})
 	}
 	return append(cases, growthCases(scale, alpine)...)
@@ -226,6 +234,7 @@ rm -rf tree`)}
 		name: "(d) gzip -dc alone", prepare: freshRepo,
 		command: shell(`for l in $LAYERS; do gzip -dc "$LAYOUT/blobs/sha256/$l" >/dev/null; done`),
 	}
+	lastLayer      = contender{name: lastAlone, prepare: freshRepo, command: pullLayout}
 	skopeoDownload = contender{name: download, prepare: freshRepo, command: shell(`
 skopeo copy --quiet --insecure-policy --src-tls-verify=false "$SOURCE" dir:dir`)}
 )
@@ -286,6 +295,11 @@ func pull(flags ...string) func(ctx context.Context, b *bench) *exec.Cmd {
 		all := append([]string{"--insecure-policy", "pull", "--src-tls-verify=false"}, flags...)
 		return program(append(all, b.source, "image:1")...)(ctx, b)
 	}
+}
+
+// pullLayout imports the image as pull does, from disk wherever the others have it from.
+func pullLayout(ctx context.Context, b *bench) *exec.Cmd {
+	return program("--insecure-policy", "pull", "oci:"+b.image.layout+":image", "image:1")(ctx, b)
 }
 
 // shell runs a script of others' tools, in which each failure is one of the whole.

@@ -49,12 +49,12 @@ func (b *bench) path(name string) string { return filepath.Join(b.run, name) }
 func measureSection(ctx context.Context, o options, c benchCase, s *section) (err error) {
 	b := &bench{o: o, c: c, mode: s.Mode, kept: map[string]*repository{}}
 	b.dir = filepath.Join(o.work, "section")
-	disk, err := newFileSystem(ctx, b.dir)
+	remove, err := makeSectionDir(ctx, b.dir, c.aged)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if rerr := disk.remove(); err == nil {
+		if rerr := remove(); err == nil {
 			err = rerr
 		}
 	}()
@@ -89,6 +89,18 @@ func measureSection(ctx context.Context, o options, c benchCase, s *section) (er
 		}
 	}
 	return nil
+}
+
+// makeSectionDir makes the directory of a section, on a file system of its own unless the disk is wanted as it is, and returns what ends it.
+func makeSectionDir(ctx context.Context, dir string, aged bool) (remove func() error, err error) {
+	if aged {
+		return func() error { return errors.WithStack(os.RemoveAll(dir)) }, errors.WithStack(os.MkdirAll(dir, 0o755))
+	}
+	fs, err := newFileSystem(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	return fs.remove, nil
 }
 
 // longest is how long a run may take before it counts as one that hangs.
