@@ -619,7 +619,7 @@ func (s *blobStore) readPart(ctx context.Context, commit string, up storage.Unpa
 		cancel()
 		return rebuildPart{err: err}
 	}
-	part.files = newReadAhead(files, s.free, cancel)
+	part.files = newReadAhead(files, s.free, func() { files.kill(); cancel() })
 	return part
 }
 

@@ -39,6 +39,7 @@ type destination struct {
 	ctx      context.Context // ends with the first failed import, and with Close
 	fail     context.CancelCauseFunc
 	queue    *importQueue
+	longer   sync.WaitGroup // layers whose import can still take long
 
 	lookUp sync.Once
 
@@ -213,7 +214,7 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	// A large layer is imported while it arrives. A small one would only keep others that are there already from it.
 	early := isLayer && (info.Size < 0 || info.Size > smallStream)
 	if early {
-		d.queue.add(d.ctx, func() { d.importLayer(st, staged, b) })
+		d.queueLayer(st, staged, b)
 	}
 	stop := context.AfterFunc(ctx, func() { d.fail(context.Cause(ctx)) })
 	defer stop()
@@ -227,7 +228,7 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 		return types.BlobInfo{}, err
 	}
 	if isLayer && !early {
-		d.queue.add(d.ctx, func() { d.importLayer(st, staged, b) })
+		d.queueLayer(st, staged, b)
 	}
 	info = types.BlobInfo{Digest: staged.digest, Size: staged.size(), MediaType: info.MediaType}
 	if !isLayer {
@@ -245,8 +246,19 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	return info, nil
 }
 
+// queueLayer has a staged layer imported when there is room.
+func (d *destination) queueLayer(st *staging, staged *stagedBlob, b *destinationBlob) {
+	d.longer.Add(1)
+	nearly := sync.OnceFunc(d.longer.Done)
+	context.AfterFunc(d.ctx, nearly)
+	d.queue.add(d.ctx, func() {
+		defer nearly()
+		d.importLayer(st, staged, b, nearly)
+	})
+}
+
 // importLayer imports a staged layer, while it arrives or after. The first error ends the copy.
-func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinationBlob) {
+func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinationBlob, nearly func()) {
 	d.mu.Lock()
 	exactBlob, known := d.exactBlob, staged.want.Digest != "" && d.refs[blobRef(staged.want.Digest)]
 	d.mu.Unlock()
@@ -259,7 +271,7 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 	}
 	bar := d.settings.progress.importing(staged.want.Digest, staged.want.Size)
 	defer bar.done()
-	layer, err := st.importLayer(d.ctx, staged, exactBlob)
+	layer, err := st.importLayer(d.ctx, staged, exactBlob, nearly)
 	if err != nil {
 		if d.ctx.Err() == nil {
 			d.fail(errors.WithMessage(err, "importing"))
@@ -596,7 +608,10 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 			}
 		})
 	}
-	d.queue.running.Wait()
+	if d.settings.parallelImports() == 1 { // one thing at a time
+		d.queue.running.Wait()
+	}
+	d.longer.Wait() // others wait for the lock as long as the rest lasts
 	if d.ctx.Err() != nil {
 		return context.Cause(d.ctx)
 	}
@@ -607,16 +622,20 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 	if err != nil {
 		return err
 	}
-	if err := d.keepSigned(ctx); err != nil {
-		return err
-	}
-	unlock, err := lockRepository(ctx, d.repo.path)
+	unlock, err := lockRepository(d.ctx, d.repo.path)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	refs, err := d.repo.refs(ctx)
+	refs, err := d.repo.refs(d.ctx) // while the last commits are made
+	d.queue.running.Wait()
+	if d.ctx.Err() != nil {
+		return context.Cause(d.ctx)
+	}
 	if err != nil {
+		return err
+	}
+	if err := d.keepSigned(ctx); err != nil {
 		return err
 	}
 	if err := d.repo.dropStrays(ctx, refs); err != nil {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containers/image/v5/types"
 	"github.com/klauspost/compress/gzip"
@@ -646,6 +647,49 @@ func TestPublishing(t *testing.T) {
 			t.Errorf("%s is in the wrong transaction: %q", ref, pulls)
 		}
 	}
+}
+
+// TestLockedAtTheEnd: while a layer is still imported, others can publish and remove.
+func TestLockedAtTheEnd(t *testing.T) {
+	t.Parallel()
+	fake := filepath.Join(t.TempDir(), "ostree")
+	script := `#!/bin/sh
+case "$*" in
+*--tree=tar=-*) : >"$0.layer"; until [ -e "$0.go" ]; do sleep 0.05; done ;;
+*--branch=ociimage/a_3A*) : >"$0.image" ;;
+esac
+exec ostree "$@"
+`
+	if err := os.WriteFile(fake, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := newTestRun(t, testOptions{ostree: fake})
+	large := (&testImage{layers: [][]byte{archive(file("f", strings.Repeat("large", 1<<20)))}}).finish(t)
+	d, ended := r.destination(t, "a"), make(chan error)
+	go func() { ended <- put(t.Context(), d, large) }()
+	there := func(name string) func() bool {
+		return func() bool { _, err := os.Stat(fake + name); return err == nil }
+	}
+	eventually(t, "the layer's import", there(".layer"))
+	if r.parallelImports() > 1 { // it is then that the copy has come to its end
+		eventually(t, "the image's commit", there(".image"))
+	}
+	for range 20 {
+		dir, err := os.Open(r.repo.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := tryLock(dir); !ok || err != nil {
+			t.Errorf("the repository is locked while a layer is imported: %v", err)
+		}
+		_ = dir.Close()
+		time.Sleep(10 * time.Millisecond)
+	}
+	mkdirFile(t, fake+".go", nil)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	fsck(t, r.repo.path)
 }
 
 // TestEndlessInput: a config and a signature are read into memory, as far as they may be.

@@ -386,7 +386,7 @@ func catArgs(rev string, paths []string) []string {
 }
 
 // cat returns the contents of regular files, one after another.
-func (r *repository) cat(ctx context.Context, rev string, paths ...string) (io.ReadCloser, error) {
+func (r *repository) cat(ctx context.Context, rev string, paths ...string) (*processReader, error) {
 	r.reads(ctx, rev)
 	c := r.command(fmt.Sprintf("read %d files of %s", len(paths), rev), "cat", catArgs(rev, paths)...)
 	c.read = true

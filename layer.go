@@ -214,20 +214,21 @@ type cleanSink interface {
 }
 
 // importLayer commits the layer in b while it arrives, and what is needed to give its bytes back. Nothing is committed
-// before b is verified. exactBlob asks to keep the blob as it came.
-func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob bool) (l *importedLayer, err error) {
+// before b is verified. exactBlob asks to keep the blob as it came. nearly is called, maybe more than once, when what is left to do no
+// longer takes longer the larger the layer is.
+func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob bool, nearly func()) (l *importedLayer, err error) {
 	if err := st.ready(ctx); err != nil {
 		return nil, err
 	}
 	st.warnExceptions()
 	err = again(ctx, func() error {
-		l, err = st.importOnce(ctx, b, exactBlob)
+		l, err = st.importOnce(ctx, b, exactBlob, nearly)
 		return err
 	})
 	return l, err
 }
 
-func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool) (*importedLayer, error) {
+func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool, nearly func()) (*importedLayer, error) {
 	path := b.path + "." + fileSplit
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) { // of an attempt before
 		return nil, errors.WithStack(err)
@@ -252,6 +253,9 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	}
 	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split}
 	st.logChecks(l, scan.diffID)
+	if !l.needsBlob(exactBlob) && st.engine == engineStream {
+		nearly()
+	}
 	options := commitOptions{
 		branch: blobRef(l.digest), timestamp: st.timestamp(), why: "commit layer " + l.digest.String(),
 		metadata: []metadataString{
@@ -271,13 +275,14 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		if err := again(groupCtx, func() error { return st.commitLayer(groupCtx, b, options, tree) }); err != nil {
-			return err
-		}
-		return st.removeTree(groupCtx, b)
+		return again(groupCtx, func() error { return st.commitLayer(groupCtx, b, options, tree) })
 	})
 	group.Go(func() error { return st.keepSide(groupCtx, l, exactBlob) })
-	if err := group.Wait(); err != nil {
+	err = group.Wait()
+	if rerr := st.removeTree(b); err == nil {
+		err = rerr
+	}
+	if err != nil {
 		return nil, err
 	}
 	if scan.skipped > 0 {
@@ -390,7 +395,7 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 		return err
 	})
 	if scan.odd && errors.Is(err, errOddLayer) {
-		err = st.removeTree(ctx, b)
+		err = st.removeTree(b)
 	}
 	return tree, plain, err
 }
@@ -476,12 +481,12 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 func (st *staging) treeDir(b *stagedBlob) string { return st.work.join(b.name() + ".tree") }
 
 // removeTree removes what the tar engine extracted.
-func (st *staging) removeTree(_ context.Context, b *stagedBlob) error {
+func (st *staging) removeTree(b *stagedBlob) error {
 	if st.engine != engineTar {
 		return nil
 	}
 	dir := st.treeDir(b)
-	st.settings.journal.step("the extracted files are committed", "rm", "-rf", dir)
+	st.settings.journal.step("the extracted files have had their turn", "rm", "-rf", dir)
 	return removeTree(dir)
 }
 

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"io"
-
-	"github.com/pkg/errors"
+	"os"
 )
 
 const (
@@ -29,8 +27,8 @@ func newPieces(n int) pieces {
 // another's turn lasts. It always has one piece of its own, so that none waits for another.
 type readAhead struct {
 	stream io.ReadCloser
-	end    context.CancelFunc // ends who writes the stream
-	read   chan filledPiece   // closed when no more will come
+	end    func()           // ends who writes the stream
+	read   chan filledPiece // closed when no more will come
 	now    filledPiece
 	at     int // bytes of it that were given away
 }
@@ -48,10 +46,9 @@ func (f filledPiece) giveBack() {
 }
 
 // newReadAhead begins to read stream. free is shared with other streams, and end makes a Read of the stream end that waits.
-func newReadAhead(stream io.ReadCloser, free pieces, end context.CancelFunc) *readAhead {
-	r := &readAhead{stream: stream, end: end, read: make(chan filledPiece, cap(free)+1)}
+func newReadAhead(stream io.ReadCloser, free pieces, end func()) *readAhead {
 	stop := make(chan struct{})
-	r.end = func() { close(stop); end() }
+	r := &readAhead{stream: stream, end: func() { close(stop); end() }, read: make(chan filledPiece, cap(free)+1)}
 	go r.fill(free, newPieces(1), stop)
 	return r
 }
@@ -71,12 +68,13 @@ func (r *readAhead) fill(free, own pieces, stop <-chan struct{}) {
 		if f.bytes == nil {
 			f.bytes = make([]byte, 0, aheadPiece)
 		}
-		n, err := io.ReadFull(r.stream, f.bytes[:aheadPiece])
-		if f.bytes, f.err = f.bytes[:n], err; errors.Is(err, io.ErrUnexpectedEOF) {
-			f.err = io.EOF
+		for len(f.bytes) < aheadPiece && f.err == nil {
+			var n int
+			n, f.err = r.stream.Read(f.bytes[len(f.bytes):aheadPiece])
+			f.bytes = f.bytes[:len(f.bytes)+n]
 		}
 		r.read <- f // has room for all pieces that there are
-		if err != nil {
+		if f.err != nil {
 			return
 		}
 	}
@@ -88,7 +86,11 @@ func (r *readAhead) Read(p []byte) (int, error) {
 			return 0, r.now.err
 		}
 		r.now.giveBack()
-		r.now, r.at = <-r.read, 0
+		f, ok := <-r.read
+		if !ok {
+			f.err = os.ErrClosed
+		}
+		r.now, r.at = f, 0
 	}
 	n := copy(p, r.now.bytes[r.at:])
 	r.at += n
@@ -99,6 +101,7 @@ func (r *readAhead) Read(p []byte) (int, error) {
 func (r *readAhead) Close() error {
 	r.end()
 	r.now.giveBack()
+	r.now, r.at = filledPiece{}, 0
 	for f := range r.read {
 		f.giveBack()
 	}

@@ -37,6 +37,7 @@ func TestReadAhead(t *testing.T) {
 		{name: "an error at once", err: broken},
 		{name: "an error in a piece", bytes: aheadPiece + 1, err: broken},
 		{name: "an error after a piece", bytes: aheadPiece, err: broken},
+		{name: "a stream that breaks off", bytes: 1, err: io.ErrUnexpectedEOF},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -39,9 +39,10 @@ func replayed(t *testing.T, dir string) (work, said string, err error) {
 }
 
 // importInOrder imports an image of one layer so that its commands come in the same order each time: a layer is else imported beside the
-// config.
+// config, and the refs are read beside the last commits.
 func (r *testRun) importInOrder(t *testing.T, name string, i *testImage) {
 	t.Helper()
+	r.parallelCopies = 1
 	i.finish(t)
 	d := r.destination(t, name)
 	info := types.BlobInfo{Digest: digest.FromBytes(i.layers[0]), Size: int64(len(i.layers[0])), MediaType: i.types[0]}

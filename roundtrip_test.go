@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -154,6 +155,23 @@ func TestLostRace(t *testing.T) {
 			r.nothingInTmp(t)
 		})
 	}
+}
+
+// TestLostRaces: a commit that loses every race begins anew with the extraction of its layer.
+func TestLostRaces(t *testing.T) {
+	t.Parallel()
+	layer := tarOf(t, &gotar.Header{Name: "a", Typeflag: gotar.TypeReg, Mode: 0o644, Size: 3})
+	lost := fakeRule{
+		Match: "--branch=" + blobRef(digest.FromBytes(layer)), Exit: 1, Once: true,
+		Stderr: "error: opendir(staging-ca849a65-20c6-4cb6-bef6-ed52fd141fa6-C4y2XY): No such file or directory\n",
+	}
+	r := newTestRun(t, testOptions{ostree: fakeTool(t, "ostree", slices.Repeat([]fakeRule{lost}, raceRetries+1)...), unpack: engineTar})
+	i := &testImage{layers: [][]byte{layer}}
+	if err := r.importImage(t, "a", i); err != nil {
+		t.Fatal(err)
+	}
+	r.sameLayers(t, "a", i, [][]byte{layer})
+	r.nothingInTmp(t)
 }
 
 // tarOf writes an archive. A file's bytes are its name, over and over.
@@ -332,7 +350,7 @@ func FuzzRoundTrip(f *testing.F) {
 		if err := staged.fill(ctx, bytes.NewReader(layer), file); err != nil {
 			t.Fatal(err)
 		}
-		l, err := st.importLayer(ctx, staged, false)
+		l, err := st.importLayer(ctx, staged, false, func() {})
 		var terr *toolError
 		if errors.As(err, &terr) {
 			t.Fatalf("a tool has failed: %v", err)

@@ -318,7 +318,7 @@ func runShell(ctx context.Context, r *runner, w io.Writer, lines string, variabl
 
 // reader starts c and returns its standard output as a stream. It gives io.EOF only after the process has ended well: a
 // stream that was cut is an error. Close ends the process where it still runs, and waits for it.
-func (r *runner) reader(ctx context.Context, c command) (io.ReadCloser, error) {
+func (r *runner) reader(ctx context.Context, c command) (*processReader, error) {
 	theirs, out, err := newPipe(false)
 	if err != nil {
 		return nil, err
@@ -341,6 +341,9 @@ type processReader struct {
 	out   *pipeEnd
 	ended bool
 	err   error
+
+	mu     sync.Mutex
+	waited bool // its number may be another process's
 }
 
 func (pr *processReader) Read(b []byte) (int, error) {
@@ -351,7 +354,7 @@ func (pr *processReader) Read(b []byte) (int, error) {
 	if err != nil {
 		pr.ended = true
 		pr.err = err
-		if werr := pr.p.wait(); werr != nil {
+		if werr := pr.wait(); werr != nil {
 			pr.err = werr
 		}
 	}
@@ -361,12 +364,28 @@ func (pr *processReader) Read(b []byte) (int, error) {
 	return 0, pr.err
 }
 
+func (pr *processReader) wait() error {
+	pr.mu.Lock()
+	pr.waited = true
+	pr.mu.Unlock()
+	return pr.p.wait()
+}
+
+// kill ends the process at once. It may come while another goroutine reads.
+func (pr *processReader) kill() {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	if !pr.waited {
+		pr.p.kill()
+	}
+}
+
 func (pr *processReader) Close() error {
 	if !pr.ended {
 		pr.ended = true
 		pr.err = os.ErrClosed
 		pr.p.kill()
-		_ = pr.p.wait()
+		_ = pr.wait()
 	}
 	return pr.out.Close()
 }

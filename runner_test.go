@@ -173,6 +173,32 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// TestDeafReader: a process whose stream is read ahead, and no longer wanted, ends at once.
+func TestDeafReader(t *testing.T) {
+	t.Parallel()
+	r := newRunner(fakeTool(t, "ostree", fakeRule{Match: "cat", Stdout: "all", Sleep: time.Minute}), "tar", 0, &journal{})
+	stream, err := r.reader(t.Context(), command{tool: toolOSTree, args: []string{"cat"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	readN(t, stream, 3) // it is there, and deaf
+	ahead := newReadAhead(stream, newPieces(1), stream.kill)
+	began := time.Now()
+	if err := ahead.Close(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took >= killAfter {
+		t.Errorf("it took %s", took)
+	}
+	if running(stream.p.cmd.Process.Pid) {
+		t.Error("the command still runs")
+	}
+	stream.kill() // by now its number may be another's
+	if n, err := ahead.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a closed stream gives %d bytes, %v", n, err)
+	}
+}
+
 // TestDeafChildKeepsStream: the end of the run ends a stream too that a child of the command's own keeps open, deaf to SIGTERM.
 func TestDeafChildKeepsStream(t *testing.T) {
 	t.Parallel()
@@ -273,7 +299,7 @@ func TestClosedReader(t *testing.T) {
 	if n, err := rc.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrClosed) {
 		t.Errorf("a closed reader reads %d, %v", n, err)
 	}
-	if pr, ok := rc.(*processReader); !ok || running(pr.p.cmd.Process.Pid) {
+	if running(rc.p.cmd.Process.Pid) {
 		t.Error("the command still runs")
 	}
 }

@@ -208,22 +208,28 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 	return infos, nil
 }
 
-// layers finds layers of the image, in their order, side by side.
+// layers finds layers of the image, in their order. They are looked up side by side.
 func (s *source) layers(ctx context.Context, named []types.BlobInfo) ([]*storedBlob, error) {
-	found, failures := make([]*storedBlob, len(named)), make([]error, len(named))
 	var group errgroup.Group
 	group.SetLimit(runtime.GOMAXPROCS(0))
-	for i, info := range named {
-		group.Go(func() error {
-			found[i], failures[i] = s.blob(ctx, info.Digest)
-			return nil
-		})
+	seen := map[digest.Digest]bool{}
+	for _, info := range named {
+		if !seen[info.Digest] {
+			seen[info.Digest] = true
+			group.Go(func() error {
+				_, _ = s.blob(ctx, info.Digest) // what fails is asked for once more below, in order
+				return nil
+			})
+		}
 	}
 	_ = group.Wait()
-	for _, err := range failures {
+	var found []*storedBlob
+	for _, info := range named {
+		b, err := s.blob(ctx, info.Digest)
 		if err != nil {
 			return nil, err
 		}
+		found = append(found, b)
 	}
 	return found, nil
 }
