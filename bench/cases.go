@@ -51,6 +51,7 @@ const (
 	nothingNew  = "ostree-image, nothing new"
 	layerAlone  = "ostree-image, that layer alone"
 	lastAlone   = "ostree-image, its last layer alone, from disk"
+	oursLarge   = "ostree-image, the Debian image"
 	download    = "(c) skopeo copy docker: dir:"
 	oursUser    = "ostree-image checkout --user-mode"
 	unpack      = "(c) umoci unpack"
@@ -144,7 +145,7 @@ func growthCases(scale float64, alpine input) []benchCase {
 		{name: "growth-files", what: "Import of one layer of so many files of 1 KiB"},
 		{name: "growth-bytes", what: "Import of one layer of one file of so many bytes"},
 		{name: "growth-layers", what: "Import of so many layers of 100 files of 4 KiB"},
-		{name: "growth-images", what: "Import of one layer of 500 files beside so many images, the same again, and a list", input: alpine},
+		{name: "growth-images", what: "Import of one layer of 500 files beside so many images, the same again, a list, and the Debian image", input: alpine},
 	}
 	for i := range cases {
 		cases[i].growth, cases[i].slow, cases[i].modes = true, true, []string{"bare-user"}
@@ -179,6 +180,10 @@ func growthCases(scale float64, alpine input) []benchCase {
 			contender{name: nothingNew, x: float64(n), prepare: beside(name, true), command: pull()},
 			contender{name: listImages, x: float64(n), prepare: beside(name, true), command: program("list")},
 		)
+	}
+	for _, n := range slices.Compact([]int{counts[0], counts[len(counts)-1]}) {
+		cases[3].contenders = append(cases[3].contenders,
+			contender{name: oursLarge, x: float64(n), input: debian, prepare: beside(besideName(n)+forLarge, false), command: pull()})
 	}
 	return cases
 }
@@ -320,6 +325,9 @@ func shell(script string) func(ctx context.Context, b *bench) *exec.Cmd {
 		return cmd
 	}
 }
+
+// forLarge ends the name of a repository's copy, which gets the Debian image.
+const forLarge = "-large"
 
 // besideName is what the repository with n other images is called.
 func besideName(n int) string { return "beside-" + strconv.Itoa(n) }

@@ -122,12 +122,14 @@ func fillRepositories(counts []int) func(ctx context.Context, b *bench) error {
 			if err := group.Wait(); err != nil {
 				return err
 			}
-			r := &repository{path: filepath.Join(b.dir, besideName(count))}
-			// Not by hard links: the repositories are not to share files.
-			if err := output(exec.CommandContext(ctx, "cp", "-a", growing.path, r.path)); err != nil {
-				return err
+			for _, name := range []string{besideName(count), besideName(count) + forLarge} {
+				r := &repository{path: filepath.Join(b.dir, name)}
+				// Not by hard links: the repositories are not to share files.
+				if err := output(exec.CommandContext(ctx, "cp", "-a", growing.path, r.path)); err != nil {
+					return err
+				}
+				b.kept[name] = r
 			}
-			b.kept[besideName(count)] = r
 		}
 		return errors.WithStack(os.RemoveAll(growing.path))
 	}

@@ -144,21 +144,24 @@ func (r results) highestPeak() []figure {
 	return []figure{{fmt.Sprintf("%.0f MB at most (%s)", math.Ceil(highest), where), highest < peakMB}}
 }
 
-func (r results) besideMany() []figure {
+// besideMany compares imports beside the most images with the same beside one.
+func (r results) besideMany() (all []figure) {
 	s := r.find("growth-images", "bare-user")
-	first := s.named(ours)
-	if first == nil {
-		return nil
-	}
-	last := *first
-	for _, one := range s.Series {
-		if one.Name == ours && one.X > last.X {
-			last = one
+	for _, name := range []string{ours, oursLarge} {
+		first := s.named(name)
+		if first == nil {
+			continue
+		}
+		last := *first
+		for _, one := range s.Series {
+			if one.Name == name && one.X > last.X {
+				last = one
+			}
+		}
+		if last.X > first.X {
+			ratio := last.ratio(*first)
+			all = append(all, figure{fmt.Sprintf("%s, beside %s %.2f", name, thousands(last.X), ratio), ratio < 1.10})
 		}
 	}
-	if last.X == first.X {
-		return nil
-	}
-	ratio := last.ratio(*first)
-	return []figure{{fmt.Sprintf("beside %s images %.2f", thousands(last.X), ratio), ratio < 1.10}}
+	return all
 }
