@@ -55,7 +55,11 @@ func TestReadAhead(t *testing.T) {
 			if !bytes.Equal(got, want) || !errors.Is(err, c.err) {
 				t.Errorf("%d bytes and %v, not %d and %v", len(got), err, len(want), c.err)
 			}
-			if n, err := r.Read(make([]byte, 1)); n != 0 || c.err == nil && err != io.EOF || c.err != nil && !errors.Is(err, c.err) {
+			atEnd := c.err
+			if atEnd == nil {
+				atEnd = io.EOF
+			}
+			if n, err := r.Read(make([]byte, 1)); n != 0 || !errors.Is(err, atEnd) {
 				t.Errorf("after the end come %d bytes, %v", n, err)
 			}
 			if err := r.Close(); err != nil || len(free) != 2 {

@@ -114,19 +114,20 @@ func allCases(scale float64) []benchCase {
 		},
 		{
 			name: "export", what: "Export of the Debian image to dir:, uncompressed", modes: []string{"bare", "bare-user", "archive"},
-			input: debian, contenders: []contender{export, catAll, skopeoCopy},
+			aged: true, input: debian, contenders: []contender{export, catAll, skopeoCopy},
 		},
 	}
 	for _, source := range []struct {
 		name, what string
 		input      input
-		last       input // the image that has only the layer that is down last
 	}{
-		{"debian", "the Debian image", debian, onlyLayer(debian, 0)},
-		{"layers", "60 layers of 100 files of 20 KiB", generated(60, files(100), 20<<10), onlyLayer(generated(60, files(100), 20<<10), 59)},
+		{"debian", "the Debian image", debian},
+		{"layers", "60 layers of 100 files of 20 KiB", generated(60, files(100), 20<<10)},
 	} {
-		last := lastLayer
-		last.input = source.last
+		contenders := []contender{importer, skopeoDownload}
+		if source.name == "debian" {
+			contenders = append(contenders, lastLayer)
+		}
 		cases = append(
 			cases, benchCase{
 				name: "registry-" + source.name, what: "Import from a registry: " + source.what, modes: []string{"bare-user"},
@@ -134,7 +135,7 @@ func allCases(scale float64) []benchCase {
 			}, benchCase{
 				name: "registry-" + source.name + "-20", what: "Import from a registry at 20 MB/s: " + source.what,
 				modes: []string{"bare-user", "archive"}, input: source.input,
-				setup: fromRegistry(source.name, slowNetwork), contenders: []contender{importer, skopeoDownload, last},
+				setup: fromRegistry(source.name, slowNetwork), contenders: contenders,
 			})
 	}
 	return append(cases, growthCases(scale, alpine)...)
@@ -239,7 +240,7 @@ rm -rf tree`)}
 		name: "(d) gzip -dc alone", prepare: freshRepo,
 		command: shell(`for l in $LAYERS; do gzip -dc "$LAYOUT/blobs/sha256/$l" >/dev/null; done`),
 	}
-	lastLayer      = contender{name: lastAlone, prepare: freshRepo, command: pullLayout}
+	lastLayer      = contender{name: lastAlone, input: onlyLayer(debian, 0), prepare: freshRepo, command: pullLayout}
 	skopeoDownload = contender{name: download, prepare: freshRepo, command: shell(`
 skopeo copy --quiet --insecure-policy --src-tls-verify=false "$SOURCE" dir:dir`)}
 )
