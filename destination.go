@@ -618,6 +618,11 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 	if top == nil {
 		return errors.New("the image has no manifest")
 	}
+	unchanged := d.staging == nil && len(d.partial) == 0 && !hasStrays(d.refs)
+	if unchanged && d.isStored(ctx, d.refs, top) { // whatever others do, it was there, with all that it needs, a moment ago
+		d.sweep()
+		return nil
+	}
 	need, err := d.neededBlobs()
 	if err != nil {
 		return err
@@ -650,12 +655,8 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 			return &vanishedError{blob}
 		}
 	}
-	if d.staging == nil && d.isStored(ctx, whole, top) {
-		// It makes no work directory, so nothing else removes what a run left that was killed after it had published.
-		d.repo.sweep()
-		if d.settings.tmpdir != "" && checkParent(d.settings.tmpdir) == nil {
-			sweepWorkDirs(d.settings.tmpdir)
-		}
+	if d.staging == nil && !unchanged && d.isStored(ctx, whole, top) {
+		d.sweep()
 		return nil
 	}
 	if image == "" {
@@ -664,6 +665,15 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 		}
 	}
 	return d.publish(ctx, refs, whole, image)
+}
+
+// sweep removes what runs left that were killed after they had published: a run that has nothing to do makes no work directory, and so
+// removes none.
+func (d *destination) sweep() {
+	d.repo.sweep()
+	if d.settings.tmpdir != "" && checkParent(d.settings.tmpdir) == nil {
+		sweepWorkDirs(d.settings.tmpdir)
+	}
 }
 
 // commitImage commits the image to the staging repository and returns the commit's checksum.

@@ -692,6 +692,28 @@ exec ostree "$@"
 	fsck(t, r.repo.path)
 }
 
+// TestNothingNewWaitsForNobody: an image that is there is not published again, so nobody who publishes need end first.
+func TestNothingNewWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	i := (&testImage{layers: [][]byte{archive(file("f", "there"))}}).finish(t)
+	if err := r.importImage(t, "a", i); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lockRepository(t.Context(), r.repo.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	before := r.commits(t)
+	if err := put(ctx, r.destination(t, "a"), i); err != nil {
+		t.Error(err)
+	}
+	sameCommits(t, "after it", r.commits(t), before, func(string) string { return "" })
+}
+
 // TestEndlessInput: a config and a signature are read into memory, as far as they may be.
 func TestEndlessInput(t *testing.T) {
 	t.Parallel()

@@ -249,6 +249,16 @@ func (r *repository) whole(ctx context.Context, refs map[string]bool) (map[strin
 // strayRef is what a ref is called while ostree writes it: a process that is killed then leaves it.
 var strayRef = regexp.MustCompile(`^` + refPrefix + `(?:[^/]+/)?tmp\.[^/]{6}$`)
 
+// hasStrays tells whether there are such refs.
+func hasStrays(refs map[string]bool) bool {
+	for ref := range refs {
+		if strayRef.MatchString(ref) {
+			return true
+		}
+	}
+	return false
+}
+
 // dropStrays deletes such refs, and takes them out of refs.
 func (r *repository) dropStrays(ctx context.Context, refs map[string]bool) error {
 	var strays []string
