@@ -44,6 +44,7 @@ func targets(r results) []target {
 		{"one changed layer of 60: at most 1.25 of that layer alone", r.ratios("layers-changed", all, ours, layerAlone, 1.25)},
 		{"one changed layer of Debian: at most 1.25 of that layer alone", r.ratios("debian-shared", all, ours, layerAlone, 1.25)},
 		{"60 layers at 20 MB/s: at most 1.15 of the download", r.ratios("registry-layers-20", all, ours, download, 1.15)},
+		{"Debian at 20 MB/s: at most 1.15 of the download", r.ratios("registry-debian-20", all, ours, download, 1.15)},
 		{"Debian at 20 MB/s, after the download: at most what its last layer alone takes", r.afterDownload("registry-debian-20")},
 		{"checkout: at most 0.2 of umoci unpack", r.ratios("checkout", all, checkout.name, unpack, 0.2)},
 		{"checkout --user-mode: at most 0.2 of umoci unpack", r.ratios("checkout", all, oursUser, unpack, 0.2)},
