@@ -229,7 +229,10 @@ func isPassing(err error) bool {
 func explainCopy(err error) error {
 	var rejected signature.PolicyRequirementError
 	var invalid signature.InvalidSignatureError
+	var open *openError
 	switch {
+	case errors.As(err, &open):
+		return open.err
 	case isMissingSource(err):
 		return notFoundError{err.Error()}
 	case errors.As(err, &rejected), errors.As(err, &invalid), strings.Contains(err.Error(), "does not match expected sha"),

@@ -41,13 +41,18 @@ type destination struct {
 	queue    *importQueue
 	longer   sync.WaitGroup // layers whose import can still take long
 
+	// What the repository is asked at the start. The answers come while the source is opened.
+	opened   func() error    // waits for refs and partial, which nobody reads before it has returned
+	refs     map[string]bool // of the repository when the copy began
+	partial  map[string]bool // refs that it had too, of commits that may not be whole
+	mode     func() (string, error)
+	features func() (ostreeFeatures, error)
+
 	lookUp sync.Once
 
 	mu        sync.Mutex
-	known     knownImages     // once it was looked up
-	refs      map[string]bool // of the repository when the copy began
-	partial   map[string]bool // refs that it had too, of commits that may not be whole
-	staging   *staging        // nil until something must be committed
+	known     knownImages // once it was looked up
+	staging   *staging    // nil until something must be committed
 	blobs     map[digest.Digest]*destinationBlob
 	exactBlob bool // layers are kept as they come
 	configs   map[digest.Digest][]byte
@@ -85,24 +90,51 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 	if err := s.useRepository(ctx, d.repo); err != nil {
 		return nil, err
 	}
-	refs, err := d.repo.refs(ctx)
-	if err != nil {
-		return nil, err
+	if _, err := os.Stat(d.repo.path); err != nil { // before a registry is asked for what cannot be stored
+		return nil, d.repo.explainPath(errors.WithStack(err))
 	}
-	if d.refs, err = d.repo.whole(ctx, refs); err != nil {
-		return nil, err
+	d.ctx, d.fail = context.WithCancelCause(ctx)
+	refs := d.repo.refsLater(d.ctx)
+	d.mode = sync.OnceValues(d.repo.configLater(d.ctx, "core.mode"))
+	d.features = sync.OnceValues(ostreeVersionLater(d.ctx, s.runner))
+	d.opened = sync.OnceValue(func() error {
+		if err := d.open(refs); err != nil {
+			return &openError{d.cause(err)}
+		}
+		return nil
+	})
+	return d, nil
+}
+
+// open takes what the repository has when the copy begins.
+func (d *destination) open(refsLater func() (map[string]bool, error)) error {
+	refs, err := refsLater()
+	if err != nil {
+		return err
+	}
+	if d.refs, err = d.repo.whole(d.ctx, refs); err != nil {
+		return err
 	}
 	d.partial = maps.Clone(refs)
 	maps.DeleteFunc(d.partial, func(ref string, _ bool) bool { return d.refs[ref] })
-	d.ctx, d.fail = context.WithCancelCause(ctx)
-	return d, nil
+	return nil
 }
+
+// openError says why the repository cannot be used at all. It counts for the whole copy, whichever blob meets it first.
+type openError struct{ err error }
+
+func (e *openError) Error() string { return e.err.Error() }
+
+func (e *openError) Unwrap() error { return e.err }
 
 func (d *destination) Reference() types.ImageReference { return d.ref }
 
 // Close ends what still runs and removes the staging area.
 func (d *destination) Close() error {
 	d.fail(errors.New("the copy has ended"))
+	_ = d.opened() // each is a process
+	_, _ = d.mode()
+	_, _ = d.features()
 	d.queue.running.Wait()
 	if d.staging == nil {
 		return nil
@@ -143,12 +175,22 @@ func (d *destination) HasThreadSafePutBlob() bool { return true }
 func (d *destination) stagingArea() (*staging, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.staging == nil {
-		st, err := newStaging(d.ctx, d.settings, d.repo)
-		if err != nil {
-			return nil, err
-		}
-		d.staging = st
+	if d.staging != nil {
+		return d.staging, nil
+	}
+	mode, err := d.mode()
+	if err != nil {
+		return nil, err
+	}
+	features, err := d.features()
+	if err != nil {
+		return nil, err
+	}
+	if d.staging, err = newStaging(d.ctx, d.settings, d.repo, mode, features); err != nil {
+		return nil, err
+	}
+	if d.settings.parallelImports() == 1 { // one thing at a time
+		return d.staging, d.staging.ready(d.ctx)
 	}
 	return d.staging, nil
 }
@@ -156,6 +198,9 @@ func (d *destination) stagingArea() (*staging, error) {
 // PutBlob stages a blob and verifies it. A layer is imported meanwhile and after: what goes wrong there ends the copy,
 // at the latest in Commit.
 func (d *destination) PutBlob(ctx context.Context, stream io.Reader, info types.BlobInfo, _ types.BlobInfoCache, isConfig bool) (types.BlobInfo, error) {
+	if err := d.opened(); err != nil {
+		return types.BlobInfo{}, err
+	}
 	if info.Digest != "" {
 		// Before it becomes a part of a path.
 		if err := info.Digest.Validate(); err != nil {
@@ -211,8 +256,8 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	record := d.settings.journal.record
 	record.link(staged.path, staged.name())
 	isLayer := isLayerType(info.MediaType)
-	// A large layer is imported while it arrives. A small one would only keep others that are there already from it.
-	early := isLayer && (info.Size < 0 || info.Size > smallStream)
+	// A large layer is imported while it arrives. A small one would only keep others that are there already from it, if there are any.
+	early := isLayer && (info.Size < 0 || info.Size > smallStream || d.queue.idle())
 	if early {
 		d.queueLayer(st, staged, b)
 	}
@@ -346,6 +391,9 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 	if err := info.Digest.Validate(); err != nil {
 		return false, types.BlobInfo{}, errors.Wrapf(err, "blob digest %q", info.Digest)
 	}
+	if err := d.opened(); err != nil {
+		return false, types.BlobInfo{}, err
+	}
 	d.mu.Lock()
 	b := d.blobs[info.Digest]
 	known, side, exactBlob := d.refs[blobRef(info.Digest)] && !d.partial[sideRef(info.Digest)], d.refs[sideRef(info.Digest)], d.exactBlob
@@ -418,6 +466,7 @@ func (d *destination) complete(ctx context.Context, info types.BlobInfo, side, e
 
 // knownImages are what images of the repository are known to hold without asking for each blob.
 type knownImages struct {
+	own     *commitInfo // what the image's name stands for, nil where that was not asked
 	layers  map[digest.Digest]bool
 	configs map[digest.Digest][]byte
 }
@@ -441,7 +490,10 @@ func (d *destination) lookUpImages(ctx context.Context, layer digest.Digest) kno
 	slices.Sort(siblings)
 	slices.Reverse(siblings) // the highest version is the likeliest
 	for _, ref := range append([]string{own}, siblings[:min(len(siblings), mostSiblings)]...) {
-		blobs, config := d.completeImage(ctx, ref)
+		info, blobs, config := d.completeImage(ctx, ref)
+		if ref == own {
+			known.own = info
+		}
 		if len(blobs) == 0 {
 			continue
 		}
@@ -456,30 +508,29 @@ func (d *destination) lookUpImages(ctx context.Context, layer digest.Digest) kno
 	return known
 }
 
-// completeImage returns the blobs, first the config, and the config's content of an image that this program has made: all its layers
-// are complete. The first transport gave its commits the time of day, this one gives them that of the config. Of any other image it
-// returns nothing.
-func (d *destination) completeImage(ctx context.Context, ref string) (blobs []types.BlobInfo, config []byte) {
+// completeImage returns an image's commit, and the blobs, first the config, and the config's content, where this program has made the
+// image: all its layers are complete. The first transport gave its commits the time of day, this one gives them that of the config.
+func (d *destination) completeImage(ctx context.Context, ref string) (commit *commitInfo, blobs []types.BlobInfo, config []byte) {
 	if !d.refs[ref] {
-		return nil, nil
+		return nil, nil, nil
 	}
 	info, err := d.repo.commitInfo(ctx, ref)
 	if err != nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	blob, mimeType, err := d.repo.readManifest(ctx, info)
 	if err != nil || manifest.MIMETypeIsMultiImage(mimeType) {
-		return nil, nil
+		return &info, nil, nil
 	}
 	blobs, err = manifestBlobs(blob, mimeType)
 	if err != nil || !d.refs[blobRef(blobs[0].Digest)] {
-		return nil, nil
+		return &info, nil, nil
 	}
 	config, err = d.repo.catFile(ctx, blobRef(blobs[0].Digest), fileContent, maxConfigBytes)
 	if err != nil || info.timestamp != uint64(d.timestampOf(config)) {
-		return nil, nil
+		return &info, nil, nil
 	}
-	return blobs, config
+	return &info, blobs, config
 }
 
 // size returns a blob's size, from the manifest where that names it.
@@ -598,6 +649,9 @@ func (d *destination) PutSignatures(_ context.Context, signatures [][]byte, inst
 
 // Commit publishes the image.
 func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
+	if err := d.opened(); err != nil {
+		return err
+	}
 	top := d.manifests[d.top]
 	image := ""                         // its commit
 	if top != nil && d.staging != nil { // it needs no layer, so it comes beside the last ones
@@ -619,7 +673,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 		return errors.New("the image has no manifest")
 	}
 	unchanged := d.staging == nil && len(d.partial) == 0 && !hasStrays(d.refs)
-	if unchanged && d.isStored(ctx, d.refs, top) { // whatever others do, it was there, with all that it needs, a moment ago
+	if unchanged && d.isStored(ctx, d.refs, top, d.known.own) { // whatever others do, it was there, with all that it needs, a moment ago
 		d.sweep()
 		return nil
 	}
@@ -632,7 +686,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 		return err
 	}
 	defer unlock()
-	refs, err := d.repo.refs(d.ctx) // while the last commits are made
+	refs, err := d.refsNow(need) // while the last commits are made
 	d.queue.running.Wait()
 	if d.ctx.Err() != nil {
 		return context.Cause(d.ctx)
@@ -655,7 +709,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 			return &vanishedError{blob}
 		}
 	}
-	if d.staging == nil && !unchanged && d.isStored(ctx, whole, top) {
+	if d.staging == nil && !unchanged && d.isStored(ctx, whole, top, nil) {
 		d.sweep()
 		return nil
 	}
@@ -665,6 +719,24 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 		}
 	}
 	return d.publish(ctx, refs, whole, image)
+}
+
+// refsNow returns those of the refs that this copy is about, of what it needs and of its name, that the repository has by now. Where one of
+// its refs was pulled from a remote, or was left by a run that was killed, it returns all: these matter, too.
+func (d *destination) refsNow(need []digest.Digest) (map[string]bool, error) {
+	for spec := range d.refs {
+		if remote, _ := splitSpec(spec); remote != "" {
+			return d.repo.refs(d.ctx)
+		}
+	}
+	if len(d.partial) > 0 || hasStrays(d.refs) {
+		return d.repo.refs(d.ctx)
+	}
+	wanted := []string{d.ref.ref()}
+	for _, blob := range need {
+		wanted = append(wanted, blobRef(blob), sideRef(blob))
+	}
+	return d.repo.refsAmong(d.ctx, wanted)
 }
 
 // sweep removes what runs left that were killed after they had published: a run that has nothing to do makes no work directory, and so
@@ -804,14 +876,19 @@ func (d *destination) timestampOf(config []byte) int64 {
 	return max(0, image.Created.Unix())
 }
 
-// isStored tells whether the repository holds this very image under its name.
-func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest) bool {
+// isStored tells whether the repository holds this very image under its name. info is the commit of that name, where it is known.
+func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest, info *commitInfo) bool {
 	if !refs[d.ref.ref()] || manifest.MIMETypeIsMultiImage(top.mimeType) || len(top.signatures) > 0 {
 		return false
 	}
-	info, err := d.repo.commitInfo(ctx, d.ref.ref())
-	return err == nil && info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[keyDigest] == d.top.String() &&
-		info.metadata[keySignatures] == "0"
+	if info == nil {
+		now, err := d.repo.commitInfo(ctx, d.ref.ref())
+		if err != nil {
+			return false
+		}
+		info = &now
+	}
+	return info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[keyDigest] == d.top.String() && info.metadata[keySignatures] == "0"
 }
 
 // publish moves all that is staged into the repository: first the blobs, then the image's ref, each as one transaction. Within one,

@@ -778,3 +778,76 @@ func TestBlobDirectory(t *testing.T) {
 		t.Errorf("%s/none: %v", dir, err)
 	}
 }
+
+// TestOpenError: that the repository cannot be used is said as it is, and not as something that befell a blob.
+func TestOpenError(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{})
+	dir := t.TempDir()
+	r.repo.path = dir
+	want := dir + " is no OSTree repository; create one elsewhere with: ostree init --repo=PATH --mode=bare-user"
+	layer := archive(file("a", "1"))
+	info := blobInfo(layer, imgspecv1.MediaTypeImageLayer)
+	for what, ask := range map[string]func(d *destination) error{
+		"TryReusingBlob": func(d *destination) error { _, _, err := d.TryReusingBlob(t.Context(), info, nil, false); return err },
+		"PutBlob": func(d *destination) error {
+			_, err := d.PutBlob(t.Context(), bytes.NewReader(layer), info, nil, false)
+			return err
+		},
+		"Commit": func(d *destination) error { return d.Commit(t.Context(), nil) },
+	} {
+		d := r.destination(t, "a")
+		err := explainCopy(errors.WithMessage(ask(d), "what the library says of it"))
+		sameText(t, what, errText(err), want)
+		var notFound notFoundError
+		if !errors.As(err, &notFound) {
+			t.Errorf("%s: %T is no notFoundError", what, err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRefsNow: at the end a copy asks for its own refs only, however many others there are. Where one was pulled from a remote, or is what a
+// run left that was killed, it asks for all.
+func TestRefsNow(t *testing.T) {
+	t.Parallel()
+	image := func(body string) *testImage { return &testImage{layers: [][]byte{archive(file("a", body))}} }
+	for _, tt := range []struct {
+		name, other string // a ref beside those of an image
+		all         bool
+	}{
+		{"an image beside others", "ociimage/other", false},
+		{"one from a remote", "origin:ociimage/other", true},
+		{"one that was left", "ociimage/tmp.AbCdEf", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			first := newTestRun(t, testOptions{})
+			if err := first.importImage(t, "a", image("1")); err != nil {
+				t.Fatal(err)
+			}
+			tool(t, "ostree", "refs", "--repo="+first.repo.path, "--create="+tt.other, "ociimage/a_3Alatest")
+			fake := fakeTool(t, "ostree")
+			r := newTestRun(t, testOptions{repo: first.repo.path, ostree: fake})
+			i := image("2")
+			if err := r.importImage(t, "b", i); err != nil {
+				t.Fatal(err)
+			}
+			r.sameLayers(t, "b", i, i.layers)
+			var asked []string
+			for _, call := range fakeCalls(t, fake) {
+				if strings.HasPrefix(call, "refs ") && !strings.Contains(call, "--delete") {
+					asked = append(asked, call)
+				}
+			}
+			if len(asked) < 2 {
+				t.Fatalf("the refs were asked for with %q", asked)
+			}
+			if all := !strings.Contains(asked[1], "--list ociimage/b_3Alatest "); all != tt.all {
+				t.Errorf("all refs at the end: %t; want %t", all, tt.all)
+			}
+		})
+	}
+}

@@ -145,10 +145,18 @@ func (r *repository) reads(ctx context.Context, revs ...string) {
 }
 
 func (r *repository) query(ctx context.Context, why, verb string, args ...string) ([]byte, error) {
+	return r.queryLater(ctx, why, verb, args...)()
+}
+
+// queryLater starts asking. What it returns waits for the answer, and is to be called.
+func (r *repository) queryLater(ctx context.Context, why, verb string, args ...string) func() ([]byte, error) {
 	c := r.command(why, verb, args...)
 	c.read = true
-	out, err := r.run.output(ctx, c)
-	return out, r.explain(err)
+	wait := r.run.later(ctx, c)
+	return func() ([]byte, error) {
+		out, err := wait()
+		return out, r.explain(err)
+	}
 }
 
 func (r *repository) perform(ctx context.Context, why, verb string, args ...string) error {
@@ -183,20 +191,50 @@ func again(ctx context.Context, f func() error) error {
 }
 
 // refs returns all refs of the repository. Those of a remote stand as REMOTE:REF.
-func (r *repository) refs(ctx context.Context) (map[string]bool, error) {
-	var out []byte
-	err := again(ctx, func() (err error) {
-		out, err = r.query(ctx, "the refs of the repository", "refs")
-		return err
-	})
-	if err != nil {
-		return nil, err
+func (r *repository) refs(ctx context.Context) (map[string]bool, error) { return r.refsLater(ctx)() }
+
+// refsLater starts to ask for all refs. What it returns waits for the answer, and is to be called.
+func (r *repository) refsLater(ctx context.Context) func() (map[string]bool, error) {
+	ask := func() func() ([]byte, error) { return r.queryLater(ctx, "the refs of the repository", "refs") }
+	wait := ask()
+	return func() (map[string]bool, error) {
+		var out []byte
+		err := again(ctx, func() (err error) {
+			if wait == nil {
+				wait = ask()
+			}
+			out, err = wait()
+			wait = nil
+			return err
+		})
+		return linesOf(out), err
 	}
-	refs := map[string]bool{}
-	for line := range strings.Lines(string(out)) {
-		refs[strings.TrimSuffix(line, "\n")] = true
+}
+
+// refsAmong returns those of the given refs that the repository itself has. It takes no longer the more others there are.
+func (r *repository) refsAmong(ctx context.Context, wanted []string) (map[string]bool, error) {
+	found := map[string]bool{}
+	for chunk := range slices.Chunk(wanted, maxRefsPerCall) {
+		var out []byte
+		err := again(ctx, func() (err error) {
+			out, err = r.query(ctx, "which of these refs there are", "refs", append([]string{"--list"}, chunk...)...)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(found, among(linesOf(out), chunk))
 	}
-	return refs, nil
+	return found, nil
+}
+
+// linesOf returns the lines of text.
+func linesOf(text []byte) map[string]bool {
+	lines := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		lines[strings.TrimSuffix(line, "\n")] = true
+	}
+	return lines
 }
 
 // commitsOf returns the commits that refs name. A ref that is gone meanwhile is left out.
@@ -364,13 +402,8 @@ func (r *repository) config(ctx context.Context, key string) (string, error) {
 
 // configLater starts asking for a key. What it returns waits for the answer, and is to be called.
 func (r *repository) configLater(ctx context.Context, key string) func() (string, error) {
-	c := r.command("the repository's "+key, "config", "get", key)
-	c.read = true
-	wait := r.run.later(ctx, c)
-	return func() (string, error) {
-		out, err := wait()
-		return configValue(out, r.explain(err))
-	}
+	wait := r.queryLater(ctx, "the repository's "+key, "config", "get", key)
+	return func() (string, error) { return configValue(wait()) }
 }
 
 func configValue(out []byte, err error) (string, error) {
@@ -473,8 +506,15 @@ func (r *repository) signed(ctx context.Context, commit, home string) (bool, err
 }
 
 // init makes the directory a repository of the given mode.
-func (r *repository) init(ctx context.Context, mode string) error {
-	return r.perform(ctx, "make a repository", "init", "--mode="+mode)
+func (r *repository) init(ctx context.Context, mode string) error { return r.initLater(ctx, mode)() }
+
+// initLater begins to make the directory a repository. What it returns waits for the end, and is to be called.
+func (r *repository) initLater(ctx context.Context, mode string) func() error {
+	wait := r.run.later(ctx, r.command("make a repository", "init", "--mode="+mode))
+	return func() error {
+		_, err := wait()
+		return r.mayNotWrite(r.explain(err))
+	}
 }
 
 // commitOptions are the parts of a commit beside its tree.

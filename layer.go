@@ -50,13 +50,24 @@ type staging struct {
 	trees    atomic.Int64 // how many small trees were committed
 	behind   *writeBehind // nil where nobody waits for the disk
 
-	prepared chan struct{} // closed when repo can be used, or err is set
+	prepared chan struct{} // closed when repo can be used, or err is set: see ready
 	err      error
 }
 
-// newStaging makes the directories at once and the repository in the background, while the first blob arrives.
-func newStaging(ctx context.Context, s *settings, target *repository) (st *staging, err error) {
-	st = &staging{settings: s, target: target, prepared: make(chan struct{})}
+// newStaging makes the directories at once and the repository in the background, while the first layer is read already. The target's
+// mode, and what its ostree can do, are known.
+func newStaging(ctx context.Context, s *settings, target *repository, mode string, features ostreeFeatures) (st *staging, err error) {
+	if mode == "archive-z2" {
+		mode = modeArchive
+	}
+	if !slices.Contains([]string{modeBare, modeBareUser, modeBareUserOnly, modeArchive}, mode) {
+		return nil, errors.Errorf("repository %s has the unknown mode %q", target.path, mode)
+	}
+	st = &staging{settings: s, target: target, mode: mode, perms: permissionsFor(mode, os.Geteuid(), os.Getegid()), prepared: make(chan struct{})}
+	if st.engine, err = chooseEngine(ctx, s.runner, features, s.unpack); err != nil {
+		return nil, err
+	}
+	st.perms.forTar = st.engine == engineTar
 	if st.work, err = newWorkDir(target.tmp(), s.runner); err != nil {
 		return nil, errors.WithMessagef(err, "the repository %s cannot be written", target.path)
 	}
@@ -73,9 +84,10 @@ func newStaging(ctx context.Context, s *settings, target *repository) (st *stagi
 	if !s.noFsync {
 		st.behind = newWriteBehind(ctx, st.work.path)
 	}
+	st.repo = &repository{path: st.work.join("stage"), run: s.runner, sign: s.signArgs()}
 	go func() {
 		defer close(st.prepared)
-		st.err = st.prepare(ctx)
+		st.err = errors.WithMessage(st.prepare(ctx), "making the staging repository")
 	}()
 	return st, nil
 }
@@ -90,36 +102,22 @@ func (st *staging) blobDir() string {
 
 // prepare makes the staging repository as the target is, as far as objects are concerned.
 func (st *staging) prepare(ctx context.Context) error {
-	// Three questions at once.
-	modeLater := st.target.configLater(ctx, "core.mode")
+	j := st.settings.journal
+	j.shell("a fresh repository where REPO is none", fmt.Sprintf(`[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s`,
+		shellquote.Word(st.mode)))
+	if err := makeApart(st.repo.path); err != nil {
+		return err
+	}
+	made := st.repo.initLater(ctx, st.mode)
 	collectionLater := st.target.configLater(ctx, "core.collection-id")
-	featuresLater := ostreeVersionLater(ctx, st.settings.runner)
-	mode, err := modeLater()
+	err := made()
 	collection, cerr := collectionLater()
-	features, ferr := featuresLater()
-	for _, err := range []error{err, cerr, ferr} {
+	for _, err := range []error{err, cerr} {
 		if err != nil {
 			return err
 		}
 	}
-	if mode == "archive-z2" {
-		mode = modeArchive
-	}
-	if !slices.Contains([]string{modeBare, modeBareUser, modeBareUserOnly, modeArchive}, mode) {
-		return errors.Errorf("repository %s has the unknown mode %q", st.target.path, mode)
-	}
-	st.mode = mode
-	j := st.settings.journal
-	j.shell("a fresh repository where REPO is none", fmt.Sprintf(`[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s`,
-		shellquote.Word(mode)))
-	st.repo = &repository{path: st.work.join("stage"), run: st.settings.runner, sign: st.settings.signArgs()}
-	if err := makeApart(st.repo.path); err != nil {
-		return errors.WithMessage(err, "making the staging repository")
-	}
-	if err := st.repo.init(ctx, mode); err != nil {
-		return errors.WithMessage(err, "making the staging repository")
-	}
-	if mode == modeArchive {
+	if st.mode == modeArchive {
 		if level, err := st.target.config(ctx, "archive.zlib-level"); err != nil {
 			return err
 		} else if level != "" {
@@ -130,15 +128,8 @@ func (st *staging) prepare(ctx context.Context) error {
 	}
 	// The commits of a repository that names its collection must name it too: its fsck, and create-usb, want that.
 	if collection != "" {
-		if err := st.repo.perform(ctx, "the commits name the repository's collection", "config", "set", "core.collection-id", collection); err != nil {
-			return err
-		}
+		return st.repo.perform(ctx, "the commits name the repository's collection", "config", "set", "core.collection-id", collection)
 	}
-	if st.engine, err = chooseEngine(ctx, st.settings.runner, features, st.settings.unpack); err != nil {
-		return err
-	}
-	st.perms = permissionsFor(mode, os.Geteuid(), os.Getegid())
-	st.perms.forTar = st.engine == engineTar
 	return nil
 }
 
@@ -155,7 +146,7 @@ func chooseEngine(ctx context.Context, r *runner, features ostreeFeatures, wante
 	return engineTar, err
 }
 
-// ready waits until the staging repository can be used.
+// ready waits until the staging repository can be used. Whoever runs a command on it calls ready before.
 func (st *staging) ready(ctx context.Context) error {
 	select {
 	case <-st.prepared:
@@ -217,9 +208,6 @@ type cleanSink interface {
 // before b is verified. exactBlob asks to keep the blob as it came. nearly is called, maybe more than once, when what is left to do no
 // longer takes longer the larger the layer is.
 func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob bool, nearly func()) (l *importedLayer, err error) {
-	if err := st.ready(ctx); err != nil {
-		return nil, err
-	}
 	st.warnExceptions()
 	err = again(ctx, func() error {
 		l, err = st.importOnce(ctx, b, exactBlob, nearly)
@@ -299,6 +287,9 @@ type layerTree struct {
 }
 
 func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o commitOptions, tree layerTree) error {
+	if err := st.ready(ctx); err != nil {
+		return err
+	}
 	if tree.stream == nil {
 		_, err := st.repo.commit(ctx, o, tree.args...)
 		return err
@@ -459,7 +450,10 @@ type layerWriter interface {
 
 func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string, alone bool) (layerWriter, error) {
 	if st.engine == engineStream {
-		return &streamEngine{alone: alone, input: input, start: func() (*streamCommit, error) {
+		return &streamEngine{alone: alone, large: b.want.Size > surelyLarge, input: input, start: func() (*streamCommit, error) {
+			if err := st.ready(ctx); err != nil {
+				return nil, err
+			}
 			return st.repo.commitStream(ctx, commitOptions{why: "commit the files of layer " + b.name()}, input)
 		}}, nil
 	}
@@ -512,9 +506,13 @@ func ownDir(path string) error {
 // layer's metadata, which are known only then.
 const smallStream = 4 << 20
 
+// surelyLarge is the size in bytes of a layer, compressed or not, whose clean stream is not waited for to be found larger than a small one.
+const surelyLarge = smallStream / 2
+
 // streamEngine pipes a clean stream into ostree commit, once it is more than a small one.
 type streamEngine struct {
 	alone  bool // the stream is all of the layer
+	large  bool // it will be more than a small one
 	input  string
 	start  func() (*streamCommit, error)
 	kept   []byte        // the stream so far, where commit is nil
@@ -523,7 +521,7 @@ type streamEngine struct {
 
 func (e *streamEngine) Write(b []byte) (int, error) {
 	if e.commit == nil {
-		if len(e.kept)+len(b) <= smallStream {
+		if !e.large && len(e.kept)+len(b) <= smallStream {
 			e.kept = append(e.kept, b...)
 			return len(b), nil
 		}
@@ -736,13 +734,19 @@ func copyFile(from, to string) (err error) {
 type importQueue struct {
 	slots   chan struct{}
 	running sync.WaitGroup
+	waiting atomic.Int64 // those that were added and have not ended
 }
 
 func newImportQueue(n int) *importQueue { return &importQueue{slots: make(chan struct{}, max(1, n))} }
 
+// idle tells whether nothing runs or waits to.
+func (q *importQueue) idle() bool { return q.waiting.Load() == 0 }
+
 // add runs f when there is room, or never if ctx ends before.
 func (q *importQueue) add(ctx context.Context, f func()) {
+	q.waiting.Add(1)
 	q.running.Go(func() {
+		defer q.waiting.Add(-1)
 		select {
 		case q.slots <- struct{}{}:
 			defer func() { <-q.slots }()

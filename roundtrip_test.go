@@ -135,6 +135,7 @@ func TestLostRace(t *testing.T) {
 	}{
 		{"stream", engineStream, 3},
 		{"a large stream", engineStream, 2 * smallStream}, // whose commit begins before all of the layer is there
+		{"a surely large one", engineStream, surelyLarge}, // and with the first byte
 		{"tar", engineTar, 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -324,7 +325,15 @@ func FuzzRoundTrip(f *testing.F) {
 	modes := []string{modeBareUser, modeBare, modeArchive, modeBareUserOnly}
 	r := newTestRun(f, testOptions{mode: modes[os.Getpid()%len(modes)]})
 	ctx := context.Background()
-	st, err := newStaging(ctx, r.settings, r.repo)
+	mode, err := r.repo.config(ctx, "core.mode")
+	if err != nil {
+		f.Fatal(err)
+	}
+	features, err := ostreeVersion(ctx, r.runner)
+	if err != nil {
+		f.Fatal(err)
+	}
+	st, err := newStaging(ctx, r.settings, r.repo, mode, features)
 	if err != nil {
 		f.Fatal(err)
 	}

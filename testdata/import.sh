@@ -11,15 +11,15 @@ BLOBS=${BLOBS:-.}
 ostree refs --repo="$REPO" >/dev/null || :
 # 2: the repository's core.mode
 ostree config --repo="$REPO" get core.mode >/dev/null || :
-# 3: the repository's core.collection-id
-ostree config --repo="$REPO" get core.collection-id >/dev/null || :
-# 4: which ostree this is
+# 3: which ostree this is
 ostree --version >/dev/null || :
-# 3 failed
-# 5: a fresh repository where REPO is none
+# 4: a fresh repository where REPO is none
 [ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=archive
-# 6: make a repository
+# 5: make a repository
 ostree init --repo="$WORK"/stage --mode=archive
+# 6: the repository's core.collection-id
+ostree config --repo="$REPO" get core.collection-id >/dev/null || :
+# 6 failed
 # 7: the repository's archive.zlib-level
 ostree config --repo="$REPO" get archive.zlib-level >/dev/null || :
 # 7 failed
@@ -45,8 +45,8 @@ chmod -R u=rwX,go=rX "$WORK"/tree-2
 ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --branch=ociimage/tiny_3Alatest '--add-metadata-string=docker.manifest={"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374","size":165},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5","size":5120}]}' --add-metadata-string=docker.digest=sha256:78d683e40dc60ab8b05373c16fbf4a7bf2c0ecaba22f34649c97dd8ec328f783 --add-metadata-string=signatures=0 --tree=dir="$WORK"/tree-2 --owner-uid=0 --owner-gid=0 --no-xattrs
 # 19: the tree is committed
 rm -rf "$WORK"/tree-2
-# 20: the refs of the repository
-ostree refs --repo="$REPO" >/dev/null || :
+# 20: which of these refs there are
+ostree refs --repo="$REPO" --list ociimage/tiny_3Alatest ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/tarsplit/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 ociimage/tarsplit/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 >/dev/null || :
 # 21: publish the blobs
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$(ostree rev-parse --repo="$WORK"/stage ociimage/tiny_3Alatest)"
 # 22: publish the image

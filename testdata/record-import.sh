@@ -23,21 +23,21 @@ echo "working in $WORK, on the repository $REPO" >&2
 [ ! -d "$RECORD"/repo ] || ostree pull-local --repo="$REPO" "$RECORD"/repo
 # 1: the refs of the repository
 ostree refs --repo="$REPO" >/dev/null || :
-# 1 took TIME
 # 2: the repository's core.mode
 ostree config --repo="$REPO" get core.mode >/dev/null || :
-# 3: the repository's core.collection-id
-ostree config --repo="$REPO" get core.collection-id >/dev/null || :
-# 4: which ostree this is
+# 3: which ostree this is
 ostree --version >/dev/null || :
+# 1 took TIME
 # 2 took TIME
-# 3 failed
-# 4 took TIME
-# 5: a fresh repository where REPO is none
+# 3 took TIME
+# 4: a fresh repository where REPO is none
 [ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=bare-user
-# 6: make a repository
+# 5: make a repository
 ostree init --repo="$WORK"/stage --mode=bare-user
-# 6 took TIME
+# 6: the repository's core.collection-id
+ostree config --repo="$REPO" get core.collection-id >/dev/null || :
+# 5 took TIME
+# 6 failed
 # 7: the blob's digest holds
 echo "369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5  $BLOBS/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5" | sha256sum -c -
 # 8: commit layer sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
@@ -63,8 +63,8 @@ ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --
 # 17 took TIME
 # 18: the tree is committed
 rm -rf "$WORK"/tree-2
-# 19: the refs of the repository
-ostree refs --repo="$REPO" >/dev/null || :
+# 19: which of these refs there are
+ostree refs --repo="$REPO" --list ociimage/tiny_3Alatest ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/tarsplit/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 ociimage/tarsplit/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 >/dev/null || :
 # 19 took TIME
 # 20: publish the blobs
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$(ostree rev-parse --repo="$WORK"/stage ociimage/tiny_3Alatest)"
