@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -256,10 +257,12 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	record := d.settings.journal.record
 	record.link(staged.path, staged.name())
 	isLayer := isLayerType(info.MediaType)
-	// A large layer is imported while it arrives. A small one would only keep others that are there already from it, if there are any.
-	early := isLayer && (info.Size < 0 || info.Size > smallStream || d.queue.idle())
+	// A large layer is imported while it arrives. A small one would only keep others that are there already from their turn: it is read
+	// without one, as long as few others are.
+	large := info.Size < 0 || info.Size > smallStream
+	early := isLayer && (large || d.queue.mayRead())
 	if early {
-		d.queueLayer(st, staged, b)
+		d.queueLayer(st, staged, b, large)
 	}
 	stop := context.AfterFunc(ctx, func() { d.fail(context.Cause(ctx)) })
 	defer stop()
@@ -273,7 +276,7 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 		return types.BlobInfo{}, err
 	}
 	if isLayer && !early {
-		d.queueLayer(st, staged, b)
+		d.queueLayer(st, staged, b, true)
 	}
 	info = types.BlobInfo{Digest: staged.digest, Size: staged.size(), MediaType: info.MediaType}
 	if !isLayer {
@@ -291,13 +294,18 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	return info, nil
 }
 
-// queueLayer has a staged layer imported when there is room.
-func (d *destination) queueLayer(st *staging, staged *stagedBlob, b *destinationBlob) {
+// queueLayer has a staged layer imported in its turn, or read before that, where d.queue.mayRead has said so.
+func (d *destination) queueLayer(st *staging, staged *stagedBlob, b *destinationBlob, inTurn bool) {
 	d.longer.Add(1)
 	nearly := sync.OnceFunc(d.longer.Done)
 	context.AfterFunc(d.ctx, nearly)
-	d.queue.add(d.ctx, func() {
+	add := d.queue.add
+	if !inTurn {
+		add = d.queue.read
+	}
+	add(d.ctx, func(t *turn) {
 		defer nearly()
+		staged.turn = t
 		d.importLayer(st, staged, b, nearly)
 	})
 }
@@ -655,7 +663,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 	top := d.manifests[d.top]
 	image := ""                         // its commit
 	if top != nil && d.staging != nil { // it needs no layer, so it comes beside the last ones
-		d.queue.add(d.ctx, func() {
+		d.queue.add(d.ctx, func(*turn) {
 			var err error
 			if image, err = d.commitImage(top); err != nil {
 				d.fail(err)
@@ -891,9 +899,9 @@ func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *d
 	return info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[keyDigest] == d.top.String() && info.metadata[keySignatures] == "0"
 }
 
-// publish moves all that is staged into the repository: first the blobs, then the image's ref, each as one transaction. Within one,
-// ostree writes refs in any order, so an image must come by itself. Its commit comes with the blobs: it would stay marked as partial where
-// the transaction that brings it is killed at its very end, and then nobody may see it.
+// publish moves all that is staged into the repository: first the blobs, as a transaction or several at once, then the image's ref, as one.
+// Within one, ostree writes refs in any order, so an image must come by itself. Its commit comes with the blobs: it would stay marked as
+// partial where the transaction that brings it is killed at its very end, and then nobody may see it.
 // Where it fails, the refs are as they were. The repository has refs, and of these the whole ones can be relied on.
 func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, image string) (err error) {
 	st := d.staging
@@ -914,13 +922,64 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 			d.takeBack(ctx, refs, running, named, published)
 		}
 	}()
-	if err := d.pullStaged(ctx, st, refs, "publish the blobs", append(slices.Clone(blobs), image)...); err != nil {
+	if err := d.publishBlobs(ctx, refs, blobs, image); err != nil {
 		return errors.WithMessage(err, "publishing the blobs")
 	}
 	if err := d.pullStaged(ctx, st, refs, "publish the image", d.ref.ref()); err != nil {
 		return errors.WithMessage(err, "publishing the image")
 	}
 	return d.settings.journal.record.wrote(ctx, published)
+}
+
+// publishFrom is of how many files it is worth a process to publish them beside others.
+const publishFrom = 1000
+
+// publishBlobs moves the blobs' refs, and the image's commit, into the repository, which had refs before. ostree leaves cores idle, so that
+// several of them at once are faster, but not where they only wait for the disk together.
+func (d *destination) publishBlobs(ctx context.Context, before map[string]bool, blobs []string, image string) error {
+	most := 1
+	if d.staging.behind.hasWritten() {
+		most = d.settings.parallelImports()
+	}
+	parts := divideRefs(blobs, d.stagedFiles(), most, publishFrom)
+	parts[0] = append(parts[0], image)
+	group, ctx := errgroup.WithContext(ctx)
+	for _, refs := range parts {
+		group.Go(func() error { return d.pullStaged(ctx, d.staging, before, "publish the blobs", refs...) })
+	}
+	return group.Wait()
+}
+
+// stagedFiles is how many files the layers have that are staged, by their refs.
+func (d *destination) stagedFiles() map[string]int {
+	files := map[string]int{}
+	for sum, b := range d.blobs {
+		if b.layer != nil {
+			files[blobRef(sum)] = b.layer.files
+		}
+	}
+	return files
+}
+
+// divideRefs divides refs into at most so many parts of about as many files, and of at least that many. There is always one part.
+func divideRefs(refs []string, files map[string]int, most, least int) [][]string {
+	sorted := slices.Clone(refs)
+	slices.SortStableFunc(sorted, func(a, b string) int { return files[b] - files[a] })
+	for n := max(1, most); ; n-- {
+		parts, has := make([][]string, n), make([]int, n)
+		for _, ref := range sorted {
+			i := slices.Index(has, slices.Min(has))
+			parts[i] = append(parts[i], ref)
+			has[i] += files[ref]
+		}
+		if n > 1 && slices.Min(has) < least {
+			continue
+		}
+		for _, part := range parts {
+			slices.Sort(part) // the same command each time
+		}
+		return parts
+	}
 }
 
 // dropStaged removes the layers as they came: all that is needed of them is committed. What ostree publishes it writes out to the disk, and

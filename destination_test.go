@@ -10,6 +10,7 @@ import (
 	"math/rand"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -850,4 +851,83 @@ func TestRefsNow(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestDivideRefs(t *testing.T) {
+	t.Parallel()
+	files := map[string]int{"a": 5, "b": 4, "c": 3, "d": 3}
+	for _, tt := range []struct {
+		name        string
+		refs        []string
+		most, least int
+		want        string
+	}{
+		{"nothing", nil, 2, 1, "[[]]"},
+		{"one", []string{"a"}, 2, 1, "[[a]]"},
+		{"even", []string{"a", "b", "c", "d"}, 2, 1, "[[a d] [b c]]"},
+		{"one at a time", []string{"a", "b", "c", "d"}, 1, 1, "[[a b c d]]"},
+		{"too few for three", []string{"a", "b", "c", "d"}, 3, 5, "[[a d] [b c]]"},
+		{"too few for two", []string{"a", "c"}, 2, 4, "[[a c]]"},
+		{"those without files go anywhere", []string{"x", "a", "y", "b", "z"}, 2, 1, "[[a] [b x y z]]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			sameText(t, "parts", fmt.Sprint(divideRefs(tt.refs, files, tt.most, tt.least)), tt.want)
+		})
+	}
+}
+
+// TestPublishInParts: where they had the time to get to the disk, many files are published by several processes at once. Where one fails,
+// nothing of the others stays.
+func TestPublishInParts(t *testing.T) {
+	t.Parallel()
+	var layers [][]byte
+	for n := range 3 {
+		var many []member
+		for i := range publishFrom {
+			many = append(many, file(fmt.Sprintf("layer-%d/%d", n, i), fmt.Sprint(n, i)))
+		}
+		layers = append(layers, archive(many...))
+	}
+	i := (&testImage{layers: layers}).finish(t)
+	repo := newRepo(t, modeBareUser)
+	fake := fakeTool(t, "ostree")
+	publish := func(ostree string) error {
+		r := newTestRun(t, testOptions{repo: repo, ostree: ostree})
+		defer r.nothingInTmp(t)
+		d := r.destination(t, "a")
+		st, err := d.stagingArea()
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.behind = &writeBehind{} // as if the network were slow
+		st.behind.wrote.Store(true)
+		return put(t.Context(), d, i)
+	}
+	last := blobRef(digest.FromBytes(layers[2]))
+	failing := filepath.Join(t.TempDir(), "ostree") // others have published when it fails
+	script := "#!/bin/sh\ncase \"$*\" in pull-local*'" + last + "'*) sleep 1; exit 1 ;; esac\nexec ostree \"$@\"\n"
+	if err := os.WriteFile(failing, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := publish(failing); !strings.Contains(errText(err), "publishing the blobs") {
+		t.Errorf("it ends with %v", err)
+	}
+	if refs := refCommits(t, repo); len(refs) != 0 {
+		t.Errorf("the refs are %v", refs)
+	}
+	if err := publish(fake); err != nil {
+		t.Fatal(err)
+	}
+	pulls := 0
+	for _, call := range fakeCalls(t, fake) {
+		if strings.HasPrefix(call, "pull-local ") {
+			pulls++
+		}
+	}
+	if want := min(runtime.GOMAXPROCS(0), 3) + 1; pulls != want {
+		t.Errorf("%d processes published; want %d", pulls, want)
+	}
+	fsck(t, repo)
+	r := newTestRun(t, testOptions{repo: repo})
+	r.sameLayers(t, "a", i, layers)
 }

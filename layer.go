@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -192,6 +191,7 @@ type importedLayer struct {
 	exact  bool // tree and record give the tar stream back
 	split  *splitFile
 	inline bool // the record is in the commit's metadata
+	files  int  // entries
 	kept   bool // the side commit holds the blob
 }
 
@@ -239,7 +239,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	if err := st.settings.journal.record.keep(split.path, b.name()+"."+fileSplit); err != nil {
 		return nil, err
 	}
-	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split}
+	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split, files: scan.entries}
 	st.logChecks(l, scan.diffID)
 	if !l.needsBlob(exactBlob) && st.engine == engineStream {
 		nearly()
@@ -260,6 +260,9 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 		if l.inline = ok; ok {
 			options.metadata = append(options.metadata, m)
 		}
+	}
+	if err := b.turn.take(ctx); err != nil {
+		return nil, err
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -451,11 +454,17 @@ type layerWriter interface {
 func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string, alone bool) (layerWriter, error) {
 	if st.engine == engineStream {
 		return &streamEngine{alone: alone, large: b.want.Size > surelyLarge, input: input, start: func() (*streamCommit, error) {
+			if err := b.turn.take(ctx); err != nil {
+				return nil, err
+			}
 			if err := st.ready(ctx); err != nil {
 				return nil, err
 			}
 			return st.repo.commitStream(ctx, commitOptions{why: "commit the files of layer " + b.name()}, input)
 		}}, nil
+	}
+	if err := b.turn.take(ctx); err != nil {
+		return nil, err
 	}
 	dir := st.treeDir(b)
 	st.settings.journal.step("a directory for the files of layer "+b.name(), "mkdir", dir)
@@ -728,32 +737,6 @@ func copyFile(from, to string) (err error) {
 	defer closeWith(&err, out)
 	_, err = io.Copy(out, in)
 	return errors.WithStack(err)
-}
-
-// importQueue imports layers in the background, a bounded number at a time.
-type importQueue struct {
-	slots   chan struct{}
-	running sync.WaitGroup
-	waiting atomic.Int64 // those that were added and have not ended
-}
-
-func newImportQueue(n int) *importQueue { return &importQueue{slots: make(chan struct{}, max(1, n))} }
-
-// idle tells whether nothing runs or waits to.
-func (q *importQueue) idle() bool { return q.waiting.Load() == 0 }
-
-// add runs f when there is room, or never if ctx ends before.
-func (q *importQueue) add(ctx context.Context, f func()) {
-	q.waiting.Add(1)
-	q.running.Go(func() {
-		defer q.waiting.Add(-1)
-		select {
-		case q.slots <- struct{}{}:
-			defer func() { <-q.slots }()
-			f()
-		case <-ctx.Done():
-		}
-	})
 }
 
 // name is what the journal and errors call the blob: the hex part of its digest where that is known before it is here.

@@ -352,6 +352,7 @@ func FuzzRoundTrip(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		staged.turn = &turn{taken: true}
 		defer func() {
 			_ = os.Remove(staged.path)
 			_ = os.Remove(staged.path + "." + fileSplit)

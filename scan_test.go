@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"testing"
+	"testing/iotest"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/pkg/errors"
@@ -80,4 +81,33 @@ func readN(t testing.TB, r io.Reader, n int64) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// TestScanPieces: however a layer comes in, byte by byte or at once, what is recorded of it is the same, and so is its commit.
+func TestScanPieces(t *testing.T) {
+	t.Parallel()
+	for _, l := range oddLayers(t) {
+		t.Run(l.name, func(t *testing.T) {
+			t.Parallel()
+			record := func(r io.Reader) string {
+				var out bytes.Buffer
+				// One that is refused is so with the same words.
+				if err := (&layerScan{packer: storage.NewJSONPacker(&out)}).run(t.Context(), r); err != nil {
+					return err.Error()
+				}
+				return out.String()
+			}
+			stream := func() io.Reader {
+				r, _, err := decompress(bytes.NewReader(l.layer))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return r
+			}
+			want := record(stream())
+			for name, r := range map[string]io.Reader{"bytes": iotest.OneByteReader(stream()), "halves": iotest.HalfReader(stream()), "the end with the last ones": iotest.DataErrReader(stream())} {
+				sameText(t, name, record(r), want)
+			}
+		})
+	}
 }

@@ -20,6 +20,7 @@ const copyBuffer = 256 << 10
 type stagedBlob struct {
 	path string
 	want types.BlobInfo // Digest "" or Size -1 where unknown
+	turn *turn          // of its import, once that has begun
 
 	mu      sync.Mutex
 	more    *sync.Cond

@@ -22,6 +22,7 @@ type writeBehind struct {
 	arriving atomic.Int32 // blobs
 	bytes    atomic.Int64 // that arrived since it was last looked at
 	slow     bool         // when it was last looked at
+	wrote    atomic.Bool
 	write    func()
 }
 
@@ -56,8 +57,12 @@ func (w *writeBehind) look() {
 	w.slow = n > 0 && n < slowArrival && w.arriving.Load() > 0
 	if before && w.slow {
 		w.write()
+		w.wrote.Store(true)
 	}
 }
+
+// hasWritten tells whether most of what is staged can be on the disk already.
+func (w *writeBehind) hasWritten() bool { return w != nil && w.wrote.Load() }
 
 // watch returns the stream of a blob that arrives, and a function to call when it has.
 func (w *writeBehind) watch(r io.Reader) (io.Reader, func()) {
