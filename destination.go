@@ -66,7 +66,7 @@ type destination struct {
 type destinationBlob struct {
 	info   types.BlobInfo
 	reused bool
-	ref    string         // where it is committed, unless it is a layer
+	ref    string         // where it is committed, unless it is a layer; known once the queue is empty
 	layer  *importedLayer // nil for other blobs, and until the import has ended
 	done   chan struct{}  // closed when the blob has arrived and info is known
 	err    error          // of its arrival
@@ -369,8 +369,20 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
-	b.ref, err = d.putContent(st, got, treeFile{name: fileContent, content: content})
-	return got, err
+	commit := func() (err error) {
+		b.ref, err = d.putContent(st, got, treeFile{name: fileContent, content: content})
+		return err
+	}
+	if d.settings.parallelImports() == 1 { // one thing at a time
+		return got, commit()
+	}
+	// The config comes last: the image's commit need not wait for its own.
+	d.queue.add(d.ctx, func(*turn) {
+		if err := commit(); err != nil {
+			d.fail(err)
+		}
+	})
+	return got, nil
 }
 
 // putContent commits a blob that is no layer and returns its ref. Where its digest is that of a layer already, the layer
@@ -729,8 +741,8 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 	return d.publish(ctx, refs, whole, image)
 }
 
-// refsNow returns those of the refs that this copy is about, of what it needs and of its name, that the repository has by now. Where one of
-// its refs was pulled from a remote, or was left by a run that was killed, it returns all: these matter, too.
+// refsNow returns those of the refs that this copy is about, of what it needs or has staged and of its name, that the repository has by now.
+// Where one of its refs was pulled from a remote, or was left by a run that was killed, it returns all: these matter, too.
 func (d *destination) refsNow(need []digest.Digest) (map[string]bool, error) {
 	for spec := range d.refs {
 		if remote, _ := splitSpec(spec); remote != "" {
@@ -740,10 +752,20 @@ func (d *destination) refsNow(need []digest.Digest) (map[string]bool, error) {
 	if len(d.partial) > 0 || hasStrays(d.refs) {
 		return d.repo.refs(d.ctx)
 	}
-	wanted := []string{d.ref.ref()}
+	about := map[digest.Digest]bool{}
 	for _, blob := range need {
+		about[blob] = true
+	}
+	d.mu.Lock()
+	for blob := range d.blobs { // the library can have put one that the manifest does not name: an empty layer of a schema1 image
+		about[blob] = true
+	}
+	d.mu.Unlock()
+	wanted := []string{d.ref.ref()}
+	for blob := range about {
 		wanted = append(wanted, blobRef(blob), sideRef(blob))
 	}
+	slices.Sort(wanted)
 	return d.repo.refsAmong(d.ctx, wanted)
 }
 
@@ -925,11 +947,47 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	if err := d.publishBlobs(ctx, refs, blobs, image); err != nil {
 		return errors.WithMessage(err, "publishing the blobs")
 	}
-	if err := d.pullStaged(ctx, st, refs, "publish the image", d.ref.ref()); err != nil {
-		return errors.WithMessage(err, "publishing the image")
+	var group errgroup.Group
+	group.SetLimit(d.settings.parallelImports())
+	group.Go(func() error { return d.nameMissing(ctx, blobs) })
+	group.Go(func() error {
+		return errors.WithMessage(d.pullStaged(ctx, st, refs, "publish the image", d.ref.ref()), "publishing the image")
+	})
+	if err := group.Wait(); err != nil {
+		return err
 	}
 	return d.settings.journal.record.wrote(ctx, published)
 }
+
+// nameMissing names the blobs that were published and are not named all the same: another process has pulled them from a remote since the
+// copy began (see pullStaged).
+func (d *destination) nameMissing(ctx context.Context, blobs []string) error {
+	there, err := d.repo.refsAmong(ctx, blobs)
+	if err != nil {
+		return err
+	}
+	for _, ref := range blobs {
+		if there[ref] {
+			continue
+		}
+		if err := d.nameStaged(ctx, ref); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nameStaged makes a ref name what it does in the staging repository.
+func (d *destination) nameStaged(ctx context.Context, ref string) error {
+	sums, err := d.staging.repo.revParse(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return d.repo.setRef(ctx, "name it, though a remote has the same", ref, sums[0])
+}
+
+// maxPublishers bounds how many processes publish at a time.
+const maxPublishers = 4
 
 // publishFrom is of how many files it is worth a process to publish them beside others.
 const publishFrom = 1000
@@ -939,11 +997,11 @@ const publishFrom = 1000
 func (d *destination) publishBlobs(ctx context.Context, before map[string]bool, blobs []string, image string) error {
 	most := 1
 	if d.staging.behind.hasWritten() {
-		most = d.settings.parallelImports()
+		most = min(maxPublishers, d.settings.parallelImports())
 	}
 	parts := divideRefs(blobs, d.stagedFiles(), most, publishFrom)
 	parts[0] = append(parts[0], image)
-	group, ctx := errgroup.WithContext(ctx)
+	var group errgroup.Group // that ends well what it can: a process that is killed leaves marks
 	for _, refs := range parts {
 		group.Go(func() error { return d.pullStaged(ctx, d.staging, before, "publish the blobs", refs...) })
 	}
@@ -1061,11 +1119,7 @@ func (d *destination) pullStaged(ctx context.Context, st *staging, before map[st
 		if before[ref] || !underRemote(ref) {
 			continue
 		}
-		sums, err := st.repo.revParse(ctx, ref)
-		if err != nil {
-			return err
-		}
-		if err := d.repo.setRef(ctx, "name it, though a remote has the same", ref, sums[0]); err != nil {
+		if err := d.nameStaged(ctx, ref); err != nil {
 			return err
 		}
 	}

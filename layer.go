@@ -241,9 +241,6 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	}
 	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split, files: scan.entries}
 	st.logChecks(l, scan.diffID)
-	if !l.needsBlob(exactBlob) && st.engine == engineStream {
-		nearly()
-	}
 	options := commitOptions{
 		branch: blobRef(l.digest), timestamp: st.timestamp(), why: "commit layer " + l.digest.String(),
 		metadata: []metadataString{
@@ -263,6 +260,9 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	}
 	if err := b.turn.take(ctx); err != nil {
 		return nil, err
+	}
+	if !l.needsBlob(exactBlob) && st.engine == engineStream {
+		nearly()
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error {

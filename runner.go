@@ -93,6 +93,7 @@ type process struct {
 	killer *time.Timer // sends SIGKILL a while after SIGTERM
 	number int
 	began  time.Time
+	took   time.Duration // once it has ended
 	run    *runner
 }
 
@@ -236,7 +237,15 @@ func (p *process) kill() {
 // wait waits for the end of the process. Any end but exit status 0 is a *toolError; where the caller's context ended it,
 // it is that context's cause.
 func (p *process) wait() error {
+	err := p.outcome()
+	p.ended(err)
+	return err
+}
+
+// outcome is wait without a word to the journal.
+func (p *process) outcome() error {
 	err := p.cmd.Wait()
+	p.took = time.Since(p.began)
 	if p.killer != nil {
 		p.killer.Stop() // or it might meet another process of that number
 	}
@@ -245,13 +254,11 @@ func (p *process) wait() error {
 	}
 	if err == nil {
 		p.cancel()
-		p.ended(nil)
 		return nil
 	}
 	if p.above.Err() != nil { // the command is not to blame: something else ended the run
 		cause := context.Cause(p.above)
 		p.cancel()
-		p.ended(cause)
 		return cause
 	}
 	cause := err
@@ -259,9 +266,7 @@ func (p *process) wait() error {
 		cause = context.Cause(p.ctx)
 	}
 	p.cancel()
-	terr := &toolError{Tool: p.tool, Args: p.args, ExitCode: p.cmd.ProcessState.ExitCode(), Stderr: p.stderr.String(), Err: cause}
-	p.ended(terr)
-	return terr
+	return &toolError{Tool: p.tool, Args: p.args, ExitCode: p.cmd.ProcessState.ExitCode(), Stderr: p.stderr.String(), Err: cause}
 }
 
 // failed is the error of a process that has ended well and not done its work.
@@ -272,7 +277,7 @@ func (p *process) failed(why string) error {
 // ended tells the journal.
 func (p *process) ended(err error) {
 	if p.number > 0 {
-		p.run.journal.ended(p.number, err, time.Since(p.began))
+		p.run.journal.ended(p.number, err, p.took)
 	}
 }
 
@@ -288,15 +293,24 @@ func (r *runner) run(ctx context.Context, c command) error {
 // output runs c to its end and returns its standard output.
 func (r *runner) output(ctx context.Context, c command) ([]byte, error) { return r.later(ctx, c)() }
 
-// later starts c. What it returns waits for its end and returns its standard output, and is to be called.
+// later starts c. What it returns waits for its end and returns its standard output, and is to be called. However late that is, the time
+// that the command may take ends with the command.
 func (r *runner) later(ctx context.Context, c command) func() ([]byte, error) {
 	out := &limitedBuffer{limit: outputLimit}
 	p, err := r.start(ctx, c, nil, out)
-	return func() ([]byte, error) {
-		if err != nil {
-			return nil, err
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err == nil {
+			err = p.outcome()
 		}
-		if err := p.wait(); err != nil {
+	}()
+	return func() ([]byte, error) {
+		<-ended
+		if p != nil {
+			p.ended(err)
+		}
+		if err != nil {
 			return nil, err
 		}
 		return out.bytes, nil
