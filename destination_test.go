@@ -297,9 +297,9 @@ func TestManyLayersAgain(t *testing.T) {
 		questions, all int
 	}{
 		{"nothing new", "image", image(-1), 5, 5},
-		{"one changed layer", "image", image(3), 5, 20}, // one more, of the commit that the name leaves
-		{"another tag", "image:2", image(3), 4, 12},
-		{"another name", "other", image(3), 15, 23},
+		{"one changed layer", "image", image(3), 6, 20}, // one more, of the commit that the name leaves
+		{"another tag", "image:2", image(3), 5, 13},
+		{"another name", "other", image(3), 16, 24},
 	} {
 		fake := fakeTool(t, "ostree")
 		r := newTestRun(t, testOptions{repo: first.repo.path, ostree: fake})

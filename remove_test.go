@@ -220,6 +220,7 @@ func TestWaitsForLock(t *testing.T) {
 	if err := d.PutManifest(t.Context(), i.manifest, nil); err != nil {
 		t.Fatal(err)
 	}
+	d.queue.running.Wait() // the config's commit needs no lock
 	for _, tt := range []struct {
 		what string
 		run  func() error
