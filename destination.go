@@ -299,15 +299,16 @@ func (d *destination) queueLayer(st *staging, staged *stagedBlob, b *destination
 	d.longer.Add(1)
 	nearly := sync.OnceFunc(d.longer.Done)
 	context.AfterFunc(d.ctx, nearly)
-	add := d.queue.add
-	if !inTurn {
-		add = d.queue.read
-	}
-	add(d.ctx, func(t *turn) {
+	run := func(t *turn) {
 		defer nearly()
 		staged.turn = t
 		d.importLayer(st, staged, b, nearly)
-	})
+	}
+	if inTurn {
+		d.queue.add(d.ctx, run)
+	} else {
+		d.queue.read(run)
+	}
 }
 
 // importLayer imports a staged layer, while it arrives or after. The first error ends the copy.

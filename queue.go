@@ -91,7 +91,7 @@ func (q *importQueue) mayRead() bool {
 }
 
 // read runs f at once. It is to take the turn that it is given before it runs a process.
-func (q *importQueue) read(_ context.Context, f func(*turn)) {
+func (q *importQueue) read(f func(*turn)) {
 	q.running.Go(func() {
 		t := &turn{queue: q, read: true}
 		defer t.end()

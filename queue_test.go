@@ -28,7 +28,7 @@ func TestImportQueue(t *testing.T) {
 		if !q.mayRead() {
 			continue
 		}
-		q.read(t.Context(), func(own *turn) {
+		q.read(func(own *turn) {
 			for range 2 { // a second time it has it already
 				if err := own.take(t.Context()); err != nil {
 					t.Error(err)
@@ -75,7 +75,7 @@ func TestImportQueueEnds(t *testing.T) {
 		t.Fatal("it may not read")
 	}
 	waited := make(chan error)
-	q.read(ctx, func(own *turn) { waited <- own.take(ctx) })
+	q.read(func(own *turn) { waited <- own.take(ctx) })
 	cancel(why)
 	if err := <-waited; !errors.Is(err, why) {
 		t.Errorf("the error is %v", err)

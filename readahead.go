@@ -68,11 +68,9 @@ func (r *readAhead) fill(free, own pieces, stop <-chan struct{}) {
 		if f.bytes == nil {
 			f.bytes = make([]byte, 0, aheadPiece)
 		}
-		for len(f.bytes) < aheadPiece && f.err == nil {
-			var n int
-			n, f.err = r.stream.Read(f.bytes[len(f.bytes):aheadPiece])
-			f.bytes = f.bytes[:len(f.bytes)+n]
-		}
+		var n int
+		n, f.err = readPiece(r.stream, f.bytes[:aheadPiece])
+		f.bytes = f.bytes[:n]
 		r.read <- f // has room for all pieces that there are
 		if f.err != nil {
 			return
@@ -106,4 +104,15 @@ func (r *readAhead) Close() error {
 		f.giveBack()
 	}
 	return r.stream.Close()
+}
+
+// readPiece reads until buf is full or r gives an error, and returns that as it is: io.ReadFull makes of an early end what a stream that was
+// cut gives, too.
+func readPiece(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var more int
+		more, err = r.Read(buf[n:])
+		n += more
+	}
+	return n, err
 }

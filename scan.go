@@ -193,16 +193,15 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 		}
 	}
 	// What follows the archive's end belongs to the layer's bytes too.
-	for ended := false; !ended; {
-		n := 0
-		for n < len(buf) && !ended { // whole pieces: the record must not depend on how the layer comes in
-			more, err := in.Read(buf[n:])
-			n += more
-			if ended = errors.Is(err, io.EOF); err != nil && !ended {
-				return err
-			}
+	for {
+		n, err := readPiece(in, buf) // a whole one: the record must not depend on how the layer comes in
+		if perr := segment(buf[:n]); perr != nil {
+			return perr
 		}
-		if err := segment(buf[:n]); err != nil {
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
 			return err
 		}
 	}

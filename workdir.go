@@ -5,13 +5,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/pkg/errors"
-	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -153,39 +151,11 @@ func removeWorkDir(path string) error {
 		if e.Name() == workMark {
 			continue
 		}
-		name := filepath.Join(path, e.Name())
-		if e.IsDir() {
-			thin(name)
-		}
-		if err := removeTree(name); err != nil {
+		if err := removeTree(filepath.Join(path, e.Name())); err != nil {
 			return err
 		}
 	}
 	return removeTree(path)
-}
-
-// thin removes what lies below the directories within those of path, as far as that is easy, on all cores: most of the files of a
-// repository lie there.
-func thin(path string) {
-	var group errgroup.Group
-	group.SetLimit(runtime.GOMAXPROCS(0))
-	for _, dir := range directories(path) {
-		for _, branch := range directories(dir) {
-			group.Go(func() error { return os.RemoveAll(branch) })
-		}
-	}
-	_ = group.Wait() // who removes the rest meets the same error
-}
-
-// directories returns the paths of the directories in dir.
-func directories(dir string) (paths []string) {
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if e.IsDir() {
-			paths = append(paths, filepath.Join(dir, e.Name()))
-		}
-	}
-	return paths
 }
 
 // release ends the hold on the directory, which stays, and is nobody's to sweep.
