@@ -227,6 +227,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	}
 	scan := &layerScan{packer: split.packer()}
 	tree, plain, err := st.unpackClean(ctx, b, scan)
+	defer func() { tree.drop() }()
 	if cerr := split.close(); err == nil {
 		err = cerr
 	}
@@ -261,7 +262,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	if err := b.turn.take(ctx); err != nil {
 		return nil, err
 	}
-	if !l.needsBlob(exactBlob) && st.engine == engineStream {
+	if !l.needsBlob(exactBlob) && st.engine == engineStream && !tree.large() {
 		nearly()
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
@@ -284,9 +285,19 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 
 // layerTree is what a layer's commit is made of.
 type layerTree struct {
-	args   []string // of ostree commit
-	stream []byte   // that it reads, nil for nothing
-	input  string   // what the journal calls that stream
+	args   []string    // of ostree commit
+	stream *heldStream // that it reads, nil for nothing
+	input  string      // what the journal calls that stream
+}
+
+// large tells whether the commit takes longer the larger the layer is.
+func (t layerTree) large() bool { return t.stream != nil && t.stream.size > smallStream }
+
+// drop gives back what the tree takes on disk, and is called when it is committed or is not to be.
+func (t layerTree) drop() {
+	if t.stream != nil {
+		_ = t.stream.Close()
+	}
 }
 
 func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o commitOptions, tree layerTree) error {
@@ -297,7 +308,7 @@ func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o commitOptio
 		_, err := st.repo.commit(ctx, o, tree.args...)
 		return err
 	}
-	e := streamEngine{kept: tree.stream, start: func() (*streamCommit, error) { return st.repo.commitStream(ctx, o, tree.input) }}
+	e := streamEngine{held: tree.stream, start: func() (*streamCommit, error) { return st.repo.commitStream(ctx, o, tree.input) }}
 	_, err := e.finish()
 	return errors.WithMessagef(err, "layer %s", b.name())
 }
@@ -453,7 +464,13 @@ type layerWriter interface {
 
 func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string, alone bool) (layerWriter, error) {
 	if st.engine == engineStream {
-		return &streamEngine{alone: alone, large: b.want.Size > surelyLarge, input: input, start: func() (*streamCommit, error) {
+		held := &heldStream{}
+		// In this mode alone ostree would write each file again to make a commit with the layer's metadata of one without.
+		if st.mode == modeBareUserOnly && alone {
+			held.dir = st.blobDir()
+		}
+		large := b.want.Size > surelyLarge && held.dir == ""
+		return &streamEngine{alone: alone, large: large, input: input, held: held, start: func() (*streamCommit, error) {
 			if err := b.turn.take(ctx); err != nil {
 				return nil, err
 			}
@@ -518,23 +535,25 @@ const smallStream = 4 << 20
 // surelyLarge is the size in bytes of a layer, compressed or not, whose clean stream is not waited for to be found larger than a small one.
 const surelyLarge = smallStream / 2
 
-// streamEngine pipes a clean stream into ostree commit, once it is more than a small one.
+// streamEngine pipes a clean stream into ostree commit, once it is more than can be held.
 type streamEngine struct {
 	alone  bool // the stream is all of the layer
 	large  bool // it will be more than a small one
 	input  string
 	start  func() (*streamCommit, error)
-	kept   []byte        // the stream so far, where commit is nil
-	commit *streamCommit // nil while the stream is small
+	held   *heldStream   // the stream so far, where commit is nil
+	commit *streamCommit // nil while the stream is held
 }
 
 func (e *streamEngine) Write(b []byte) (int, error) {
 	if e.commit == nil {
-		if !e.large && len(e.kept)+len(b) <= smallStream {
-			e.kept = append(e.kept, b...)
-			return len(b), nil
+		if !e.large && e.held.fits(len(b)) {
+			return e.held.Write(b)
 		}
 		if err := e.begin(); err != nil {
+			return 0, err
+		}
+		if err := e.held.Close(); err != nil {
 			return 0, err
 		}
 	}
@@ -544,15 +563,14 @@ func (e *streamEngine) Write(b []byte) (int, error) {
 // begin starts ostree and gives it what came so far.
 func (e *streamEngine) begin() (err error) {
 	if e.commit, err = e.start(); err == nil {
-		_, err = e.commit.Write(e.kept)
+		_, err = io.CopyBuffer(e.commit, e.held.reader(), make([]byte, copyBuffer))
 	}
-	e.kept = nil
 	return err
 }
 
 func (e *streamEngine) finish() (tree layerTree, err error) {
 	if e.commit == nil && e.alone {
-		return layerTree{stream: e.kept, input: e.input}, nil
+		return layerTree{stream: e.held, input: e.input}, nil
 	}
 	if e.commit == nil {
 		err = e.begin()
@@ -572,7 +590,7 @@ func (e *streamEngine) finish() (tree layerTree, err error) {
 
 func (e *streamEngine) abort() error {
 	if e.commit == nil {
-		return nil
+		return e.held.Close()
 	}
 	return e.commit.abort()
 }

@@ -130,13 +130,15 @@ func TestLostRace(t *testing.T) {
 	const said = "error: opendir(staging-ca849a65-20c6-4cb6-bef6-ed52fd141fa6-C4y2XY): No such file or directory\n"
 	for _, tt := range []struct {
 		name   string
+		mode   string
 		engine engineName
 		size   int64
 	}{
-		{"stream", engineStream, 3},
-		{"a large stream", engineStream, 2 * smallStream}, // whose commit begins before all of the layer is there
-		{"a surely large one", engineStream, surelyLarge}, // and with the first byte
-		{"tar", engineTar, 3},
+		{"stream", modeBareUser, engineStream, 3},
+		{"a large stream", modeBareUser, engineStream, 2 * smallStream},             // whose commit begins before all of the layer is there
+		{"a surely large one", modeBareUser, engineStream, surelyLarge},             // and with the first byte
+		{"a large one that waits", modeBareUserOnly, engineStream, 2 * smallStream}, // on disk, for one commit
+		{"tar", modeBareUser, engineTar, 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			rules := []fakeRule{
@@ -146,7 +148,7 @@ func TestLostRace(t *testing.T) {
 			if tt.engine == engineStream {
 				rules = append(rules, fakeRule{Match: "--tree=tar=-", Stderr: said, Exit: 1, Once: true})
 			}
-			r := newTestRun(t, testOptions{ostree: fakeTool(t, "ostree", rules...), unpack: tt.engine})
+			r := newTestRun(t, testOptions{mode: tt.mode, ostree: fakeTool(t, "ostree", rules...), unpack: tt.engine})
 			layer := tarOf(t, &gotar.Header{Name: "a", Typeflag: gotar.TypeReg, Mode: 0o644, Size: tt.size})
 			i := &testImage{layers: [][]byte{layer}}
 			if err := r.importImage(t, "a", i); err != nil {

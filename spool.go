@@ -35,13 +35,9 @@ type spool struct {
 
 // newSpool makes an empty spool in dir.
 func newSpool(dir string) (*spool, error) {
-	f, err := os.CreateTemp(dir, "spool-")
+	f, err := newUnnamed(dir)
 	if err != nil {
-		return nil, errors.Wrap(err, "staging a part of a layer")
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		_ = f.Close()
-		return nil, errors.Wrap(err, "staging a part of a layer")
+		return nil, err
 	}
 	s := &spool{file: f, limit: spoolLimit}
 	s.changed = sync.NewCond(&s.mu)

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"os"
+
+	"github.com/pkg/errors"
+)
+
+// heldStream is a stream that is kept to be read later, as often as is wanted: in memory while it is small, and then, where it was given a
+// directory, in a file without a name there.
+type heldStream struct {
+	dir  string // "" for a stream that is never more than a small one
+	head []byte // of a small stream
+	file *os.File
+	size int64 // bytes
+}
+
+// fits tells whether n bytes more can be held.
+func (h *heldStream) fits(n int) bool { return h.dir != "" || h.size+int64(n) <= smallStream }
+
+// Write appends to the stream.
+func (h *heldStream) Write(b []byte) (int, error) {
+	if h.file == nil && h.size+int64(len(b)) <= smallStream {
+		h.head = append(h.head, b...)
+		h.size += int64(len(b))
+		return len(b), nil
+	}
+	if h.file == nil {
+		if err := h.spill(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := h.file.Write(b)
+	h.size += int64(n)
+	return n, errors.Wrap(err, "staging a layer's stream")
+}
+
+// spill moves the stream to a file.
+func (h *heldStream) spill() (err error) {
+	if h.file, err = newUnnamed(h.dir); err != nil {
+		return err
+	}
+	_, err = h.file.Write(h.head)
+	h.head = nil
+	return errors.Wrap(err, "staging a layer's stream")
+}
+
+// newUnnamed makes a file in dir that is gone when it is closed, however this program ends.
+func newUnnamed(dir string) (*os.File, error) {
+	f, err := os.CreateTemp(dir, "stream-")
+	if err != nil {
+		return nil, errors.Wrap(err, "staging a layer's stream")
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		_ = f.Close()
+		return nil, errors.Wrap(err, "staging a layer's stream")
+	}
+	return f, nil
+}
+
+// reader returns the stream from its beginning.
+func (h *heldStream) reader() io.Reader {
+	if h.file == nil {
+		return bytes.NewReader(h.head)
+	}
+	return io.NewSectionReader(h.file, 0, h.size)
+}
+
+// Close gives back what the stream takes.
+func (h *heldStream) Close() error {
+	h.head = nil
+	if h.file == nil {
+		return nil
+	}
+	f := h.file
+	h.file = nil
+	return errors.WithStack(f.Close())
+}
