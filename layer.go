@@ -467,7 +467,7 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 		held := &heldStream{}
 		// In this mode alone ostree would write each file again to make a commit with the layer's metadata of one without.
 		if st.mode == modeBareUserOnly && alone {
-			held.dir = st.blobDir()
+			held.dir = st.work.path // which has room for the files, too
 		}
 		large := b.want.Size > surelyLarge && held.dir == ""
 		return &streamEngine{alone: alone, large: large, input: input, held: held, start: func() (*streamCommit, error) {
