@@ -8,6 +8,9 @@ import (
 	"github.com/pkg/errors"
 )
 
+// maxHeld is of how many bytes a stream is held at most. A larger one is ostree's to refuse where there is no room for it.
+const maxHeld = 512 << 20
+
 // heldStream is a stream that is kept to be read later, as often as is wanted: in memory while it is small, and then, where it was given a
 // directory, in a file without a name there.
 type heldStream struct {
@@ -18,11 +21,19 @@ type heldStream struct {
 }
 
 // fits tells whether n bytes more can be held.
-func (h *heldStream) fits(n int) bool { return h.dir != "" || h.size+int64(n) <= smallStream }
+func (h *heldStream) fits(n int) bool {
+	if h.dir == "" {
+		return h.staysSmall(n)
+	}
+	return h.size+int64(n) <= maxHeld
+}
+
+// staysSmall tells whether the stream with n bytes more is held in memory.
+func (h *heldStream) staysSmall(n int) bool { return h.size+int64(n) <= smallStream }
 
 // Write appends to the stream.
 func (h *heldStream) Write(b []byte) (int, error) {
-	if h.file == nil && h.size+int64(len(b)) <= smallStream {
+	if h.staysSmall(len(b)) {
 		h.head = append(h.head, b...)
 		h.size += int64(len(b))
 		return len(b), nil

@@ -470,8 +470,14 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 			held.dir = st.work.path // which has room for the files, too
 		}
 		large := b.want.Size > surelyLarge && held.dir == ""
-		return &streamEngine{alone: alone, large: large, input: input, held: held, start: func() (*streamCommit, error) {
-			if err := b.turn.take(ctx); err != nil {
+		turn := func() error {
+			if ctx.Err() != nil { // ostree would have been killed, but a file takes all that comes
+				return context.Cause(ctx)
+			}
+			return b.turn.take(ctx)
+		}
+		return &streamEngine{alone: alone, large: large, input: input, turn: turn, held: held, start: func() (*streamCommit, error) {
+			if err := turn(); err != nil {
 				return nil, err
 			}
 			if err := st.ready(ctx); err != nil {
@@ -540,6 +546,7 @@ type streamEngine struct {
 	alone  bool // the stream is all of the layer
 	large  bool // it will be more than a small one
 	input  string
+	turn   func() error // waits until more than a small stream may be held
 	start  func() (*streamCommit, error)
 	held   *heldStream   // the stream so far, where commit is nil
 	commit *streamCommit // nil while the stream is held
@@ -548,6 +555,11 @@ type streamEngine struct {
 func (e *streamEngine) Write(b []byte) (int, error) {
 	if e.commit == nil {
 		if !e.large && e.held.fits(len(b)) {
+			if !e.held.staysSmall(len(b)) { // many may be read at once, but not onto the disk
+				if err := e.turn(); err != nil {
+					return 0, err
+				}
+			}
 			return e.held.Write(b)
 		}
 		if err := e.begin(); err != nil {
@@ -576,8 +588,10 @@ func (e *streamEngine) finish() (tree layerTree, err error) {
 		err = e.begin()
 	}
 	if err != nil {
-		if aborted := e.abort(); errors.Is(err, syscall.EPIPE) { // it had ended by itself
-			err = aborted
+		if e.commit != nil { // what is held may be read again
+			if aborted := e.abort(); errors.Is(err, syscall.EPIPE) { // it had ended by itself
+				err = aborted
+			}
 		}
 		return tree, err
 	}
