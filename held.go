@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"io"
 	"os"
 
@@ -71,12 +70,14 @@ func newUnnamed(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// reader returns the stream from its beginning.
-func (h *heldStream) reader() io.Reader {
+// copyTo writes the whole stream to w.
+func (h *heldStream) copyTo(w io.Writer) error {
 	if h.file == nil {
-		return bytes.NewReader(h.head)
+		_, err := w.Write(h.head)
+		return err
 	}
-	return io.NewSectionReader(h.file, 0, h.size)
+	_, err := io.CopyBuffer(w, io.NewSectionReader(h.file, 0, h.size), make([]byte, copyBuffer))
+	return err
 }
 
 // Close gives back what the stream takes.

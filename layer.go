@@ -470,12 +470,7 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 			held.dir = st.work.path // which has room for the files, too
 		}
 		large := b.want.Size > surelyLarge && held.dir == ""
-		turn := func() error {
-			if ctx.Err() != nil { // ostree would have been killed, but a file takes all that comes
-				return context.Cause(ctx)
-			}
-			return b.turn.take(ctx)
-		}
+		turn := func() error { return b.turn.take(ctx) }
 		return &streamEngine{alone: alone, large: large, input: input, turn: turn, held: held, start: func() (*streamCommit, error) {
 			if err := turn(); err != nil {
 				return nil, err
@@ -555,7 +550,7 @@ type streamEngine struct {
 func (e *streamEngine) Write(b []byte) (int, error) {
 	if e.commit == nil {
 		if !e.large && e.held.fits(len(b)) {
-			if !e.held.staysSmall(len(b)) { // many may be read at once, but not onto the disk
+			if !e.held.staysSmall(len(b)) { // many may be read at once, but not onto the disk, which takes all that comes
 				if err := e.turn(); err != nil {
 					return 0, err
 				}
@@ -575,7 +570,7 @@ func (e *streamEngine) Write(b []byte) (int, error) {
 // begin starts ostree and gives it what came so far.
 func (e *streamEngine) begin() (err error) {
 	if e.commit, err = e.start(); err == nil {
-		_, err = io.CopyBuffer(e.commit, e.held.reader(), make([]byte, copyBuffer))
+		err = e.held.copyTo(e.commit)
 	}
 	return err
 }

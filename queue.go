@@ -32,15 +32,15 @@ type turn struct {
 	read  bool // it counts among the readers
 }
 
-// take waits for the turn.
+// take waits for the turn. Once ctx has ended, that is the error, even of a turn that was taken.
 func (t *turn) take(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if ctx.Err() != nil { // though there may be room, too, or it has it
+		return context.Cause(ctx)
+	}
 	if t.taken {
 		return nil
-	}
-	if ctx.Err() != nil { // though there may be room, too
-		return context.Cause(ctx)
 	}
 	select {
 	case t.queue.turns <- struct{}{}:
