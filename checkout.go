@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/containers/image/v5/manifest"
 	"github.com/containers/image/v5/types"
@@ -167,18 +166,21 @@ const checkoutPrefix = ".ostree-image-checkout-"
 // certain name for a dead run's: that may look nowhere where others keep their files.
 func newCheckoutDir(parent string, r *runner) (*workDir, error) {
 	sweepCheckouts(parent)
-	private, err := os.MkdirTemp(parent, checkoutPrefix)
-	if err != nil {
-		return nil, errors.WithStack(err)
+	for tries := 1; ; tries++ {
+		private, err := os.MkdirTemp(parent, checkoutPrefix)
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+		spread(private)
+		work, err := newWorkDir(private, r)
+		if err == nil {
+			work.done = append(work.done, func() { _ = os.Remove(private) })
+			return work, nil
+		}
+		if swept := os.IsNotExist(os.Remove(private)); !swept || tries == sweptTries {
+			return nil, err
+		}
 	}
-	spread(private)
-	work, err := newWorkDir(private, r)
-	if err != nil {
-		_ = os.Remove(private)
-		return nil, err
-	}
-	work.done = append(work.done, func() { _ = os.Remove(private) })
-	return work, nil
 }
 
 // sweepCheckouts removes what checkouts that were killed have left in parent.
@@ -197,12 +199,8 @@ func sweepCheckouts(parent string) {
 			continue
 		}
 		path := filepath.Join(parent, e.Name())
-		names, err := os.ReadDir(path)
-		if err != nil || len(names) == 0 && time.Since(info.ModTime()) < abandonedAfter {
-			continue // another checkout may just have made it
-		}
 		sweepWorkDirs(path)
-		_ = os.Remove(path) // fails where something is left
+		_ = os.Remove(path) // fails where something is left; another checkout that has just made it makes another
 	}
 }
 

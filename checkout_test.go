@@ -990,25 +990,26 @@ func TestCheckoutTarget(t *testing.T) {
 	fsck(t, run.repo.path)
 }
 
-// TestSweepCheckouts: of what has the name of a checkout's directory, only what a checkout makes goes, once it is none that begins.
+// TestSweepCheckouts: of what has the name of a checkout's directory, only what a checkout makes goes.
 func TestSweepCheckouts(t *testing.T) {
 	needRoot(t)
-	parent, old := t.TempDir(), time.Now().Add(-2*abandonedAfter)
+	parent := t.TempDir()
 	for _, d := range []struct {
 		name  string
 		mode  os.FileMode
 		owner int
-		time  time.Time
+		holds string
 	}{
-		{"1", 0o700, 0, old},
-		{"2", 0o700, 0, time.Now()},
-		{"3", 0o755, 0, old},
-		{"4", 0o700, otherID, old},
-		{"5-mine", 0o700, 0, old},
+		{"1", 0o700, 0, ""},
+		{"2", 0o700, 0, "precious"},
+		{"3", 0o755, 0, ""},
+		{"4", 0o700, otherID, ""},
+		{"5-mine", 0o700, 0, ""},
+		{"6", 0o700, 0, newWorkPrefix + "1"}, // killed before it was marked
 	} {
 		path := filepath.Join(parent, checkoutPrefix+d.name)
-		mkdir(t, path)
-		for _, err := range []error{os.Chown(path, d.owner, d.owner), os.Chmod(path, d.mode), os.Chtimes(path, d.time, d.time)} {
+		mkdir(t, filepath.Join(path, d.holds))
+		for _, err := range []error{os.Chown(path, d.owner, d.owner), os.Chmod(path, d.mode)} {
 			if err != nil {
 				t.Fatal(err)
 			}

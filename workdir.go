@@ -21,9 +21,12 @@ const (
 
 	// touchInterval keeps a work directory in a repository's tmp/ younger than a day: ostree removes older ones there.
 	touchInterval = time.Hour
-	// abandonedAfter is when a directory that was never locked belongs to a process that was killed while it made it.
-	abandonedAfter = time.Hour
+	// sweptTries is how often a directory is made that others take for left over before it is locked.
+	sweptTries = 20
 )
+
+// errSwept says that another run has taken a directory for left over that this one had just made.
+var errSwept = errors.New("another run has removed it")
 
 // workDir is a private directory of one run. A lock on it, which every child inherits, lasts until the last process that
 // could still write there has ended; what a dead run left behind is removed by the next.
@@ -55,8 +58,22 @@ func checkParent(dir string) error {
 }
 
 // newWorkDir makes a work directory below parent, after it has removed those that dead runs left there.
-func newWorkDir(parent string, r *runner) (w *workDir, err error) {
+func newWorkDir(parent string, r *runner) (*workDir, error) {
 	sweepWorkDirs(parent)
+	w, err := lockedDir(parent)
+	for tries := 1; errors.Is(err, errSwept) && tries < sweptTries; tries++ {
+		w, err = lockedDir(parent)
+	}
+	if err != nil {
+		return nil, err
+	}
+	w.done = append(w.done, r.inheriting(w.lock), w.keepYoung())
+	return w, nil
+}
+
+// lockedDir makes a directory, locks it, and then marks it. Whoever sweeps takes the lock first: what it removes no living run has, or one that
+// has done nothing with it yet. Then the error is errSwept.
+func lockedDir(parent string) (w *workDir, err error) {
 	fresh, err := os.MkdirTemp(parent, newWorkPrefix)
 	if err != nil {
 		return nil, errors.WithStack(err)
@@ -67,24 +84,32 @@ func newWorkDir(parent string, r *runner) (w *workDir, err error) {
 			_ = made.remove()
 		}
 	}()
-	w = made
-	if err := os.WriteFile(filepath.Join(fresh, workMark), nil, 0o600); err != nil {
-		return nil, errors.WithStack(err)
+	if made.lock, err = os.Open(fresh); err != nil {
+		return nil, orSwept(err)
 	}
-	if w.lock, err = os.Open(fresh); err != nil {
-		return nil, errors.WithStack(err)
+	if ok, err := tryLock(made.lock); err != nil {
+		return nil, errors.Wrapf(err, "locking %s", fresh)
+	} else if !ok {
+		return nil, errSwept
 	}
-	if ok, err := tryLock(w.lock); err != nil || !ok {
-		return nil, errors.Errorf("locking %s: %v", fresh, err)
+	if err := os.WriteFile(made.join(workMark), nil, 0o600); err != nil {
+		return nil, orSwept(err)
 	}
 	// Only now does it get a name that others sweep.
-	final := filepath.Join(parent, workPrefix+strings.TrimPrefix(filepath.Base(fresh), newWorkPrefix))
+	final := underPrefix(fresh, newWorkPrefix, workPrefix)
 	if err := os.Rename(fresh, final); err != nil {
 		return nil, errors.WithStack(err)
 	}
-	w.path = final
-	w.done = append(w.done, r.inheriting(w.lock), w.keepYoung())
-	return w, nil
+	made.path = final
+	return made, nil
+}
+
+// orSwept makes errSwept of an error that says that a file is not there.
+func orSwept(err error) error {
+	if os.IsNotExist(err) {
+		return errSwept
+	}
+	return errors.WithStack(err)
 }
 
 // keepYoung sets the directory's time now and then.
@@ -141,7 +166,7 @@ func (w *workDir) check() error {
 	return nil
 }
 
-// removeWorkDir removes the mark last: whatever ends the removal, the rest is still known for what it is.
+// removeWorkDir removes the mark last: whatever ends the removal, the rest is still known for what it is. Without the mark it is known by its name.
 func removeWorkDir(path string) error {
 	entries, err := os.ReadDir(path)
 	if err != nil && !os.IsNotExist(err) {
@@ -155,7 +180,15 @@ func removeWorkDir(path string) error {
 			return err
 		}
 	}
+	if bare := underPrefix(path, workPrefix, newWorkPrefix); os.Rename(path, bare) == nil {
+		path = bare
+	}
 	return removeTree(path)
+}
+
+// underPrefix returns the path with another prefix of its last name.
+func underPrefix(path, prefix, other string) string {
+	return filepath.Join(filepath.Dir(path), other+strings.TrimPrefix(filepath.Base(path), prefix))
 }
 
 // release ends the hold on the directory, which stays, and is nobody's to sweep.
@@ -188,11 +221,8 @@ func sweepWorkDirs(parent string) {
 		if err != nil || !ownedByUser(info) {
 			continue
 		}
-		if fresh && time.Since(info.ModTime()) < abandonedAfter {
-			continue
-		}
 		path := filepath.Join(parent, e.Name())
-		if mark, err := os.Lstat(filepath.Join(path, workMark)); err != nil || !mark.Mode().IsRegular() || !ownedByUser(mark) {
+		if !fresh && !isMarked(path) {
 			continue
 		}
 		lock, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|oNoFollow, 0) // fails where a link leads to a directory
@@ -200,10 +230,19 @@ func sweepWorkDirs(parent string) {
 			continue
 		}
 		if ok, err := tryLock(lock); err == nil && ok {
-			_ = removeWorkDir(path)
+			if isMarked(path) {
+				_ = removeWorkDir(path)
+			} else if fresh {
+				_ = os.Remove(path) // fails where somebody keeps something there
+			}
 		}
 		_ = lock.Close()
 	}
+}
+
+func isMarked(path string) bool {
+	mark, err := os.Lstat(filepath.Join(path, workMark))
+	return err == nil && mark.Mode().IsRegular() && ownedByUser(mark)
 }
 
 func ownedByUser(info fs.FileInfo) bool {

@@ -9,9 +9,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/pkg/errors"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,12 +42,14 @@ func mkdir(t testing.TB, path string, files ...string) {
 
 func TestSweep(t *testing.T) {
 	parent := t.TempDir()
-	old := time.Now().Add(-2 * abandonedAfter)
 	mkdir(t, parent+"/ostree-image-dead", workMark, "blob")
 	mkdir(t, parent+"/ostree-image-dead/stage/objects", "x")
 	mkdir(t, parent+"/ostree-image-unmarked", "precious")
-	mkdir(t, parent+"/.ostree-image-new-young", workMark)
-	mkdir(t, parent+"/.ostree-image-new-old", workMark)
+	mkdir(t, parent+"/.ostree-image-new-marked", workMark)
+	mkdir(t, parent+"/.ostree-image-new-empty")
+	mkdir(t, parent+"/.ostree-image-new-kept", "precious")
+	beginning := mkLocked(t, parent+"/.ostree-image-new-locked")
+	defer func() { _ = beginning.Close() }()
 	mkdir(t, parent+"/staging-other", "x")
 	mkdir(t, parent+"/cache")
 	mkdir(t, parent+"/outside", workMark, "victim")
@@ -62,11 +64,8 @@ func TestSweep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Chtimes(parent+"/.ostree-image-new-old", old, old); err != nil {
-		t.Fatal(err)
-	}
 	want := []string{
-		".ostree-image-new-young", "cache", "ostree-image-file", "ostree-image-link", "ostree-image-mark-is-a-directory", "ostree-image-mark-is-a-link",
+		".ostree-image-new-kept", ".ostree-image-new-locked", "cache", "ostree-image-file", "ostree-image-link", "ostree-image-mark-is-a-directory", "ostree-image-mark-is-a-link",
 		"ostree-image-unmarked", "outside", "staging-other",
 	}
 	if os.Geteuid() == 0 {
@@ -98,6 +97,55 @@ func TestSweep(t *testing.T) {
 	}
 	if _, err := os.Lstat(living.path); !os.IsNotExist(err) {
 		t.Errorf("a work directory that was removed is there: %v", err)
+	}
+}
+
+// mkLocked makes a directory that a living run has.
+func mkLocked(t *testing.T, path string) *os.File {
+	t.Helper()
+	mkdir(t, path)
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := tryLock(f); err != nil || !ok {
+		t.Fatalf("locking %s: %v", path, err)
+	}
+	return f
+}
+
+// TestWorkDirsAtOnce: runs that begin and end side by side sweep one another's directories before they are locked, and none fails.
+func TestWorkDirsAtOnce(t *testing.T) {
+	t.Parallel()
+	parent := t.TempDir()
+	r := newRunner("true", "true", 0, &journal{})
+	var group errgroup.Group
+	for i := range 8 {
+		group.Go(func() error {
+			for range 50 {
+				newDir := newWorkDir
+				if i%2 == 1 {
+					newDir = newCheckoutDir
+				}
+				w, err := newDir(parent, r)
+				if err != nil {
+					return err
+				}
+				if err := os.WriteFile(w.join("file"), nil, 0o600); err != nil {
+					return err
+				}
+				if err := w.remove(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	if got := names(t, parent); len(got) > 0 {
+		t.Errorf("left: %q", got)
 	}
 }
 
