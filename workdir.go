@@ -95,7 +95,7 @@ func lockedDir(parent string) (w *workDir, err error) {
 	if err := os.WriteFile(made.join(workMark), nil, 0o600); err != nil {
 		return nil, orSwept(err)
 	}
-	// Only now does it get a name that others sweep.
+	// The first name is nobody else's, so that even an empty one is ours; under this one, which is also what users call theirs, the mark tells.
 	final := underPrefix(fresh, newWorkPrefix, workPrefix)
 	if err := os.Rename(fresh, final); err != nil {
 		return nil, errors.WithStack(err)
