@@ -85,18 +85,18 @@ func lockedDir(parent string) (w *workDir, err error) {
 		}
 	}()
 	if made.lock, err = os.Open(fresh); err != nil {
-		return nil, orSwept(err)
+		return nil, orSwept(err, fresh)
 	}
 	if ok, err := tryLock(made.lock); err != nil {
 		return nil, errors.Wrapf(err, "locking %s", fresh)
 	} else if !ok {
-		return nil, errSwept
+		return nil, errors.WithMessage(errSwept, fresh)
 	}
 	if err := os.WriteFile(made.join(workMark), nil, 0o600); err != nil {
-		return nil, orSwept(err)
+		return nil, orSwept(err, fresh)
 	}
 	// The first name is nobody else's, so that even an empty one is ours; under this one, which is also what users call theirs, the mark tells.
-	final := underPrefix(fresh, newWorkPrefix, workPrefix)
+	final := filepath.Join(parent, workPrefix+strings.TrimPrefix(filepath.Base(fresh), newWorkPrefix))
 	if err := os.Rename(fresh, final); err != nil {
 		return nil, errors.WithStack(err)
 	}
@@ -104,10 +104,10 @@ func lockedDir(parent string) (w *workDir, err error) {
 	return made, nil
 }
 
-// orSwept makes errSwept of an error that says that a file is not there.
-func orSwept(err error) error {
+// orSwept makes errSwept, about the directory, of an error that says that a file is not there.
+func orSwept(err error, dir string) error {
 	if os.IsNotExist(err) {
-		return errSwept
+		return errors.WithMessage(errSwept, dir)
 	}
 	return errors.WithStack(err)
 }
@@ -180,15 +180,12 @@ func removeWorkDir(path string) error {
 			return err
 		}
 	}
-	if bare := underPrefix(path, workPrefix, newWorkPrefix); os.Rename(path, bare) == nil {
-		path = bare
+	if number, named := strings.CutPrefix(filepath.Base(path), workPrefix); named {
+		if bare := filepath.Join(filepath.Dir(path), newWorkPrefix+number); os.Rename(path, bare) == nil {
+			path = bare
+		}
 	}
 	return removeTree(path)
-}
-
-// underPrefix returns the path with another prefix of its last name.
-func underPrefix(path, prefix, other string) string {
-	return filepath.Join(filepath.Dir(path), other+strings.TrimPrefix(filepath.Base(path), prefix))
 }
 
 // release ends the hold on the directory, which stays, and is nobody's to sweep.
