@@ -702,7 +702,7 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 	if err != nil {
 		return err
 	}
-	unlock, err := lockRepository(d.ctx, d.repo.path)
+	unlock, err := d.repo.lock(d.ctx)
 	if err != nil {
 		return err
 	}

@@ -701,7 +701,7 @@ func TestNothingNewWaitsForNobody(t *testing.T) {
 	if err := r.importImage(t, "a", i); err != nil {
 		t.Fatal(err)
 	}
-	unlock, err := lockRepository(t.Context(), r.repo.path)
+	unlock, err := r.repo.lock(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

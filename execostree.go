@@ -26,6 +26,8 @@ type repository struct {
 	run    *runner
 	hidden bool     // its commands serve the record, and are not written down
 	sign   []string // the options of commit that sign what gets a ref
+
+	locking lockOptions
 }
 
 // errNoRef says that a repository has no such ref.

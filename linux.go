@@ -1,12 +1,9 @@
 package main
 
 import (
-	"context"
 	"os"
 	"strconv"
-	"time"
 
-	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,33 +39,4 @@ func tryLock(f *os.File) (bool, error) {
 		return false, nil
 	}
 	return lockErr == nil, lockErr
-}
-
-const lockPoll = 20 * time.Millisecond
-
-// lockRepository waits for the lock that publishing, remove and prune share: a flock(2) on the repository's directory, which
-// ostree does not use and which leaves nothing behind. It ends with the returned function, or with the process.
-func lockRepository(ctx context.Context, path string) (unlock func(), err error) {
-	dir, err := os.Open(path)
-	if err != nil {
-		return nil, errors.Wrap(err, "locking the repository")
-	}
-	tick := time.NewTicker(lockPoll)
-	defer tick.Stop()
-	for {
-		ok, err := tryLock(dir)
-		if err != nil {
-			_ = dir.Close()
-			return nil, errors.Wrapf(err, "locking the repository %s", path)
-		}
-		if ok {
-			return func() { _ = dir.Close() }, nil
-		}
-		select {
-		case <-ctx.Done():
-			_ = dir.Close()
-			return nil, context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
 }

@@ -108,7 +108,7 @@ type program struct {
 	global struct {
 		settings
 		logCommands, record, ostree, tar, tmpdir                               string
-		timeout                                                                time.Duration
+		timeout, lockWait                                                      time.Duration
 		os, arch, variant, registriesConf, registriesD                         string
 		authFile                                                               string
 		preserve, all, removeSignatures, noFsync, raw, config, noPrune, dryRun bool
@@ -158,6 +158,7 @@ func (p *program) app() *cli.App {
 			&cli.StringFlag{Name: "record", Usage: "keep in `DIR` all that is needed to run the same commands again elsewhere", Destination: &g.record},
 			&cli.StringFlag{Name: "tmpdir", Usage: "stage blobs below `DIR` (default: the repository's tmp/)", EnvVars: []string{"TMPDIR"}, Destination: &g.tmpdir},
 			&cli.DurationFlag{Name: "command-timeout", Usage: "stop a command that runs longer than `DURATION`, such as 10m (default: never)", Destination: &g.timeout},
+			&cli.DurationFlag{Name: "lock-timeout", Usage: "wait for a repository that another run has locked at most `DURATION`; 0s not at all, -1s without limit", Value: defaultLockTimeout, Destination: &g.lockWait},
 			&cli.StringFlag{Name: "ostree", Usage: "run `PROGRAM` as ostree", Value: "ostree", EnvVars: []string{"OSTREE_IMAGE_OSTREE"}, Destination: &g.ostree},
 			&cli.StringFlag{Name: "tar", Usage: "run `PROGRAM` as tar", Value: "tar", EnvVars: []string{"OSTREE_IMAGE_TAR"}, Destination: &g.tar},
 			&cli.StringFlag{Name: "policy", Usage: "read the signature policy from `FILE`", Destination: &g.policyFile},
@@ -363,6 +364,9 @@ func (p *program) before(c *cli.Context) error {
 	if g.timeout < 0 {
 		return usagef("--command-timeout %s: it cannot be negative", g.timeout)
 	}
+	if s.lockTimeout = max(0, g.lockWait); g.lockWait == 0 {
+		s.lockTimeout = time.Nanosecond
+	}
 	if g.tmpdir != "" {
 		if s.tmpdir, err = filepath.Abs(g.tmpdir); err != nil {
 			return errors.WithStack(err)
@@ -537,7 +541,7 @@ func (p *program) repository(ctx context.Context) (*repository, error) {
 	if path, err = normalizeRepo(path); err != nil {
 		return nil, err
 	}
-	r := &repository{path: path, run: p.settings.runner}
+	r := &repository{path: path, run: p.settings.runner, locking: p.settings.lockOptions()}
 	return r, p.settings.useRepository(ctx, r)
 }
 

@@ -179,7 +179,7 @@ func (r ostreeReference) ref() string { return refPrefix + encodeName(r.image) }
 
 // repository returns the reference's repository.
 func (r ostreeReference) repository() *repository {
-	return &repository{path: r.repo, run: r.transport.settings.runner}
+	return &repository{path: r.repo, run: r.transport.settings.runner, locking: r.transport.settings.lockOptions()}
 }
 
 // encodeName makes an image name one component of a ref: every byte outside [A-Za-z0-9.-] becomes "_" and two upper-case

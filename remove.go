@@ -28,7 +28,7 @@ type prunedBlob struct {
 
 // removeImages removes images, all or none, and where prune is set the blobs that no image needs then.
 func removeImages(ctx context.Context, repo *repository, images []ostreeReference, prune bool) error {
-	unlock, err := lockRepository(ctx, repo.path)
+	unlock, err := repo.lock(ctx)
 	if err != nil {
 		return repo.explainPath(err)
 	}
@@ -63,12 +63,14 @@ func removeImages(ctx context.Context, repo *repository, images []ostreeReferenc
 
 // pruneRepository removes the blobs that no image needs, or just names them.
 func pruneRepository(ctx context.Context, repo *repository, dryRun bool) ([]prunedBlob, error) {
-	unlock, err := lockRepository(ctx, repo.path)
-	if err != nil {
-		return nil, repo.explainPath(err)
+	if !dryRun { // whoever may only read can look
+		unlock, err := repo.lock(ctx)
+		if err != nil {
+			return nil, repo.explainPath(err)
+		}
+		defer unlock()
+		repo.sweep()
 	}
-	defer unlock()
-	repo.sweep()
 	blobs, err := pruneBlobs(ctx, repo, dryRun)
 	if err != nil || dryRun {
 		return blobs, err

@@ -229,7 +229,7 @@ func TestWaitsForLock(t *testing.T) {
 		{"remove", func() error { return r.removeAll(t, true, "a") }},
 		{"prune", func() error { _, err := pruneRepository(t.Context(), r.repo, false); return err }},
 	} {
-		unlock, err := lockRepository(t.Context(), r.repo.path)
+		unlock, err := r.repo.lock(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}

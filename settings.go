@@ -31,16 +31,17 @@ type settings struct {
 	timestamp        *int64 // of every commit, seconds since 1970; nil for the reproducible ones
 	noFsync          bool
 	limits           layerLimits
-	dealTo           int    // how many commits share a large layer where that is faster, 0 for one
-	dealFrom         int64  // how many bytes a large layer has
-	divideFrom       int64  // how many bytes a layer's tar stream has whose checkout is divided
-	maxManifest      int64  // bytes, 0 for the library's own limit
-	parallelCopies   uint   // blobs that are copied at a time, 0 for the library's own number
-	gpgSign          string // the key that signs the commits, "" for none
-	gpgHomedir       string // where that key is, "" for gpg's own place
-	gpgVerify        bool   // verify wants good signatures
-	sign             string // the key that signs the commits by signType, "" for none
-	signType         string // a kind of signature that this ostree may have, such as ed25519
+	dealTo           int           // how many commits share a large layer where that is faster, 0 for one
+	dealFrom         int64         // how many bytes a large layer has
+	divideFrom       int64         // how many bytes a layer's tar stream has whose checkout is divided
+	maxManifest      int64         // bytes, 0 for the library's own limit
+	parallelCopies   uint          // blobs that are copied at a time, 0 for the library's own number
+	gpgSign          string        // the key that signs the commits, "" for none
+	gpgHomedir       string        // where that key is, "" for gpg's own place
+	gpgVerify        bool          // verify wants good signatures
+	sign             string        // the key that signs the commits by signType, "" for none
+	signType         string        // a kind of signature that this ostree may have, such as ed25519
+	lockTimeout      time.Duration // how long to wait for a repository's lock, 0 for any time
 
 	stderr   io.Writer
 	journal  *journal
@@ -70,6 +71,11 @@ func (s *settings) debugf(format string, args ...any) {
 	if s.debug {
 		s.progress.print("# " + fmt.Sprintf(format, args...) + "\n")
 	}
+}
+
+// lockOptions say how this run waits for the lock of a repository.
+func (s *settings) lockOptions() lockOptions {
+	return lockOptions{timeout: s.lockTimeout, warn: s.warnf}
 }
 
 // signs tells whether commits are to be signed.

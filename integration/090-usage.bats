@@ -18,7 +18,7 @@ wrong() {
     for command in copy pull list version; do
         [[ $output =~ $'\n   '"$command"[,\ ] ]] || fail "no $command in the help"
     done
-    for option in --repo --debug --quiet --log-commands --tmpdir --command-timeout --ostree --tar --policy --insecure-policy --override-os \
+    for option in --repo --debug --quiet --log-commands --tmpdir --command-timeout --lock-timeout --ostree --tar --policy --insecure-policy --override-os \
         --override-arch --override-variant --registries-conf --registries.d --authfile; do
         assert_stdout_has "$option"
     done

@@ -169,3 +169,27 @@ EOF
     [[ ! -e $SCRATCH_DIR/open ]] || fail "children have: $(cat "$SCRATCH_DIR/open")"
     held
 }
+
+@test "neighbour [a reader who locks the repository, and a writer who does]" {
+    local pid
+    as_user flock --shared -- "$REPO" sleep 60 3>&- &
+    pid=$!
+    oi "--repo=$REPO" --lock-timeout=5s pull "$IMAGE" x
+    [[ $(stat -c %a -- "$REPO/.ostree-image-lock") == 600 ]] || fail "others can open the lock"
+    run ! as_user flock --shared --nonblock -- "$REPO/.ostree-image-lock" true
+    kill -- "$(pgrep -P "$pid" sleep || echo "$pid")" 2>/dev/null || :
+    flock -- "$REPO/.ostree-image-lock" sleep 60 3>&- &
+    pid=$!
+    sleep 0.5
+    oi -1 "--repo=$REPO" --lock-timeout=3s remove x
+    assert_error "the repository $REPO is locked by the process $pid (flock): gave up after 3"
+    assert_stderr_has "ostree-image: warning: waiting for the lock of the repository $REPO, which the process $pid (flock) has"
+    oi -1 "--repo=$REPO" --lock-timeout=0s prune
+    assert_error "--lock-timeout"
+    oi "--repo=$REPO" prune --dry-run
+    oi "--repo=$REPO" verify
+    pkill -P "$pid" || :
+    kill -- "$pid" || :
+    oi "--repo=$REPO" remove x
+    held
+}
