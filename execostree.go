@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -299,11 +300,11 @@ func hasStrays(refs map[string]bool) bool {
 	return false
 }
 
-// dropStrays deletes such refs, and takes them out of refs.
+// dropStrays deletes such refs, and those of a removal that was killed, and takes them out of refs.
 func (r *repository) dropStrays(ctx context.Context, refs map[string]bool) error {
 	var strays []string
 	for ref := range refs {
-		if strayRef.MatchString(ref) {
+		if strayRef.MatchString(ref) || isKept(ref) {
 			strays = append(strays, ref)
 			delete(refs, ref)
 		}
@@ -695,8 +696,9 @@ func (r *repository) setRef(ctx context.Context, why, ref, commit string) error 
 	return r.perform(ctx, why, "refs", "--force", "--create="+ref, commit)
 }
 
-// prune deletes the commits that no ref names, and all objects that no commit needs then. The commits go first and by themselves: where
-// one prune of all is killed, ostree may have deleted files of a commit that is still there, and fsck calls that corruption.
+// prune deletes the commits that no ref names, and all objects that no commit needs then. The commits go first and by
+// themselves: where one prune of all is killed, ostree may have deleted files of a commit that is still there, and fsck calls
+// that corruption.
 func (r *repository) prune(ctx context.Context) error {
 	err := again(ctx, func() error {
 		return r.perform(ctx, "remove the commits that no ref names", "prune", "--refs-only", "--commit-only")
@@ -705,6 +707,121 @@ func (r *repository) prune(ctx context.Context) error {
 		return err
 	}
 	return again(ctx, func() error { return r.perform(ctx, "remove what no commit needs any more", "prune", "--refs-only") })
+}
+
+// keptPrefix is that of the refs that hold other people's commits while prune runs.
+const keptPrefix = "ostree-image/kept"
+
+// isKept tells whether a ref is one of those.
+func isKept(ref string) bool { return strings.HasPrefix(ref, keptPrefix+"/") }
+
+// pruneCommits deletes these commits, if no ref names them, and all objects that no commit needs then. Other commits without
+// a ref stay. ostree deletes commits by name one per process, and leaves a tombstone and a changed configuration for it, so
+// the others get refs for as long as it takes, which the next removal takes away where this one is killed. A commit that gets
+// there without a ref meanwhile is not safe, as it never is from a prune.
+func (r *repository) pruneCommits(ctx context.Context, commits map[string]bool) error {
+	others, err := r.unnamedCommits(ctx)
+	if err != nil {
+		return err
+	}
+	others = slices.DeleteFunc(others, func(commit string) bool { return commits[commit] })
+	if len(others) == 0 {
+		return r.prune(ctx)
+	}
+	if err = r.keepCommits(ctx, others); err == nil {
+		err = r.prune(ctx)
+	}
+	// Whatever ended the run.
+	if derr := r.dropKept(context.WithoutCancel(ctx)); err == nil {
+		err = derr
+	}
+	return err
+}
+
+// dropKept deletes the refs of keepCommits.
+func (r *repository) dropKept(ctx context.Context) error {
+	return r.deleteRefs(ctx, "give back the commits of others", keptPrefix)
+}
+
+// keepCommits gives commits refs below keptPrefix, with one process however many they are: they come from a repository of
+// our own that has nothing but these refs.
+func (r *repository) keepCommits(ctx context.Context, commits []string) (err error) {
+	work, err := newWorkDir(r.tmp(), r.run)
+	if err != nil {
+		return errors.WithMessagef(err, "the repository %s cannot be written", r.path)
+	}
+	j := r.run.journal
+	j.name(work.path, "WORK")
+	defer func() {
+		if rerr := work.remove(); err == nil {
+			err = rerr
+		}
+		j.forget(work.path)
+	}()
+	names := &repository{path: work.join("kept"), run: r.run}
+	if err := names.init(ctx, modeArchive); err != nil {
+		return err
+	}
+	if err := names.perform(ctx, "its objects are those of the repository", "config", "set", "core.parent", r.path); err != nil {
+		return err
+	}
+	dir := filepath.Join(names.path, "refs", "heads", keptPrefix)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return errors.WithStack(err)
+	}
+	for _, commit := range commits {
+		if err := os.WriteFile(filepath.Join(dir, commit), []byte(commit+"\n"), 0o644); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	j.shell("a ref for each commit of others", fmt.Sprintf(`mkdir -p %[1]s && for c in %[2]s; do echo "$c" >%[1]s/"$c"; done`,
+		j.path(dir), strings.Join(commits, " ")))
+	c := r.command("keep the commits of others", "pull-local", "--disable-fsync", "--disable-verify-bindings", "--commit-metadata-only", names.path)
+	c.read = true // there are none where a record is replayed
+	_, err = r.run.output(ctx, c)
+	j.step("the refs are copied", "rm", "-rf", work.path)
+	return r.mayNotWrite(r.explain(err))
+}
+
+// unnamedLine is what ostree says of a commit that prune would delete, among what else it says for those who debug it.
+var unnamedLine = regexp.MustCompile(`: Pruning unneeded object ([0-9a-f]{64})\.commit$`)
+
+// unnamedTotal is with what it ends.
+var unnamedTotal = regexp.MustCompile(`^Would delete: ([0-9]+) objects, |^(No unreachable objects)$`)
+
+// unnamedCommits returns the commits that neither a ref names nor the history of one: those that prune deletes.
+func (r *repository) unnamedCommits(ctx context.Context) (commits []string, err error) {
+	err = again(ctx, func() error {
+		commits, err = r.unnamedOnce(ctx)
+		return err
+	})
+	return commits, err
+}
+
+func (r *repository) unnamedOnce(ctx context.Context) (commits []string, err error) {
+	c := r.command("which commits no ref names", "prune", "--refs-only", "--commit-only", "--no-prune")
+	c.read, c.env = true, []string{"G_MESSAGES_DEBUG=OSTree"} // the one way to have it name them
+	out, err := r.run.reader(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = out.Close() }()
+	total := -1
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if m := unnamedLine.FindStringSubmatch(lines.Text()); m != nil {
+			commits = append(commits, m[1])
+		} else if m := unnamedTotal.FindStringSubmatch(lines.Text()); m != nil {
+			total, _ = strconv.Atoi("0" + m[1])
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, r.mayNotWrite(r.explain(err))
+	}
+	if total != len(commits) {
+		return nil, errors.Errorf("ostree prune: it names %d commits without a ref, and says that there are %d", len(commits), total)
+	}
+	return commits, nil
 }
 
 // list calls f for each line of what ostree ls says of all files of a commit: type and mode, owner, group, size, path. Any object but a file's

@@ -220,14 +220,17 @@ func (p *program) app() *cli.App {
 			},
 			{
 				Name: "remove", Aliases: []string{"rm"}, Usage: "remove images, and the blobs that no image needs any more",
-				ArgsUsage:   "NAME…",
-				Description: "ostree-image remove debian:12\nostree-image remove --no-prune debian:11 debian:12",
-				Flags:       []cli.Flag{&cli.BoolFlag{Name: "no-prune", Usage: "leave the blobs, for prune to remove", Destination: &g.noPrune}},
-				Before:      wantArgs(1, -1), Action: p.remove,
+				ArgsUsage: "NAME…",
+				Description: "ostree-image remove debian:12\nostree-image remove --no-prune debian:11 debian:12\n\n" +
+					"Only commits of these images and blobs go, and the objects that no commit needs then.\n" +
+					"Commits that no ref names, such as what an image's name meant before, stay until prune.",
+				Flags:  []cli.Flag{&cli.BoolFlag{Name: "no-prune", Usage: "leave the blobs, for prune to remove", Destination: &g.noPrune}},
+				Before: wantArgs(1, -1), Action: p.remove,
 			},
 			{
-				Name: "prune", Usage: "remove the blobs that no image needs",
-				Description: "ostree-image prune\nostree-image prune --dry-run --format=json",
+				Name: "prune", Usage: "remove the blobs that no image needs, and all commits that no ref names",
+				Description: "ostree-image prune\nostree-image prune --dry-run --format=json\n\n" +
+					"Commits that no ref names go whoever made them; standard error says how many before, and with --dry-run which.",
 				Flags: []cli.Flag{
 					p.formatFlag("table"),
 					&cli.BoolFlag{Name: "dry-run", Usage: "only show what would be removed", Destination: &g.dryRun},
@@ -650,7 +653,15 @@ func (p *program) prune(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	blobs, err := pruneRepository(c.Context, repo, p.global.dryRun)
+	blobs, err := pruneRepository(c.Context, repo, p.global.dryRun, func(commits []string) {
+		if !p.global.dryRun {
+			p.settings.notef("%d commits that no ref names are removed, too, whoever made them", len(commits))
+			return
+		}
+		for _, commit := range commits {
+			p.settings.notef("commit %s, which no ref names, would be removed, too", commit)
+		}
+	})
 	if err != nil {
 		return err
 	}

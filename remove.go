@@ -26,7 +26,8 @@ type prunedBlob struct {
 	Commit string `json:"commit"`
 }
 
-// removeImages removes images, all or none, and where prune is set the blobs that no image needs then.
+// removeImages removes images, all or none, and where prune is set the blobs that no image needs then. Commits that have no
+// ref and are none of these stay.
 func removeImages(ctx context.Context, repo *repository, images []ostreeReference, prune bool) error {
 	unlock, err := repo.lock(ctx)
 	if err != nil {
@@ -49,20 +50,35 @@ func removeImages(ctx context.Context, repo *repository, images []ostreeReferenc
 		}
 		specs = append(specs, spec)
 	}
+	gone := map[string]bool{}
+	if prune {
+		commits, err := repo.commitsOf(ctx, among(store.refs, specs))
+		if ctx.Err() != nil {
+			return err
+		}
+		for _, commit := range commits { // of an image that is broken the commit may stay, for prune
+			gone[commit] = true
+		}
+	}
 	if err := repo.deleteRefs(ctx, "remove the images", specs...); err != nil {
 		return err
 	}
 	if !prune {
 		return nil
 	}
-	if _, err := pruneBlobs(ctx, repo, false); err != nil {
+	blobs, err := pruneBlobs(ctx, repo, false)
+	if err != nil {
 		return err
 	}
-	return damage(repo.prune(ctx))
+	for _, b := range blobs {
+		gone[b.Commit] = true
+	}
+	return errors.WithMessage(damage(repo.pruneCommits(ctx, gone)), "the images are removed, and what they needed takes space until the next prune")
 }
 
-// pruneRepository removes the blobs that no image needs, or just names them.
-func pruneRepository(ctx context.Context, repo *repository, dryRun bool) ([]prunedBlob, error) {
+// pruneRepository removes the blobs that no image needs, and the commits that no ref names; or just says which. unnamed is
+// told of these commits, if any, before one is removed.
+func pruneRepository(ctx context.Context, repo *repository, dryRun bool, unnamed func(commits []string)) ([]prunedBlob, error) {
 	if !dryRun { // whoever may only read can look
 		unlock, err := repo.lock(ctx)
 		if err != nil {
@@ -70,6 +86,13 @@ func pruneRepository(ctx context.Context, repo *repository, dryRun bool) ([]prun
 		}
 		defer unlock()
 		repo.sweep()
+	}
+	commits, err := repo.unnamedCommits(ctx)
+	if err != nil {
+		return nil, damage(err)
+	}
+	if len(commits) > 0 {
+		unnamed(commits)
 	}
 	blobs, err := pruneBlobs(ctx, repo, dryRun)
 	if err != nil || dryRun {

@@ -87,12 +87,12 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 			}
 			r.allWell(t, 1)
 			blobs := r.commits(t)
-			would, err := pruneRepository(t.Context(), r.repo, true)
+			would, err := pruneRepository(t.Context(), r.repo, true, func([]string) {})
 			if err != nil || len(would) != 2 { // the layer that only small has, and its config
 				t.Errorf("prune would remove %v: %v", would, err)
 			}
 			sameCommits(t, "after a dry run", r.commits(t), blobs, func(string) string { return "" })
-			did, err := pruneRepository(t.Context(), r.repo, false)
+			did, err := pruneRepository(t.Context(), r.repo, false, func([]string) {})
 			if err != nil || !slices.Equal(did, would) {
 				t.Errorf("prune has removed %v: %v", did, err)
 			}
@@ -118,6 +118,109 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// theirs makes commits of others: one that no ref names, a history of two whose branch is gone, and one of which only the commit
+// object is there. It returns those that no ref names.
+func theirs(t *testing.T, repo string) []string {
+	t.Helper()
+	var unnamed []string
+	files := t.TempDir()
+	commit := func(repo string, args ...string) string {
+		if err := os.WriteFile(filepath.Join(files, "theirs"), []byte(fmt.Sprintln("theirs", len(unnamed))), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		sum := strings.TrimSpace(tool(t, "ostree", append([]string{"commit", "--repo=" + repo, "--tree=dir=" + files}, args...)...))
+		unnamed = append(unnamed, sum)
+		return sum
+	}
+	commit(repo, "--orphan")
+	commit(repo, "--branch=their/branch")
+	commit(repo, "--branch=their/branch")
+	tool(t, "ostree", "refs", "--repo="+repo, "--delete", "their/branch")
+	other := newRepo(t, modeArchive)
+	tool(t, "ostree", "pull-local", "--repo="+repo, "--commit-metadata-only", other, commit(other, "--branch=partial"))
+	return unnamed
+}
+
+// Only prune removes commits of others that no ref names, and says so before.
+func TestRemoveKeepsUnnamedCommits(t *testing.T) {
+	for _, mode := range []string{modeBareUser, modeArchive} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			r := newTestRun(t, testOptions{mode: mode})
+			unnamed := theirs(t, r.repo.path)
+			before := objects(t, r.repo.path)
+			for _, i := range []*testImage{smallImage(t), otherImage(t)} { // the second takes the name of the first
+				if err := r.importImage(t, "a", i); err != nil {
+					t.Fatal(err)
+				}
+			}
+			old := tool(t, "ostree", "rev-parse", "--repo="+r.repo.path, "ociimage/a_3Alatest")
+			if err := r.importImage(t, "a", smallImage(t)); err != nil {
+				t.Fatal(err)
+			}
+			config := readFile(t, filepath.Join(r.repo.path, "config"))
+			if err := r.removeAll(t, true, "a"); err != nil {
+				t.Fatal(err)
+			}
+			sameText(t, "refs", tool(t, "ostree", "refs", "--repo="+r.repo.path), "")
+			sameText(t, "config", readFile(t, filepath.Join(r.repo.path, "config")), config)
+			// Of ours is left what the name meant before, and no more than its commit, file, tree and modes.
+			tool(t, "ostree", "show", "--repo="+r.repo.path, strings.TrimSpace(old))
+			if more := len(objects(t, r.repo.path)) - len(before); more > 4 {
+				t.Errorf("%d objects more than before", more)
+			}
+			for _, commit := range unnamed[:3] {
+				tool(t, "ostree", "cat", "--repo="+r.repo.path, commit, "/theirs")
+			}
+			tool(t, "ostree", "show", "--repo="+r.repo.path, unnamed[3])
+			fsck(t, r.repo.path)
+			r.nothingInTmp(t)
+
+			for _, dry := range []bool{true, false} {
+				var named []string
+				if _, err := pruneRepository(t.Context(), r.repo, dry, func(commits []string) { named = commits }); err != nil {
+					t.Fatal(err)
+				}
+				want := append([]string{strings.TrimSpace(old)}, unnamed...)
+				slices.Sort(want)
+				slices.Sort(named)
+				if !slices.Equal(named, want) {
+					t.Errorf("prune names the commits %q, want %q", named, want)
+				}
+			}
+			if left, _ := filepath.Glob(filepath.Join(r.repo.path, "objects/??/*")); len(left) > 0 {
+				t.Errorf("left: %q", left)
+			}
+		})
+	}
+}
+
+// A removal that is killed while it keeps the commits of others leaves them as they are, and the next one takes its refs away.
+func TestRemoveIsKilledWhileItKeeps(t *testing.T) {
+	t.Parallel()
+	fake := fakeTool(t, "ostree", fakeRule{Match: "--no-prune", Then: "ostree"}, fakeRule{Match: "prune ", Signal: 9, Once: true})
+	r := newTestRun(t, testOptions{ostree: fake})
+	unnamed := theirs(t, r.repo.path)
+	for _, name := range []string{"a", "b"} {
+		if err := r.importImage(t, name, otherImage(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.removeAll(t, true, "a"); err == nil {
+		t.Error("the killed prune is no error")
+	}
+	// As where the whole run was killed.
+	tool(t, "ostree", "refs", "--repo="+r.repo.path, "--create="+keptPrefix+"/"+unnamed[0], unnamed[0])
+	if err := r.removeAll(t, true, "b"); err != nil {
+		t.Error(err)
+	}
+	sameText(t, "refs", tool(t, "ostree", "refs", "--repo="+r.repo.path), "")
+	for _, commit := range unnamed {
+		tool(t, "ostree", "show", "--repo="+r.repo.path, commit)
+	}
+	fsck(t, r.repo.path)
 }
 
 // Where ostree is killed while it deletes files, no commit may be there that had them: fsck would call that corruption.
@@ -227,7 +330,7 @@ func TestWaitsForLock(t *testing.T) {
 	}{
 		{"copy", func() error { return d.Commit(t.Context(), nil) }},
 		{"remove", func() error { return r.removeAll(t, true, "a") }},
-		{"prune", func() error { _, err := pruneRepository(t.Context(), r.repo, false); return err }},
+		{"prune", func() error { _, err := pruneRepository(t.Context(), r.repo, false, func([]string) {}); return err }},
 	} {
 		unlock, err := r.repo.lock(t.Context())
 		if err != nil {
@@ -302,7 +405,7 @@ func TestRemoveWhileCopying(t *testing.T) {
 	})
 	group.Go(func() {
 		for time.Now().Before(end) {
-			if _, err := pruneRepository(context.Background(), r.repo, false); err != nil {
+			if _, err := pruneRepository(context.Background(), r.repo, false, func([]string) {}); err != nil {
 				t.Errorf("prune: %v", err)
 			}
 			count("pruned")
