@@ -439,9 +439,10 @@ func damage(err error) error {
 	var check checkError
 	var notFound notFoundError
 	var missing *missingToolError
+	var access *accessError
 	var terr *toolError
 	switch {
-	case err == nil, errors.As(err, &check), errors.As(err, &notFound), errors.As(err, &missing),
+	case err == nil, errors.As(err, &check), errors.As(err, &notFound), errors.As(err, &missing), errors.As(err, &access),
 		errors.Is(err, os.ErrClosed), errors.Is(err, io.ErrClosedPipe), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	case errors.As(err, &terr):

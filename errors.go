@@ -48,6 +48,25 @@ func checkf(format string, args ...any) error {
 	return checkError{fmt.Sprintf(format, args...)}
 }
 
+// accessError says that this user may not read what is there, which is no damage.
+type accessError struct {
+	repo string
+	err  error
+}
+
+func (e *accessError) Error() string {
+	return fmt.Sprintf("this user may not read all of the repository %s: %s; run as its owner, or make it readable", e.repo, e.err)
+}
+
+func (e *accessError) Unwrap() error { return e.err }
+
+// goneError says that an image was removed while it was read, which is no damage either.
+type goneError struct{ name string }
+
+func (e goneError) Error() string {
+	return fmt.Sprintf("image %s is gone: it was removed meanwhile", e.name)
+}
+
 // toolError is a child process that ran and did not end well, or was stopped.
 type toolError struct {
 	Tool     string   // the program as it was called

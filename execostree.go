@@ -132,9 +132,16 @@ func (r *repository) explain(err error) error {
 		return notFoundf("%s is no OSTree repository", r.path)
 	case strings.Contains(s, "Refspec '") && strings.Contains(s, "' not found"):
 		return errors.WithMessage(errNoRef, terr.lastLines(1))
+	case mayNotRead(s):
+		return &accessError{r.path, err}
 	}
 	return err
 }
+
+// mayNotReadLine is how ostree ends what it says of a file or directory that this user may not open.
+var mayNotReadLine = regexp.MustCompile(`(?m)(?:open|openat|opendir)(?:\(.*\))?: Permission denied$`)
+
+func mayNotRead(text string) bool { return mayNotReadLine.MatchString(text) }
 
 func (r *repository) command(why string, verb string, args ...string) command {
 	return command{tool: toolOSTree, args: append([]string{verb, "--repo=" + r.path}, args...), why: why, hidden: r.hidden}
@@ -169,6 +176,10 @@ func (r *repository) perform(ctx context.Context, why, verb string, args ...stri
 // mayNotWrite names the repository where ostree says only that it may not write.
 func (r *repository) mayNotWrite(err error) error {
 	var terr *toolError
+	var access *accessError
+	if errors.As(err, &access) {
+		return err
+	}
 	if errors.As(err, &terr) && (strings.Contains(terr.Stderr, "Permission denied") || strings.Contains(terr.Stderr, "Read-only file system")) {
 		return errors.WithMessagef(err, "the repository %s cannot be written", r.path)
 	}
@@ -436,7 +447,11 @@ func (r *repository) cat(ctx context.Context, rev string, paths ...string) (*pro
 	r.reads(ctx, rev)
 	c := r.command(fmt.Sprintf("read %d files of %s", len(paths), rev), "cat", catArgs(rev, paths)...)
 	c.read = true
-	return r.run.reader(ctx, c)
+	out, err := r.run.reader(ctx, c)
+	if err == nil {
+		out.explain = r.explain
+	}
+	return out, err
 }
 
 // catFile returns the contents of a file of at most limit bytes.
@@ -857,7 +872,8 @@ func (r *repository) fsck(ctx context.Context) ([]string, error) {
 	if !errors.As(err, &terr) || terr.ExitCode <= 0 {
 		return nil, r.explain(err)
 	}
-	if err := r.explain(err); !errors.As(err, &terr) {
+	var access *accessError
+	if err := r.explain(err); !errors.As(err, &terr) || errors.As(err, &access) {
 		return nil, err
 	}
 	var lines []string

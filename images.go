@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -208,7 +209,7 @@ func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, err
 }
 
 // listImages returns all images of a repository by name, those under a remote too. One that cannot be read is told to broken,
-// and the rest are still listed. UncompressedSize is only filled in where unpacked is set.
+// with a goneError where it was removed meanwhile, and the rest are still listed. UncompressedSize is only filled in where unpacked is set.
 func (r *repository) listImages(ctx context.Context, parallel int, unpacked bool, broken func(name string, err error)) ([]imageInfo, error) {
 	store, err := openBlobStore(ctx, r)
 	if err != nil {
@@ -230,6 +231,9 @@ func (r *repository) listImages(ctx context.Context, parallel int, unpacked bool
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
+	if err := r.listAgain(ctx, reader, specs, names, images, failures); err != nil {
+		return nil, err
+	}
 	good := images[:0]
 	for i, err := range failures {
 		if err != nil {
@@ -239,4 +243,28 @@ func (r *repository) listImages(ctx context.Context, parallel int, unpacked bool
 		good = append(good, images[i])
 	}
 	return good, nil
+}
+
+// listAgain reads those images once more whose failures may be those of a repository that changed meanwhile.
+func (r *repository) listAgain(ctx context.Context, reader *imageReader, specs, names []string, images []imageInfo, failures []error) error {
+	if !slices.ContainsFunc(failures, func(err error) bool { return err != nil }) {
+		return nil
+	}
+	store, err := openBlobStore(ctx, r)
+	if err != nil {
+		return err
+	}
+	again := newImageReader(store, reader.unpacked)
+	for i, err := range failures {
+		if err == nil {
+			continue
+		}
+		if store.refs[specs[i]] {
+			images[i], failures[i] = again.info(ctx, names[i], specs[i])
+		}
+		if errors.Is(failures[i], errNoRef) || !store.refs[specs[i]] {
+			failures[i] = goneError{names[i]}
+		}
+	}
+	return nil
 }

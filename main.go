@@ -721,6 +721,9 @@ func (p *program) verify(c *cli.Context) error {
 	if err == nil && bad > 0 {
 		err = checkf("%d of %d images are damaged", bad, len(results))
 	}
+	if missing := len(refs) - len(results); err == nil && missing > 0 {
+		err = notFoundf("%d of %d images are gone: they were removed meanwhile", missing, len(refs))
+	}
 	return err
 }
 
@@ -744,8 +747,18 @@ func (p *program) list(c *cli.Context) error {
 	}
 	var failed error
 	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), asJSON, func(name string, err error) {
+		var gone goneError
+		var access *accessError
+		switch {
+		case errors.As(err, &gone):
+			p.settings.notef("%s", gone)
+			return
+		case errors.As(err, &access) && failed == nil:
+			failed = errors.New("some images cannot be read by this user")
+		case !errors.As(err, &access):
+			failed = checkf("some images cannot be read")
+		}
 		p.settings.progress.print(fmt.Sprintf("ostree-image: image %s: %s\n", printable(name), oneLine(err)))
-		failed = checkf("some images cannot be read")
 	})
 	if err != nil {
 		return err

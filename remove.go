@@ -171,7 +171,12 @@ func (r *repository) checkMetadata(ctx context.Context, specs []string) error {
 			continue
 		}
 		group.Go(func() error {
-			if err := r.list(ctx, spec, func(string) {}); err != nil {
+			err := r.list(ctx, spec, func(string) {})
+			var access *accessError
+			if errors.As(err, &access) {
+				return err
+			}
+			if err != nil {
 				return &damageError{errors.WithMessage(err, spec)}
 			}
 			return nil

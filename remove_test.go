@@ -449,3 +449,54 @@ func TestReadWhileRemoving(t *testing.T) {
 		}
 	}
 }
+
+// An image that is removed while others are verified or listed is gone, and neither damaged nor in the way of the rest.
+func TestImageGoesWhileItIsRead(t *testing.T) {
+	for when, commands := range map[string][]string{
+		"fsck ": {"verify", "verify a"}, "config ": {"verify", "verify a"}, "ls ": {"verify", "verify a"},
+		"show .*a_3Alatest": {"verify", "verify a", "list"}, "cat ": {"verify", "verify a", "list"},
+	} {
+		t.Run(when, func(t *testing.T) {
+			t.Parallel()
+			r := newTestRun(t, testOptions{})
+			if err := r.importImage(t, "b", otherImage(t)); err != nil {
+				t.Fatal(err)
+			}
+			refs := r.reference(t, "a").ref()
+			for _, layer := range smallImage(t).layers {
+				refs += " " + blobRef(digest.FromBytes(layer))
+			}
+			script := filepath.Join(t.TempDir(), "ostree")
+			text := fmt.Sprintf("#!/bin/sh\nif echo \"$*\" | grep -q '%[1]s' && mkdir %[2]s.done 2>/dev/null; then\n"+
+				"ostree refs --repo=%[3]s --delete %[4]s >/dev/null; ostree prune --repo=%[3]s --refs-only >/dev/null\nfi\nexec ostree \"$@\"\n",
+				when, script, r.repo.path, refs)
+			if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			for _, command := range commands {
+				t.Run(command, func(t *testing.T) {
+					if err := r.importImage(t, "a", smallImage(t)); err != nil {
+						t.Fatal(err)
+					}
+					_ = os.Remove(script + ".done")
+					var stdout, stderr syncBuffer
+					args := []string{"ostree-image", "--ostree=" + script, "--repo=" + r.repo.path}
+					status := run(t.Context(), append(args, strings.Fields(command)...), &stdout, &stderr)
+					if _, err := os.Stat(script + ".done"); err != nil {
+						t.Fatal("nothing was removed")
+					}
+					want := exitDone
+					if command == "verify a" {
+						want = exitNotFound
+					}
+					if status != want || strings.Contains(stdout.String(), "damaged") || strings.Contains(stderr.String(), "damaged") {
+						t.Errorf("status %d: %s%s", status, stdout.String(), stderr.String())
+					}
+					if command != "verify a" && !strings.Contains(stdout.String(), "b:latest") {
+						t.Errorf("the rest is not shown: %s", stdout.String())
+					}
+				})
+			}
+		})
+	}
+}

@@ -356,6 +356,8 @@ type processReader struct {
 	ended bool
 	err   error
 
+	explain func(error) error // of how the process ended, nil for none
+
 	mu     sync.Mutex
 	waited bool // its number may be another process's
 }
@@ -370,6 +372,9 @@ func (pr *processReader) Read(b []byte) (int, error) {
 		pr.err = err
 		if werr := pr.wait(); werr != nil {
 			pr.err = werr
+			if pr.explain != nil {
+				pr.err = pr.explain(werr)
+			}
 		}
 	}
 	if n > 0 {

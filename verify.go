@@ -41,6 +41,20 @@ type verifier struct {
 	blobs   map[string][]verifyProblem // by the remote and the digest
 	objects map[string]string          // what fsck says of the commits that it names, by their checksums
 	packed  bool                       // the repository is of mode archive
+	denied  error                      // the first thing that this user may not read
+}
+
+// text is that of an error for a problem. What this user may not read is none, and ends the run instead.
+func (v *verifier) text(err error) string {
+	var access *accessError
+	if errors.As(err, &access) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.denied == nil {
+			v.denied = err
+		}
+	}
+	return oneLine(err)
 }
 
 // verifyImages checks all that the images need: that their objects are what ostree fsck expects, and that their manifests,
@@ -63,6 +77,9 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 	}
 	v := &verifier{settings: s, repo: repo, store: store, blobs: map[string][]verifyProblem{}}
 	unknown, err := v.fsck(ctx)
+	for tries := 1; err == nil && len(unknown) > 0 && tries < fsckTries; tries++ { // it trips over what is removed meanwhile
+		unknown, err = v.fsck(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -71,13 +88,25 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 		return nil, err
 	}
 	v.packed = mode == modeArchive || mode == "archive-z2"
-	results := make([]verifyResult, len(specs))
+	results := []verifyResult{}
+	var gone error
 	for i, spec := range specs {
-		problems := v.image(ctx, spec, parallel)
+		problems, err := v.settledImage(ctx, spec, parallel)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		results[i] = verifyResult{Name: names[i], OK: len(problems) == 0, Problems: append([]verifyProblem{}, problems...)}
+		if errors.Is(err, errNoRef) {
+			gone = notFoundError{goneError{names[i]}.Error()}
+			s.notef("%s", gone)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, verifyResult{Name: names[i], OK: len(problems) == 0, Problems: append([]verifyProblem{}, problems...)})
+	}
+	if len(images) > 0 && len(results) == 0 {
+		return nil, gone
 	}
 	if len(unknown) > 0 {
 		// A broken object that no commit can be named for may belong to any image.
@@ -91,6 +120,40 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 	return results, nil
 }
 
+// How often is looked again where something is found that a removal meanwhile explains.
+const (
+	fsckTries  = 3
+	imageTries = 5
+)
+
+// settledImage checks an image, and once more where its problems may be those of a repository that changed meanwhile. The error
+// is errNoRef where the image is gone.
+func (v *verifier) settledImage(ctx context.Context, spec string, parallel int) (problems []verifyProblem, err error) {
+	for range imageTries {
+		problems = v.image(ctx, spec, parallel)
+		if v.denied != nil || len(problems) == 0 || ctx.Err() != nil {
+			return problems, v.denied
+		}
+		now, err := v.repo.refs(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if !now[spec] {
+			return nil, errNoRef
+		}
+		if maps.Equal(now, v.store.refs) {
+			return problems, nil
+		}
+		store := *v.store
+		store.refs = now
+		v.store, v.blobs = &store, map[string][]verifyProblem{}
+		if _, err := v.fsck(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return problems, nil
+}
+
 // fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names none: it may concern
 // any image, and ends fsck before it has checked all.
 func (v *verifier) fsck(ctx context.Context) (unknown []string, err error) {
@@ -98,7 +161,7 @@ func (v *verifier) fsck(ctx context.Context) (unknown []string, err error) {
 	lines, err := v.repo.fsck(ctx)
 	var terr *toolError
 	if errors.As(err, &terr) && terr.ExitCode < 0 && ctx.Err() == nil {
-		return []string{oneLine(err)}, nil // a broken object has killed it
+		return []string{v.text(err)}, nil // a broken object has killed it
 	}
 	if err != nil {
 		return nil, err
@@ -254,7 +317,7 @@ func checkKeyrings(dir string) error {
 func (v *verifier) commitProblem(ctx context.Context, checksum string) string {
 	if v.settings.gpgVerify {
 		if ok, err := v.repo.signed(ctx, checksum, v.settings.gpgHomedir); err != nil {
-			return oneLine(err)
+			return v.text(err)
 		} else if !ok {
 			return "commit " + checksum + " has no good signature by a key in " + v.settings.gpgHomedir
 		}
@@ -272,7 +335,7 @@ func (v *verifier) commitProblem(ctx context.Context, checksum string) string {
 func (v *verifier) image(ctx context.Context, spec string, parallel int) []verifyProblem {
 	info, err := v.repo.readCommit(ctx, spec)
 	if err != nil {
-		return []verifyProblem{{Error: oneLine(err)}}
+		return []verifyProblem{{Error: v.text(err)}}
 	}
 	store := v.store.beside(spec)
 	var problems []verifyProblem
@@ -280,23 +343,23 @@ func (v *verifier) image(ctx context.Context, spec string, parallel int) []verif
 		problems = append(problems, verifyProblem{Error: text})
 	} else if v.packed {
 		if err := v.checkPlainSizes(ctx, info.checksum); err != nil {
-			problems = append(problems, verifyProblem{Error: oneLine(damage(err))})
+			problems = append(problems, verifyProblem{Error: v.text(damage(err))})
 		}
 	}
 	// The file counts, not its copy in the metadata, so the file is read whatever that says.
 	want := digest.Digest(info.metadata[keyDigest])
 	content, err := v.repo.catFile(ctx, info.checksum, fileManifest, maxManifestBytes)
 	if err != nil {
-		problems = append(problems, verifyProblem{Expected: want.String(), Error: oneLine(errors.WithMessage(err, "reading the manifest"))})
+		problems = append(problems, verifyProblem{Expected: want.String(), Error: v.text(errors.WithMessage(err, "reading the manifest"))})
 	} else if got := digest.FromBytes(content); want != "" && got != want {
 		problems = append(problems, verifyProblem{Expected: want.String(), Actual: got.String(), Error: "the manifest does not match its digest"})
 	}
 	if _, err := v.repo.signatureNumbers(ctx, info, ""); err != nil {
-		problems = append(problems, verifyProblem{Error: oneLine(err)})
+		problems = append(problems, verifyProblem{Error: v.text(err)})
 	}
 	blobs, err := v.repo.imageBlobs(ctx, info.checksum)
 	if err != nil {
-		return append(problems, verifyProblem{Error: oneLine(err)})
+		return append(problems, verifyProblem{Error: v.text(err)})
 	}
 	var group errgroup.Group
 	group.SetLimit(max(1, parallel))
@@ -338,7 +401,7 @@ func (v *verifier) blob(ctx context.Context, store *blobStore, d digest.Digest) 
 func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Digest) []verifyProblem {
 	b, err := store.blob(ctx, d)
 	if err != nil {
-		return []verifyProblem{{Blob: d.String(), Expected: d.String(), Error: oneLine(err)}}
+		return []verifyProblem{{Blob: d.String(), Expected: d.String(), Error: v.text(err)}}
 	}
 	var problems []verifyProblem
 	for _, spec := range []string{b.spec, b.side} {
@@ -347,11 +410,11 @@ func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Dig
 		}
 		sums, err := v.repo.revParse(ctx, spec)
 		if err != nil {
-			problems = append(problems, verifyProblem{Blob: d.String(), Error: oneLine(err)})
+			problems = append(problems, verifyProblem{Blob: d.String(), Error: v.text(err)})
 		} else if text := v.commitProblem(ctx, sums[0]); text != "" {
 			problems = append(problems, verifyProblem{Blob: d.String(), Error: text})
 		} else if err := v.checkTree(ctx, store, b, spec); err != nil {
-			problems = append(problems, verifyProblem{Blob: d.String(), Error: oneLine(damage(err))})
+			problems = append(problems, verifyProblem{Blob: d.String(), Error: v.text(damage(err))})
 		}
 	}
 	check := func(want digest.Digest, open func(context.Context, *storedBlob) (io.ReadCloser, error)) {
@@ -361,7 +424,7 @@ func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Dig
 			_ = stream.Close()
 		}
 		if err != nil {
-			p := verifyProblem{Blob: d.String(), Expected: want.String(), Error: oneLine(err)}
+			p := verifyProblem{Blob: d.String(), Expected: want.String(), Error: v.text(err)}
 			var wrong *digestError
 			if errors.As(err, &wrong) {
 				p.Actual = wrong.actual.String()

@@ -193,3 +193,31 @@ EOF
     oi "--repo=$REPO" remove x
     held
 }
+
+# What this user may not read is no damage: status 1, what it is, and what to do.
+@test "neighbour [what the user may not read]" {
+    local commit what command want
+    oi "--repo=$REPO" pull "$IMAGE" x
+    oi "--repo=$REPO" pull "$IMAGE" y
+    chmod -R a+rX -- "$REPO"
+    commit=$(ostree rev-parse "--repo=$REPO" ociimage/x_3Alatest)
+    mkdir -m 777 -- "$SCRATCH_DIR/out"
+    OI_USER=user
+    for what in "objects/${commit:0:2}/${commit:2}.commit" 'objects/*/*.file' 'objects/*/*.dirtree' 'objects/*' refs/heads/ociimage/x_3Alatest refs/heads/ociimage config objects .; do
+        # shellcheck disable=SC2086 # patterns, and no blanks
+        (cd -- "$REPO" && chmod go-rwx -- $what)
+        for command in list 'inspect x' verify 'verify x' "push x dir:$SCRATCH_DIR/out/dir" "checkout -U x $SCRATCH_DIR/out/tree" 'prune --dry-run'; do
+            # shellcheck disable=SC2086 # a command and its arguments
+            oi -1 "--repo=$REPO" --quiet $command
+            assert_stderr_has 'Permission denied'
+            assert_stderr_has "this user may not read all of the repository $REPO: "
+            assert_stderr_has 'run as its owner, or make it readable'
+            [[ $stderr != *damaged* && $output != *damaged* ]] || fail "it is called damaged"
+        done
+        # shellcheck disable=SC2086
+        (cd -- "$REPO" && chmod go+rX -- $what)
+    done
+    chmod go-r -- "$REPO/objects/${commit:0:2}/${commit:2}.commit"
+    oi -1 "--repo=$REPO" list
+    assert_stdout_has 'y:latest'
+}
