@@ -432,6 +432,59 @@ func configValue(out []byte, err error) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
+// maxConfig is how many bytes of a repository's configuration are read.
+const maxConfig = 1 << 20
+
+// configLines returns the lines of the repository's configuration that set some of the wanted keys, by group, as they stand
+// there. It reads the file: a question to ostree for each key takes longer than all else that happens before the first layer.
+func (r *repository) configLines(wanted map[string][]string) (string, error) {
+	f, err := os.Open(filepath.Join(r.path, "config"))
+	if err != nil {
+		return "", r.explainPath(errors.WithStack(err))
+	}
+	defer func() { _ = f.Close() }()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err == nil && len(text) > maxConfig {
+		err = errors.Errorf("more than %d bytes", maxConfig)
+	}
+	if err != nil {
+		return "", errors.Wrapf(err, "reading %s", f.Name())
+	}
+	lines, err := configLines(string(text), wanted)
+	return lines, errors.WithMessagef(err, "reading %s", f.Name())
+}
+
+// configLines reads a key file of GLib: groups in brackets, and lines KEY=VALUE.
+func configLines(text string, wanted map[string][]string) (string, error) {
+	var found strings.Builder
+	group, last := "", ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if name, ok := strings.CutPrefix(line, "["); ok {
+			if group, ok = strings.CutSuffix(name, "]"); !ok {
+				return "", errors.Errorf("%.80q begins no group", line)
+			}
+			continue
+		}
+		key, _, ok := strings.Cut(line, "=")
+		if !ok || group == "" {
+			return "", errors.Errorf("%.80q sets no key of a group", line)
+		}
+		if !slices.Contains(wanted[group], strings.TrimSpace(key)) {
+			continue
+		}
+		if group != last {
+			fmt.Fprintf(&found, "[%s]\n", group)
+			last = group
+		}
+		found.WriteString(line + "\n")
+	}
+	return found.String(), nil
+}
+
 // catArgs has a slash before each path: ostree takes none for a path below the root, "./x" is refused.
 func catArgs(rev string, paths []string) []string {
 	args := make([]string, 0, len(paths)+1)

@@ -378,3 +378,23 @@ func TestMissingFile(t *testing.T) {
 		t.Errorf("refs %q, %v, want %q", got, err, want)
 	}
 }
+
+func TestConfigLines(t *testing.T) {
+	wanted := map[string][]string{"core": {"a", "b"}, "archive": {"level"}}
+	for _, tt := range []struct{ name, text, want, wantErr string }{
+		{name: "nothing"},
+		{name: "nothing wanted", text: "[core]\nmode=bare\n"},
+		{name: "all", text: "# x\n[core]\n\nmode=bare\na=1\n b = 2 \n[remote \"o\"]\na=3\n[archive]\nlevel=9", want: "[core]\na=1\nb = 2\n[archive]\nlevel=9\n"},
+		{name: "a group twice", text: "[core]\na=1\n[archive]\nlevel=1\n[core]\na=2\n", want: "[core]\na=1\n[archive]\nlevel=1\n[core]\na=2\n"},
+		{name: "a key outside of groups", text: "a=1\n", wantErr: "sets no key of a group"},
+		{name: "no key", text: "[core]\na\n", wantErr: "sets no key of a group"},
+		{name: "a group without end", text: "[core\na=1\n", wantErr: "begins no group"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := configLines(tt.text, wanted)
+			if got != tt.want || !strings.Contains(errText(err), tt.wantErr) || (err == nil) != (tt.wantErr == "") {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+}

@@ -99,6 +99,17 @@ func (st *staging) blobDir() string {
 	return st.work.path
 }
 
+// objectSettings are the settings of a repository that decide which objects a commit makes, and when the disk is too full for
+// them: of ostree.repo-config(5) those that are not about waiting for the disk, locks, remotes, summaries or deployments. A
+// staging repository has the target's and no others: a pull that links asks the target for none of them.
+var objectSettings = map[string][]string{
+	"core":    {"collection-id", "disable-xattrs", "min-free-space-percent", "min-free-space-size", "payload-link-threshold"},
+	"archive": {"zlib-level"},
+	// Of releases after 2023.1 the second, and before the first.
+	"fsverity":     {"opportunistic", "required"},
+	"ex-integrity": {"fsverity"},
+}
+
 // prepare makes the staging repository as the target is, as far as objects are concerned.
 func (st *staging) prepare(ctx context.Context) error {
 	j := st.settings.journal
@@ -108,28 +119,27 @@ func (st *staging) prepare(ctx context.Context) error {
 		return err
 	}
 	made := st.repo.initLater(ctx, st.mode)
-	collectionLater := st.target.configLater(ctx, "core.collection-id")
-	err := made()
-	collection, cerr := collectionLater()
-	for _, err := range []error{err, cerr} {
-		if err != nil {
-			return err
-		}
+	lines, err := st.target.configLines(objectSettings)
+	if merr := made(); merr != nil {
+		return merr
 	}
-	if st.mode == modeArchive {
-		if level, err := st.target.config(ctx, "archive.zlib-level"); err != nil {
-			return err
-		} else if level != "" {
-			if err := st.repo.perform(ctx, "compress as the repository does", "config", "set", "archive.zlib-level", level); err != nil {
-				return err
-			}
-		}
+	if err != nil || lines == "" {
+		return err
 	}
-	// The commits of a repository that names its collection must name it too: its fsck, and create-usb, want that.
-	if collection != "" {
-		return st.repo.perform(ctx, "the commits name the repository's collection", "config", "set", "core.collection-id", collection)
+	return appendConfig(j, st.repo, lines)
+}
+
+// appendConfig adds lines to the configuration of a repository of our own.
+func appendConfig(j *journal, repo *repository, lines string) (err error) {
+	path := filepath.Join(repo.path, "config")
+	j.shell("the repository's own settings of objects", fmt.Sprintf("printf %s >>%s", printfFormat([]byte(lines)), j.path(path)))
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return errors.WithStack(err)
 	}
-	return nil
+	defer closeWith(&err, f)
+	_, err = f.WriteString(lines)
+	return errors.WithStack(err)
 }
 
 // chooseEngine settles which engine is used, and that its programs can do what it needs.

@@ -19,6 +19,7 @@ setup() {
 }
 
 teardown() {
+    ! mountpoint -q -- "$SCRATCH_DIR/disk" || umount -- "$SCRATCH_DIR/disk"
     drop_scratch
 }
 
@@ -220,4 +221,37 @@ EOF
     chmod go-r -- "$REPO/objects/${commit:0:2}/${commit:2}.commit"
     oi -1 "--repo=$REPO" list
     assert_stdout_has 'y:latest'
+}
+
+# A full disk is one where ostree alone says so: the repository's own settings count, and no others.
+@test "neighbour [how much of the disk stays free is the repository's to say]" {
+    requires_tool mount mountpoint
+    local free setting want tree=$SCRATCH_DIR/tree
+    mkdir -- "$SCRATCH_DIR/disk" "$SCRATCH_DIR/staged" "$tree"
+    head -c 2M /dev/urandom >"$tree/file"
+    tar --create --file="$SCRATCH_DIR/2.tar" --directory="$tree" file
+    must python3 "$INTEGRATION/image.py" oci "$SCRATCH_DIR/oci" two "$SCRATCH_DIR/2.tar"
+    while read -r free setting want; do
+        mount -t tmpfs -o size=100m none "$SCRATCH_DIR/disk"
+        REPO=$SCRATCH_DIR/disk/repo
+        new_repo "$REPO" bare-user
+        for setting in ${setting//,/ }; do
+            [[ $setting == none ]] || sed -i "/^\[core\]/a $setting" "$REPO/config"
+        done
+        head -c "$((100 - free))M" /dev/zero >"$SCRATCH_DIR/disk/filler"
+        run ostree commit "--repo=$REPO" --orphan "--tree=dir=$tree"
+        assert_equal "$status" "$want" "ostree alone, with $free MB free and $setting"
+        rm -rf -- "$REPO/objects"/* "$REPO/tmp"/*
+        oi "-$want" "--repo=$REPO" "--tmpdir=$SCRATCH_DIR/staged" pull "oci:$SCRATCH_DIR/oci:two" two
+        [[ $want == 0 ]] || assert_stderr_has min-free-space
+        umount -- "$SCRATCH_DIR/disk"
+    done <<END
+7 none 0
+4 none 1
+4 min-free-space-percent=0 0
+50 min-free-space-percent=60 1
+50 min-free-space-percent=30 0
+50 min-free-space-size=60MB 1
+50 min-free-space-size=10MB,min-free-space-percent=90 0
+END
 }

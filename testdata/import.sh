@@ -17,39 +17,33 @@ ostree --version >/dev/null || :
 [ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=archive
 # 5: make a repository
 ostree init --repo="$WORK"/stage --mode=archive
-# 6: the repository's core.collection-id
-ostree config --repo="$REPO" get core.collection-id >/dev/null || :
-# 6 failed
-# 7: the repository's archive.zlib-level
-ostree config --repo="$REPO" get archive.zlib-level >/dev/null || :
-# 7 failed
-# 8: the blob's digest holds
+# 6: the blob's digest holds
 echo "369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5  $BLOBS/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5" | sha256sum -c -
-# 9: commit layer sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
+# 7: commit layer sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
 ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --branch=ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 --add-metadata-string=docker.size=5120 --add-metadata-string=docker.uncompressed_size=5120 --add-metadata-string=docker.uncompressed_digest=sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 --add-metadata-string=tarsplit.output=H4sIAAAJbogA/+yYW2+bMBTH3/MpJr/sBa1cdmmQ+nBaRy3dfCSmZGujvVDIKBolTKQ1MOW7Tx1kOJuJdotMNP9eiOPkOFL8/5/LF7Kq8gVxbYPkQZUug4i45E1yDMqhwBkFB6czYM1rzqB9UuDtvrCemDj1TKxDju0+1mAxgBj9Lqw6Tq3QeXsbxsDZxeXDjTOIH3XonBCD5MsiWSXLjLjmerS50JZBsuBuQVzy7IgIlzu7T1PxK9Z6JNXAvDtDHf9IA8i1Bv4bDdgyDUS7JOD0SeBsnEdnUe2dT17P79JiruLfaq63jdT/lTRQSiRQMho6zIeYiXGVodPA3tPAc6kEjpLV0+JJ8CH7mKQLYpAiqZs80Zm+V/ZEfNEjkc2nNZpBc+4/hM67XHFV82jVJtYzq7V1zmhX3WO8ea99+lAinVX4aN/UbyqfKXBWX4NHhagKia7QvL7ygNHT6sYem92O5k/Zquhfyq28uE+iHgv//D3QdlJ4pS1cW/ghW/jFIOrXb9aMdeh0Fg7SAU27/tnCaVghZeDRy09CXGVoC9+zhR/LLLzY1ZCOe6w6EI5Qxu81pLK5ZMnoxEaAmL0fQlWmG9K9N6SWdDB5u0sDVt9gUjxFo9FoNH/LyQ+Gba9HXwcA8pIZrxsdAAA= --tar-autocreate-parents --tree=tar=- <"$BLOBS"/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5.tar
-# 10: a tree to commit
+# 8: a tree to commit
 mkdir -p "$WORK"/tree-1
 printf %s '{"architecture":"riscv64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5"]}}' >"$WORK"/tree-1/content
-# 12: readable whatever the umask
+# 10: readable whatever the umask
 chmod -R u=rwX,go=rX "$WORK"/tree-1
-# 13: commit blob sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374
+# 11: commit blob sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374
 ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --branch=ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 --add-metadata-string=docker.size=165 --tree=dir="$WORK"/tree-1 --owner-uid=0 --owner-gid=0 --no-xattrs
-# 14: the tree is committed
+# 12: the tree is committed
 rm -rf "$WORK"/tree-1
-# 15: a tree to commit
+# 13: a tree to commit
 mkdir -p "$WORK"/tree-2
 printf %s '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374","size":165},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5","size":5120}]}' >"$WORK"/tree-2/manifest.json
-# 17: readable whatever the umask
+# 15: readable whatever the umask
 chmod -R u=rwX,go=rX "$WORK"/tree-2
-# 18: commit image tiny:latest
+# 16: commit image tiny:latest
 ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --branch=ociimage/tiny_3Alatest '--add-metadata-string=docker.manifest={"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374","size":165},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5","size":5120}]}' --add-metadata-string=docker.digest=sha256:78d683e40dc60ab8b05373c16fbf4a7bf2c0ecaba22f34649c97dd8ec328f783 --add-metadata-string=signatures=0 --tree=dir="$WORK"/tree-2 --owner-uid=0 --owner-gid=0 --no-xattrs
-# 19: the tree is committed
+# 17: the tree is committed
 rm -rf "$WORK"/tree-2
-# 20: which of these refs there are
+# 18: which of these refs there are
 ostree refs --repo="$REPO" --list ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 ociimage/tarsplit/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/tarsplit/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 ociimage/tiny_3Alatest >/dev/null || :
-# 21: publish the blobs
+# 19: publish the blobs
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$(ostree rev-parse --repo="$WORK"/stage ociimage/tiny_3Alatest)"
-# 22: which of these refs there are
+# 20: which of these refs there are
 ostree refs --repo="$REPO" --list ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 >/dev/null || :
-# 23: publish the image
+# 21: publish the image
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/tiny_3Alatest
