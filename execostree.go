@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -228,7 +229,7 @@ func (r *repository) refsLater(ctx context.Context) func() (map[string]bool, err
 // refsAmong returns those of the given refs that the repository itself has. It takes no longer the more others there are.
 func (r *repository) refsAmong(ctx context.Context, wanted []string) (map[string]bool, error) {
 	found := map[string]bool{}
-	for chunk := range slices.Chunk(wanted, maxRefsPerCall) {
+	for chunk := range chunks(wanted) {
 		var out []byte
 		err := again(ctx, func() (err error) {
 			out, err = r.query(ctx, "which of these refs there are", "refs", append([]string{"--list"}, chunk...)...)
@@ -254,7 +255,7 @@ func linesOf(text []byte) map[string]bool {
 // commitsOf returns the commits that refs name. A ref that is gone meanwhile is left out.
 func (r *repository) commitsOf(ctx context.Context, refs map[string]bool) (map[string]string, error) {
 	commits := map[string]string{}
-	for chunk := range slices.Chunk(slices.Sorted(maps.Keys(refs)), maxRefsPerCall) {
+	for chunk := range chunks(slices.Sorted(maps.Keys(refs))) {
 		sums, err := r.revParse(ctx, chunk...)
 		if errors.Is(err, errNoRef) {
 			now, rerr := r.refs(ctx)
@@ -277,24 +278,39 @@ func (r *repository) commitsOf(ctx context.Context, refs map[string]bool) (map[s
 	return commits, nil
 }
 
+// partialSuffix is the end of the names of the files with which ostree marks commits.
+const partialSuffix = ".commitpartial"
+
 // partialMark is the file with which ostree marks a commit of which it may not have everything.
 func (r *repository) partialMark(commit string) string {
-	return filepath.Join(r.path, "state", commit+".commitpartial")
+	return filepath.Join(r.path, "state", commit+partialSuffix)
 }
 
 // whole returns refs but those of commits that are marked as partial. A transaction that was killed leaves the mark on
 // what it had written, even where that is all there; fsck leaves such a commit out, and only another transaction takes the mark away.
 func (r *repository) whole(ctx context.Context, refs map[string]bool) (map[string]bool, error) {
-	marks, err := filepath.Glob(r.partialMark("*"))
-	if err != nil || len(marks) == 0 {
-		return refs, errors.WithStack(err)
+	entries, err := os.ReadDir(filepath.Dir(r.partialMark("")))
+	if os.IsNotExist(err) {
+		return refs, nil
+	}
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	marks := map[string]bool{} // the commits
+	for _, e := range entries {
+		if commit, ok := strings.CutSuffix(e.Name(), partialSuffix); ok {
+			marks[commit] = true
+		}
+	}
+	if len(marks) == 0 {
+		return refs, nil
 	}
 	commits, err := r.commitsOf(ctx, refs)
 	if err != nil {
 		return nil, err
 	}
 	whole := maps.Clone(refs)
-	maps.DeleteFunc(whole, func(ref string, _ bool) bool { return slices.Contains(marks, r.partialMark(commits[ref])) })
+	maps.DeleteFunc(whole, func(ref string, _ bool) bool { return marks[commits[ref]] })
 	return whole, nil
 }
 
@@ -393,11 +409,14 @@ var checksumPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 // revParse returns the checksums that revs stand for, in their order. Any that does not exist is an error.
 func (r *repository) revParse(ctx context.Context, revs ...string) ([]string, error) {
 	r.reads(ctx, revs...)
-	out, err := r.query(ctx, "the commits of refs", "rev-parse", revs...)
-	if err != nil {
-		return nil, err
+	var sums []string
+	for chunk := range chunks(revs) {
+		out, err := r.query(ctx, "the commits of refs", "rev-parse", chunk...)
+		if err != nil {
+			return nil, err
+		}
+		sums = append(sums, strings.Fields(string(out))...)
 	}
-	sums := strings.Fields(string(out))
 	if len(sums) != len(revs) {
 		return nil, errors.Errorf("ostree rev-parse: %d answers for %d refs", len(sums), len(revs))
 	}
@@ -728,13 +747,22 @@ func (s *streamCommit) abort() error {
 	return s.process.failed("it ended before its input did")
 }
 
-// pullLocal copies refs, or all where none is given, from another repository on this machine, as one transaction.
+// pullLocal copies refs, or all where none is given, from another repository on this machine, as one transaction where one
+// process can take them all.
 func (r *repository) pullLocal(ctx context.Context, source string, fsync bool, why string, refs ...string) error {
-	var args []string
+	args := []string{source}
 	if !fsync {
-		args = append(args, "--disable-fsync")
+		args = []string{"--disable-fsync", source}
 	}
-	return r.perform(ctx, why, "pull-local", append(append(args, source), refs...)...)
+	if len(refs) == 0 {
+		return r.perform(ctx, why, "pull-local", args...)
+	}
+	for chunk := range chunks(refs) {
+		if err := r.perform(ctx, why, "pull-local", append(slices.Clip(args), chunk...)...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // explainPath explains an error of opening the repository's directory.
@@ -745,13 +773,33 @@ func (r *repository) explainPath(err error) error {
 	return err
 }
 
-// maxRefsPerCall keeps the arguments of one process well below the 2 MB that execve(2) takes.
-const maxRefsPerCall = 2000
+// maxArguments is how many bytes of refs or paths one process gets: with the environment, of which each variable may be as
+// long as the longest argument, well below the 2 MB that execve(2) takes.
+const maxArguments = 512 << 10
+
+// chunks parts arguments into lists that one process takes each.
+func chunks(args []string) iter.Seq[[]string] {
+	return func(yield func([]string) bool) {
+		begin, bytes := 0, 0
+		for i, arg := range args {
+			size := len(arg) + 1 + 8 // its NUL, and a pointer to it
+			if bytes += size; bytes > maxArguments && i > begin {
+				if !yield(args[begin:i:i]) {
+					return
+				}
+				begin, bytes = i, size
+			}
+		}
+		if begin < len(args) {
+			yield(args[begin:])
+		}
+	}
+}
 
 // deleteRefs deletes refs. Each must be a whole ref: ostree takes the argument for a prefix, and none of ours is the prefix
 // of another.
 func (r *repository) deleteRefs(ctx context.Context, why string, specs ...string) error {
-	for chunk := range slices.Chunk(specs, maxRefsPerCall) {
+	for chunk := range chunks(specs) {
 		if err := r.perform(ctx, why, "refs", append([]string{"--delete"}, chunk...)...); err != nil {
 			return err
 		}

@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/pkg/errors"
@@ -394,6 +397,116 @@ func TestConfigLines(t *testing.T) {
 			got, err := configLines(tt.text, wanted)
 			if got != tt.want || !strings.Contains(errText(err), tt.wantErr) || (err == nil) != (tt.wantErr == "") {
 				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+}
+
+// Whatever the refs are, no process gets more of them than execve(2) takes, and each is there once.
+func TestChunks(t *testing.T) {
+	for _, tt := range []struct{ number, bytes, want int }{
+		{0, 0, 0}, {1, 10, 1}, {1, maxArgument, 1}, {30_000, 70, 5}, {3000, 4000, 24}, {20, maxArgument, 7},
+	} {
+		var args, got []string
+		for i := range tt.number {
+			args = append(args, fmt.Sprintf("%0*d", tt.bytes, i))
+		}
+		n := 0
+		for chunk := range chunks(args) {
+			n++
+			got = append(got, chunk...)
+			if err := exec.Command("true", chunk...).Run(); err != nil { // as the kernel sees it
+				t.Errorf("%d of %d bytes: %v", tt.number, tt.bytes, err)
+			}
+		}
+		if n != tt.want || !slices.Equal(got, args) {
+			t.Errorf("%d of %d bytes come in %d lists of %d in all, want %d", tt.number, tt.bytes, n, len(got), tt.want)
+		}
+	}
+}
+
+// Each call that takes a list of refs takes one that is longer than the arguments of a process may be.
+func TestManyLongRefs(t *testing.T) {
+	needTools(t, "ostree")
+	ctx := t.Context()
+	r := newTestRun(t, testOptions{})
+	commit := strings.TrimSpace(tool(t, "ostree", "commit", "--repo="+r.repo.path, "--orphan", "--no-bindings", "--tree=dir="+t.TempDir()))
+	// Refs are made by hand: that of ostree takes a process each.
+	const number = 3000
+	names := map[string]bool{}
+	for i := range number {
+		dir := fmt.Sprintf("their/%0200d/%0200d/%0200d/%0200d", i%7, i%7, i%7, i%7)
+		if i < 7 {
+			if err := os.MkdirAll(filepath.Join(r.repo.path, "refs/heads", dir), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ref := fmt.Sprintf("%s/%0200d", dir, i)
+		names[ref] = true
+		if err := os.WriteFile(filepath.Join(r.repo.path, "refs/heads", ref), []byte(commit+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refs := slices.Sorted(maps.Keys(names))
+	if err := exec.Command("true", refs...).Run(); !errors.Is(err, syscall.E2BIG) {
+		t.Fatalf("the list is too short for this test: %v", err)
+	}
+	if got, err := r.repo.refsAmong(ctx, refs); err != nil || len(got) != number {
+		t.Errorf("refsAmong: %d %v", len(got), err)
+	}
+	if got, err := r.repo.revParse(ctx, refs...); err != nil || len(got) != number {
+		t.Errorf("revParse: %d %v", len(got), err)
+	}
+	if got, err := r.repo.commitsOf(ctx, names); err != nil || len(got) != number {
+		t.Errorf("commitsOf: %d %v", len(got), err)
+	}
+	other := &repository{path: newRepo(t, modeBareUser), run: r.settings.runner}
+	if err := other.pullLocal(ctx, r.repo.path, false, "", refs...); err != nil {
+		t.Errorf("pullLocal: %v", err)
+	}
+	if err := other.deleteRefs(ctx, "", refs...); err != nil {
+		t.Errorf("deleteRefs: %v", err)
+	}
+	if left, err := other.refs(ctx); err != nil || len(left) > 0 {
+		t.Errorf("%d refs are left, %v", len(left), err)
+	}
+}
+
+// A repository may have any name, also one that means something to a matcher of names.
+func TestPathWithPattern(t *testing.T) {
+	for _, name := range []string{"[", "[a-", "a*b?", `\`, "{x,y}", "-n", "a b\n"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newTestRun(t, testOptions{})
+			path := filepath.Join(filepath.Dir(r.repo.path), name)
+			if err := os.Rename(r.repo.path, path); err != nil {
+				t.Fatal(err)
+			}
+			r.repo.path = path
+			if err := r.importImage(t, "a", smallImage(t)); err != nil {
+				t.Fatal(err)
+			}
+			ref := r.reference(t, "a").ref()
+			sums, err := r.repo.revParse(t.Context(), ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(r.repo.partialMark(sums[0]), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			for _, dir := range []string{"a", "a-lock", "b"} {
+				if err := os.Mkdir(filepath.Join(r.repo.tmp(), transactionPrefix+dir), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := r.repo.transactions(); len(got) != 2 {
+				t.Errorf("transactions: %v", got)
+			}
+			if got, err := r.repo.whole(t.Context(), map[string]bool{ref: true}); err != nil || len(got) > 0 {
+				t.Errorf("the partial commit is taken for whole: %v %v", got, err)
+			}
+			if err := r.removeAll(t, true, "a"); err != nil {
+				t.Error(err)
 			}
 		})
 	}

@@ -130,14 +130,33 @@ func (r *replayer) openRecord(ctx context.Context, path string, work *workDir) (
 			return "", errors.WithMessage(err, "opening the record")
 		}
 		path = dir
-		if found, _ := filepath.Glob(filepath.Join(dir, "*", recordScript)); len(found) == 1 {
-			path = filepath.Dir(found[0])
+		if path, err = recordWithin(dir); err != nil {
+			return "", err
 		}
 	}
 	if _, err := os.Stat(filepath.Join(path, recordScript)); err != nil {
 		return "", errors.Errorf("%s is no record: it has no %s", path, recordScript)
 	}
 	return path, nil
+}
+
+// recordWithin returns the one directory below dir that is a record, or dir, for a record that was packed without its directory.
+func recordWithin(dir string) (string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", errors.WithStack(err)
+	}
+	var found []string
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if _, err := os.Stat(filepath.Join(path, recordScript)); err == nil {
+			found = append(found, path)
+		}
+	}
+	if len(found) == 1 {
+		return found[0], nil
+	}
+	return dir, nil
 }
 
 var (

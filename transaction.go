@@ -24,10 +24,10 @@ func (r *repository) sweep() { sweepWorkDirs(r.tmp()) }
 // transactions returns the directories of transactions in the repository's tmp/, running or left by a process that was killed.
 func (r *repository) transactions() map[string]bool {
 	found := map[string]bool{}
-	paths, _ := filepath.Glob(filepath.Join(r.tmp(), transactionPrefix+"*"))
-	for _, path := range paths {
-		if !strings.HasSuffix(path, transactionLock) {
-			found[path] = true
+	entries, _ := os.ReadDir(r.tmp())
+	for _, e := range entries {
+		if name := e.Name(); strings.HasPrefix(name, transactionPrefix) && !strings.HasSuffix(name, transactionLock) {
+			found[filepath.Join(r.tmp(), name)] = true
 		}
 	}
 	return found

@@ -280,14 +280,13 @@ func (v *verifier) checkPlainSizes(ctx context.Context, rev string) error {
 	if err != nil || len(listed) == 0 {
 		return err
 	}
-	in, err := v.repo.cat(ctx, rev, slices.Sorted(maps.Keys(listed))...)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = in.Close() }()
-	got, err := io.Copy(io.Discard, in)
-	if err != nil {
-		return err
+	var got int64
+	for chunk := range chunks(slices.Sorted(maps.Keys(listed))) {
+		n, err := v.length(ctx, rev, chunk)
+		if err != nil {
+			return err
+		}
+		got += n
 	}
 	var want int64
 	for _, size := range listed {
@@ -297,6 +296,16 @@ func (v *verifier) checkPlainSizes(ctx context.Context, rev string) error {
 		return checkf("the tree says that its files have %d bytes, and they have %d", want, got)
 	}
 	return nil
+}
+
+// length returns how many bytes files of a commit have.
+func (v *verifier) length(ctx context.Context, rev string, paths []string) (int64, error) {
+	in, err := v.repo.cat(ctx, rev, paths...)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = in.Close() }()
+	return io.Copy(io.Discard, in)
 }
 
 // checkKeyrings refuses a directory without public keys: ostree reads them from *.gpg files, and not from the pubring.kbx of today's gpg.
