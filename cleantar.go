@@ -29,8 +29,9 @@ var errOddLayer = errors.New("the layer names a path twice, or one below a link"
 
 // layerFilter makes a layer's entries those of a clean stream, which ostree and tar read alike: regular files, directories and links
 // only, every name checked, relative and given once, a hard link to a file that stands before it and is no link
-// itself. It does so as the layer arrives and gives errOddLayer where an entry would change one that is gone by: then
-// planLayer reads the whole layer first.
+// itself, and every directory before what it holds. What the layer does not name before its first child is written as a directory of
+// 0:0 with mode 0755, and once more where an entry names it later, which then counts. It does so as the layer arrives and gives
+// errOddLayer where an entry would change any other that is gone by: then planLayer reads the whole layer first.
 type layerFilter struct {
 	perms   permissions
 	out     entryWriter
@@ -38,8 +39,8 @@ type layerFilter struct {
 	seen    map[uint64]tarstream.Kind // by a hash of the name: a layer of 10 million names stays within bounds
 	files   map[string]string         // hard links to what they lead to, where that is a link too
 	links   map[string]tarstream.Entry
-	implied map[string]struct{} // directories that no entry has named yet
-	rooted  bool                // the root has been named
+	implied map[string]struct{} // directories that no entry has named yet, the root among them
+	missing []string            // those of them that the last entry needs and are still to be written, the lowest first
 	limits  layerLimits         // on what the layer does not name
 }
 
@@ -60,8 +61,16 @@ func newLayerFilter(perms permissions, out io.Writer) *layerFilter {
 // entry takes the next header and returns where its payload is to go, nil for nowhere.
 func (f *layerFilter) entry(hdr *tar.Header) (io.Writer, error) {
 	e, ok, err := f.take(hdr)
-	if err != nil || !ok {
+	if err != nil {
 		return nil, err
+	}
+	for _, dir := range slices.Backward(f.missing) {
+		if err := f.out.WriteEntry(impliedDir(dir, f.perms)); err != nil {
+			return nil, err
+		}
+	}
+	if !ok {
+		return nil, nil
 	}
 	if err := f.out.WriteEntry(e); err != nil {
 		return nil, err
@@ -74,19 +83,15 @@ func (f *layerFilter) entry(hdr *tar.Header) (io.Writer, error) {
 
 // take returns what the next header becomes in the clean stream. ok is false for what that leaves out.
 func (f *layerFilter) take(hdr *tar.Header) (e tarstream.Entry, ok bool, err error) {
+	f.missing = f.missing[:0]
 	e, ok, err = cleanEntry(hdr, f.perms)
 	if err != nil || !ok {
 		return e, false, err
 	}
-	if e.Name == "" {
-		if f.rooted {
-			return e, false, errOddLayer
+	if e.Name != "" {
+		if err := f.parents(e.Name); err != nil {
+			return e, false, err
 		}
-		f.rooted = true
-		return e, true, nil
-	}
-	if err := f.parents(e.Name); err != nil {
-		return e, false, err
 	}
 	key := f.key(e.Name)
 	if _, twice := f.seen[key]; twice {
@@ -109,7 +114,8 @@ func (f *layerFilter) take(hdr *tar.Header) (e tarstream.Entry, ok bool, err err
 
 // parents notes the directories above name that no entry has named.
 func (f *layerFilter) parents(name string) error {
-	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+	for name != "" {
+		dir := parentOf(name)
 		key := f.key(dir)
 		kind, known := f.seen[key]
 		if known && kind == tarstream.Dir {
@@ -120,9 +126,11 @@ func (f *layerFilter) parents(name string) error {
 		}
 		f.seen[key] = tarstream.Dir
 		f.implied[dir] = struct{}{}
-		if err := f.limits.checkImplied(len(f.implied)); err != nil {
+		f.missing = append(f.missing, dir)
+		if err := f.limits.checkImplied(len(f.implied) - 1); err != nil { // every layer has a root
 			return err
 		}
+		name = dir
 	}
 	return nil
 }
@@ -159,27 +167,21 @@ func (f *layerFilter) hardLink(e tarstream.Entry) (tarstream.Entry, error) {
 
 func (f *layerFilter) key(name string) uint64 { return maphash.String(f.seed, name) }
 
-// finish writes the directories that no entry named, and the end of the stream.
+// finish writes the end of the stream. A layer without entries has a root, too.
 func (f *layerFilter) finish() error {
-	if err := writeImplied(f.out, f.perms, f.rooted, slices.Sorted(maps.Keys(f.implied))); err != nil {
-		return err
+	if _, begun := f.seen[f.key("")]; !begun {
+		if err := f.out.WriteEntry(impliedDir("", f.perms)); err != nil {
+			return err
+		}
 	}
 	return f.out.Close()
 }
 
-// writeImplied writes what a layer does not name but needs: 0:0 and 0755, whatever made the stream and whoever reads it.
-func writeImplied(out entryWriter, perms permissions, rooted bool, dirs []string) error {
-	if !rooted {
-		dirs = append([]string{""}, dirs...)
-	}
-	for _, d := range dirs {
-		e := tarstream.Entry{Name: d, Kind: tarstream.Dir, Mode: 0o755}
-		perms.own(&e)
-		if err := out.WriteEntry(e); err != nil {
-			return err
-		}
-	}
-	return nil
+// impliedDir is a directory that a layer does not name but needs: 0:0 and 0755, whatever made the stream and whoever reads it.
+func impliedDir(name string, perms permissions) tarstream.Entry {
+	e := tarstream.Entry{Name: name, Kind: tarstream.Dir, Mode: 0o755}
+	perms.own(&e)
+	return e
 }
 
 // cleanEntry returns what a layer's header becomes in a clean stream. ok is false for headers that are no entries. An error
@@ -207,9 +209,14 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 	if e.Name, err = cleanName(hdr.Name); err != nil {
 		return e, false, err
 	}
+	if hdr.Name == "" && e.Kind != tarstream.Dir {
+		return e, false, errors.New("a file has no name")
+	}
 	if e.Name == "" && e.Kind != tarstream.Dir {
 		return e, false, errors.Errorf("%s is the layer's root, which must be a directory", quoted(hdr.Name))
 	}
+	// Among them -1, in base 256: chown(2) takes it for "leave it as it is", so no file can have it. umoci makes 4294967294 of it, GNU tar
+	// root or whoever runs it; a layer that says so is broken, and is not guessed at.
 	if hdr.Uid < 0 || int64(hdr.Uid) >= 1<<32-1 || hdr.Gid < 0 || int64(hdr.Gid) >= 1<<32-1 {
 		return e, false, errors.Errorf("%s belongs to %d:%d, which no user or group can be", quoted(hdr.Name), hdr.Uid, hdr.Gid)
 	}
@@ -238,24 +245,30 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 	return e, true, nil
 }
 
-// cleanName returns name without what leads nowhere ("/", "./", "//"), or an error for one that no archiver extracts.
-// The root of the layer is "".
+// cleanName returns name without what leads nowhere ("/", "./", "//", "a/../"), or an error for one that no archiver extracts. As in
+// umoci, ".." takes away the part before it, wherever that may lead as a link. The root of the layer is "", also where it has no name.
 func cleanName(name string) (string, error) {
 	if !utf8.ValidString(name) {
 		return "", errors.Errorf("the file name %s is not UTF-8, and OSTree holds no other", quoted(name))
 	}
-	if name == "" {
-		return "", errors.New("a file has no name")
-	}
+	depth := 0
 	for part := range strings.SplitSeq(name, "/") {
-		if part == ".." {
-			return "", errors.Errorf("the file name %s leads out of the layer with \"..\"", quoted(name))
+		switch part {
+		case "", ".":
+		case "..":
+			if depth--; depth < 0 {
+				return "", errors.Errorf("the file name %s leads out of the layer with \"..\"", quoted(name))
+			}
+		default:
+			depth++
 		}
+	}
+	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
+	for part := range strings.SplitSeq(clean, "/") {
 		if len(part) > maxNameBytes {
 			return "", errors.Errorf("the file name %.80q… has a part of %d bytes, and %d is the most", name, len(part), maxNameBytes)
 		}
 	}
-	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
 	if len(clean) > maxPathBytes {
 		return "", errors.Errorf("the file name %.80q… has %d bytes, and %d is the most", name, len(clean), maxPathBytes)
 	}
@@ -283,8 +296,8 @@ type layerPlan struct {
 	perms   permissions
 	root    *planNode
 	index   int
-	rooted  bool
 	emit    map[int][]tarstream.Entry // by the entry's place in the layer: first the thing itself, then hard links to it
+	dirs    map[int][]tarstream.Entry // by the place before which they must be there: all directories, as they are in the end
 	dangles map[string]string         // hard links to what the layer does not hold, and what they name
 	limits  layerLimits
 	made    int   // directories that no entry has named
@@ -305,7 +318,7 @@ type planInode struct {
 }
 
 func newLayerPlan(perms permissions) *layerPlan {
-	return &layerPlan{perms: perms, root: newPlanDir(), emit: map[int][]tarstream.Entry{}, dangles: map[string]string{}}
+	return &layerPlan{perms: perms, root: newPlanDir(), emit: map[int][]tarstream.Entry{}, dirs: map[int][]tarstream.Entry{}, dangles: map[string]string{}}
 }
 
 func newPlanDir() *planNode {
@@ -448,53 +461,61 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 	return chain[len(chain)-1], nil
 }
 
-// finish settles which entry has which names.
-func (p *layerPlan) finish() (implied []string) {
-	p.rooted = p.root.inode != nil
+// finish settles which entry has which names, and where the directories must be there: before the first entry that lies in them. One that
+// holds nothing is there at its own entry, or at the end.
+func (p *layerPlan) finish() {
 	first := map[*planInode]string{}
-	var visit func(name string, n *planNode)
-	visit = func(name string, n *planNode) {
+	var visit func(name string, n *planNode) (place int)
+	visit = func(name string, n *planNode) (place int) {
+		place = p.index
 		if n.kind == leftOut {
-			return
+			return place
 		}
-		if n.inode == nil {
-			if name != "" {
-				implied = append(implied, name)
-			}
-		} else {
-			e := n.inode.entry
+		e := impliedDir(name, p.perms)
+		if n.inode != nil {
+			place = n.inode.index
+			e = n.inode.entry
 			e.Name = name
 			if target, linked := first[n.inode]; linked && n.kind == tarstream.File {
 				e = tarstream.Entry{Name: name, Kind: tarstream.HardLink, Link: target, Mode: e.Mode, UID: e.UID, GID: e.GID}
 			} else {
 				first[n.inode] = name
 			}
-			p.emit[n.inode.index] = append(p.emit[n.inode.index], e)
+			p.emit[place] = append(p.emit[place], e)
 		}
 		for _, base := range slices.Sorted(maps.Keys(n.children)) {
-			visit(path.Join(name, base), n.children[base])
+			place = min(place, visit(path.Join(name, base), n.children[base]))
 		}
+		if n.kind == tarstream.Dir {
+			p.dirs[place] = append(p.dirs[place], e)
+		}
+		return place
 	}
 	visit("", p.root)
-	return implied
+	for _, dirs := range p.dirs { // what holds a directory comes before it
+		slices.Reverse(dirs)
+	}
 }
 
 // planFilter writes the clean stream of a layer that has a plan.
 type planFilter struct {
-	plan    *layerPlan
-	implied []string
-	out     *tarstream.Writer
-	index   int
+	plan  *layerPlan
+	out   entryWriter
+	index int
 }
 
-func newPlanFilter(plan *layerPlan, out io.Writer) *planFilter {
-	return &planFilter{plan: plan, implied: plan.finish(), out: tarstream.NewWriter(out)}
+func newPlanFilter(plan *layerPlan, out entryWriter) *planFilter {
+	plan.finish()
+	return &planFilter{plan: plan, out: out}
 }
 
 func (f *planFilter) entry(*tar.Header) (io.Writer, error) {
-	entries := f.plan.emit[f.index]
+	dirs, entries := f.plan.dirs[f.index], f.plan.emit[f.index]
 	f.index++
-	if len(entries) == 0 {
+	if err := writeEntries(f.out, dirs); err != nil {
+		return nil, err
+	}
+	if len(entries) == 0 || entries[0].Kind == tarstream.Dir {
 		return nil, nil
 	}
 	if err := f.out.WriteEntry(entries[0]); err != nil {
@@ -507,7 +528,7 @@ func (f *planFilter) entry(*tar.Header) (io.Writer, error) {
 }
 
 func (f *planFilter) finish() error {
-	if err := writeImplied(f.out, f.plan.perms, f.plan.rooted, f.implied); err != nil {
+	if err := writeEntries(f.out, f.plan.dirs[f.plan.index]); err != nil {
 		return err
 	}
 	return f.out.Close()
@@ -515,7 +536,7 @@ func (f *planFilter) finish() error {
 
 // payloadThenLinks passes a file's payload on and then writes its hard links.
 type payloadThenLinks struct {
-	out     *tarstream.Writer
+	out     entryWriter
 	missing int64
 	links   []tarstream.Entry
 }
@@ -528,7 +549,7 @@ func (p *payloadThenLinks) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func writeEntries(out *tarstream.Writer, entries []tarstream.Entry) error {
+func writeEntries(out entryWriter, entries []tarstream.Entry) error {
 	for _, e := range entries {
 		if err := out.WriteEntry(e); err != nil {
 			return err

@@ -353,7 +353,7 @@ func TestAsAnotherUser(t *testing.T) {
 // someLayers are those where a user who is not root gets exceptions.
 func someLayers(t testing.TB) []oddLayer {
 	t.Helper()
-	names := []string{"all kinds", "modes", "owners", "attributes", "unreadable directories", "root", "root later", "root closed", "odd names", "order of directories"}
+	names := []string{"all kinds", "modes", "owners", "attributes", "unreadable directories", "root", "root later", "root closed", "odd names", "order of directories", "coming back to closed directories"}
 	layers := slices.DeleteFunc(oddLayers(t), func(l oddLayer) bool { return !slices.Contains(names, l.name) })
 	if len(layers) != len(names) {
 		t.Fatalf("%d layers, want %d", len(layers), len(names))

@@ -45,8 +45,8 @@ func (st *staging) unpackClean(ctx context.Context, b *stagedBlob, scan *layerSc
 	if parts > 1 {
 		return st.unpackDealt(ctx, b, scan, filter, parts)
 	}
-	return st.unpack(ctx, b, b.name()+".tar", scan, func(w io.Writer) cleanSink {
-		filter.out = tarstream.NewWriter(w)
+	return st.unpack(ctx, b, b.name()+".tar", scan, func(out entryWriter) cleanSink {
+		filter.out = out
 		return filter
 	})
 }
@@ -70,7 +70,7 @@ func (st *staging) unpackDealt(ctx context.Context, b *stagedBlob, scan *layerSc
 	for part, s := range spools {
 		group.Go(func() (err error) {
 			defer s.leave()
-			trees[part], err = st.feed(ctx, b, fmt.Sprintf("%s.%d.tar", b.name(), part+1), false, func(w io.Writer) error {
+			trees[part], err = st.feed(ctx, b, fmt.Sprintf("%s.%d.tar", b.name(), part+1), nil, func(w io.Writer) error {
 				_, err := io.Copy(w, s)
 				return err
 			})

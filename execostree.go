@@ -710,7 +710,7 @@ type streamCommit struct {
 // commitStream starts a commit whose tree is the tar stream that is written to the result. input is what the journal calls that stream. The
 // stream must be clean: see layerFilter.
 func (r *repository) commitStream(ctx context.Context, o commitOptions, input string) (*streamCommit, error) {
-	c := r.commitCommand(o, "--tar-autocreate-parents", "--tree=tar=-")
+	c := r.commitCommand(o, "--tree=tar=-")
 	c.input = input
 	s := &streamCommit{out: &limitedBuffer{limit: 4 << 10}}
 	p, stdin, err := r.run.writer(ctx, c, s.out)

@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/pkg/errors"
@@ -126,6 +128,49 @@ func cleanCapability(value string) string {
 	return ""
 }
 
+// openingWriter passes entries on to a tar that is not run by root, with the bits that it needs on the way, and ostree behind it: tar comes back
+// to directories that it has left, and gives files their attributes after their modes. The modes that they have in the layer are kept.
+type openingWriter struct {
+	entryWriter
+	modes map[string]uint32 // of what was opened, by its name
+}
+
+// WriteEntry passes an entry on.
+func (w *openingWriter) WriteEntry(e tarstream.Entry) error {
+	var need uint32
+	switch mode, opened := w.modes[e.Link]; {
+	case e.Kind == tarstream.Dir:
+		need = 0o700
+	case e.Kind == tarstream.File && len(e.Xattrs) > 0:
+		need = 0o600
+	case e.Kind == tarstream.File:
+		need = 0o400
+	case e.Kind == tarstream.HardLink && opened:
+		w.modes[e.Name] = mode
+	}
+	if e.Kind != tarstream.HardLink {
+		delete(w.modes, e.Name) // of a directory that came before
+	}
+	if e.Mode&need != need {
+		w.modes[e.Name] = e.Mode
+		e.Mode |= need
+	}
+	return w.entryWriter.WriteEntry(e)
+}
+
+// overrides returns the lines of a --statoverride file that give the commit the modes back. A line cannot name what has a newline.
+func (w *openingWriter) overrides() []string {
+	var lines []string
+	for _, name := range slices.Sorted(maps.Keys(w.modes)) {
+		if !strings.Contains(name, "\n") {
+			lines = append(lines, overrideLine(w.modes[name], "/"+name))
+		}
+	}
+	return lines
+}
+
+func overrideLine(mode uint32, path string) string { return fmt.Sprintf("=%d %s", mode, path) }
+
 // fixTree makes the tree at dir, as tar extracted it, one that ostree can read, and returns the lines of a --statoverride file that
 // give the commit the modes back. Devices, fifos and sockets go. It never follows a link, and does not leave
 // dir: the paths it changes are those of directories and regular files, found by lstat(2) below an open directory.
@@ -210,7 +255,7 @@ func (p permissions) open(chmod func(fs.FileMode) error, path string, mode, bits
 	if strings.Contains(path, "\n") || (p.readable && mode.IsRegular()) {
 		return nil // a line cannot name it; or the commit is to have the bits too
 	}
-	*overrides = append(*overrides, fmt.Sprintf("=%d %s", unixMode(mode), path))
+	*overrides = append(*overrides, overrideLine(unixMode(mode), path))
 	return nil
 }
 

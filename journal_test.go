@@ -20,6 +20,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/shellquote"
+	"ostree-image/internal/tarstream"
 )
 
 var update = flag.Bool("update", false, "write the golden files in testdata anew")
@@ -221,7 +222,7 @@ func blobsOf(t *testing.T, dir string, perms permissions, layers ...[]byte) {
 			if err := (&layerScan{sink: planSink{plan}}).run(t.Context(), bytes.NewReader(l)); err != nil {
 				t.Fatal(err)
 			}
-			planned := newPlanFilter(plan, &clean)
+			planned := newPlanFilter(plan, tarstream.NewWriter(&clean))
 			if err := (&layerScan{sink: planned}).run(t.Context(), bytes.NewReader(l)); err != nil {
 				t.Fatal(err)
 			}

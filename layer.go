@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/shellquote"
+	"ostree-image/internal/tarstream"
 )
 
 // engineName is how a layer's clean stream becomes a commit.
@@ -335,7 +336,7 @@ func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree layerTree
 		st.settings.warnf("layer %s: %d hard links lead to files of layers below, such as %s: empty files keep their places",
 			b.digest, n, quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))))
 	}
-	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", &layerScan{}, func(w io.Writer) cleanSink { return newPlanFilter(plan, w) })
+	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", &layerScan{}, func(out entryWriter) cleanSink { return newPlanFilter(plan, out) })
 	return tree, err
 }
 
@@ -402,11 +403,16 @@ func decompress(r io.Reader) (stream io.ReadCloser, plain bool, err error) {
 
 // unpack commits the clean stream that makeSink makes of b and returns what its commit is made of. Where the scan finds the layer odd there
 // is none. input is what the journal calls the stream.
-func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan *layerScan, makeSink func(io.Writer) cleanSink) (
+func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan *layerScan, makeSink func(entryWriter) cleanSink) (
 	tree layerTree, plain bool, err error,
 ) {
-	tree, err = st.feed(ctx, b, input, true, func(w io.Writer) (err error) {
-		plain, err = st.scanInto(ctx, b, scan, makeSink(w))
+	opening := &openingWriter{modes: map[string]uint32{}}
+	tree, err = st.feed(ctx, b, input, opening, func(w io.Writer) (err error) {
+		var out entryWriter = tarstream.NewWriter(w)
+		if st.engine == engineTar && st.perms.uid != 0 {
+			opening.entryWriter, out = out, opening
+		}
+		plain, err = st.scanInto(ctx, b, scan, makeSink(out))
 		return err
 	})
 	if scan.odd && errors.Is(err, errOddLayer) {
@@ -429,8 +435,10 @@ func (st *staging) scanInto(ctx context.Context, b *stagedBlob, scan *layerScan,
 }
 
 // feed gives the stream that write writes to the engine and returns what its commit is made of. input is what the journal calls the
-// stream, and alone tells that the layer has no other.
-func (st *staging) feed(ctx context.Context, b *stagedBlob, input string, alone bool, write func(io.Writer) error) (tree layerTree, err error) {
+// stream. opening keeps the modes that are not in the stream, and is nil where the layer has more than this one.
+func (st *staging) feed(ctx context.Context, b *stagedBlob, input string, opening *openingWriter, write func(io.Writer) error) (
+	tree layerTree, err error,
+) {
 	kept, err := st.settings.journal.record.stream(input)
 	if err != nil {
 		return tree, err
@@ -441,7 +449,7 @@ func (st *staging) feed(ctx context.Context, b *stagedBlob, input string, alone 
 			err = rerr
 		}
 	}()
-	w, err := st.startEngine(ctx, b, input, alone)
+	w, err := st.startEngine(ctx, b, input, opening)
 	if err != nil {
 		return tree, err
 	}
@@ -472,8 +480,9 @@ type layerWriter interface {
 	abort() error
 }
 
-func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string, alone bool) (layerWriter, error) {
+func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string, opening *openingWriter) (layerWriter, error) {
 	if st.engine == engineStream {
+		alone := opening != nil
 		held := &heldStream{}
 		// In this mode alone ostree would write each file again to make a commit with the layer's metadata of one without.
 		if st.mode == modeBareUserOnly && alone {
@@ -506,7 +515,7 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 	if err != nil {
 		return nil, err
 	}
-	return &tarEngine{st: st, dir: dir, process: p, stdin: stdin}, nil
+	return &tarEngine{st: st, dir: dir, process: p, stdin: stdin, opening: opening}, nil
 }
 
 func (st *staging) treeDir(b *stagedBlob) string { return st.work.join(b.name() + ".tree") }
@@ -619,6 +628,7 @@ type tarEngine struct {
 	dir     string
 	process *process
 	stdin   *pipeEnd
+	opening *openingWriter
 }
 
 func (e *tarEngine) Write(b []byte) (int, error) { return e.stdin.Write(b) }
@@ -646,6 +656,7 @@ func (e *tarEngine) finish() (tree layerTree, err error) {
 	if err != nil {
 		return tree, errors.WithMessage(err, "making the extracted files readable")
 	}
+	overrides = append(overrides, e.opening.overrides()...)
 	options := treeOptions{
 		owner:   perms.uid != 0 && !perms.asOwn,
 		consume: e.st.mode == modeBare,

@@ -202,6 +202,12 @@ def odd_layers():
     yield "parent-comes-late", Layer().file("a/b").dir("a", mode=0o750, uid=7, gid=8).end(), False
     yield "file-twice", Layer().file("a", "first").file("b").file("a", "second", mode=0o600).end(), True
     yield "file-twice-same", Layer().file("a").file("a").end(), True
+    yield "parents-between", Layer().dir("./", mode=0o711).dir("root", mode=0o700).file("root/.ssh/x/key", uid=1000, gid=1000).dir(
+        "tmp", mode=0o1777).file("tmp/a/b", uid=1000).end(), True
+    yield "parent-hands-down", Layer().dir("a", mode=0o2775, gid=9).file("a/b/c").dir("d").dir("a/e").file("a/e/f").end(), False
+    yield "closed-and-back", Layer().dir("a", mode=0o555).file("a/b").dir("c").file("a/d").dir("a/e", mode=0).file("c/f").file("a/e/g").end(), True
+    yield "no-name", v7(b"", flag=b"5", mode=0o711) + v7(b"a", b"x") + Layer().end(), False
+    yield "dots-back", Layer().file("a/../b").hard("c", "d/../b").dir("e/f/..").file("e/../g/h").end(), False
     yield "dir-twice", Layer().dir("a", mode=0o700).file("a/b").dir("a", mode=0o2775, gid=50).end(), False
     yield "file-then-dir", Layer().file("a").dir("a").file("a/b").end(), False
     yield "dir-then-file", Layer().dir("a").file("a/b").file("a", "now a file").end(), False
