@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -299,24 +300,89 @@ func (s *blobStore) headers(ctx context.Context, b *storedBlob, f func(*tar.Head
 			return err
 		}
 		defer func() { _ = record.Close() }()
-		if err := asm.IterateHeaders(newRecordReader(b, record), boundedHeaders(f)); err != nil {
+		if err := recordHeaders(newRecordReader(b, record), boundedHeaders(f)); err != nil {
 			return badRecord(b, err)
 		}
 		return nil
 	}
-	stream, err := s.openBlobTar(ctx, b)
+	blob, err := s.openBlobTar(ctx, b)
 	if err != nil {
 		return err
 	}
+	stream := b.verifiedTar(blob)
 	defer func() { _ = stream.Close() }()
-	scan := &layerScan{sink: headerSink(boundedHeaders(f)), limits: layerLimits{bytes: b.tarLimit()}}
-	if err := scan.run(ctx, &lengthReader{r: stream, left: b.tarLimit()}); err != nil {
+	err = streamHeaders(ctx, stream, boundedHeaders(f))
+	var wrong *digestError
+	if errors.As(err, &wrong) {
+		return checkf("layer %s: its tar stream is %s, and its commit says %s", b.digest, wrong.actual, wrong.expected)
+	}
+	if err != nil {
 		return badData(err, "layer %s cannot be read", b.digest)
 	}
-	if scan.diffID != b.diffID {
-		return checkf("layer %s: its tar stream is %s, and its commit says %s", b.digest, scan.diffID, b.diffID)
-	}
 	return nil
+}
+
+// recordHeaders calls f for the header of each entry that tar-split data has. A header is what stands before an entry and behind the padding of
+// the one before. What stands behind the last entry is the end of the archive and what follows that: it is none, whatever it looks like.
+func recordHeaders(up storage.Unpacker, f func(*tar.Header) error) error {
+	var head []byte // since the last entry
+	padding, size := int64(0), int64(0)
+	for {
+		e, err := up.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch e.Type {
+		case storage.SegmentType:
+			if size += int64(len(e.Payload)); size <= maxHeaders {
+				head = append(head, e.Payload...)
+			}
+		case storage.FileType:
+			if size > maxHeaders {
+				return errLongHeaders
+			}
+			if size < padding {
+				return errors.Errorf("the entry %q has no header", e.GetName())
+			}
+			tr := tar.NewReader(bytes.NewReader(head[padding:]))
+			hdr, err := tr.Next()
+			if err != nil {
+				return errors.WithMessagef(err, "the header of the entry %q", e.GetName())
+			}
+			if err := f(hdr); err != nil {
+				return err
+			}
+			head, padding, size = head[:0], tr.ExpectedPadding(), 0
+		default:
+			return errors.Errorf("it has an entry of the unknown type %d", e.Type)
+		}
+	}
+}
+
+// streamHeaders calls f for each header of a tar stream, and reads the stream to its end. What was stored is within the limits of its import, so
+// none are set here; payloads, which may be sparse, are skipped.
+func streamHeaders(ctx context.Context, stream io.Reader, f func(*tar.Header) error) error {
+	in := bufio.NewReaderSize(stream, copyBuffer)
+	tr := tar.NewReader(in)
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		hdr, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			_, err := io.Copy(io.Discard, in)
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		if err := f(hdr); err != nil {
+			return err
+		}
+	}
 }
 
 // maxHeaderMemory is how many bytes the headers of one layer may take in memory.
@@ -333,11 +399,6 @@ func boundedHeaders(f func(*tar.Header) error) func(*tar.Header) error {
 		return f(hdr)
 	}
 }
-
-// headerSink takes headers, and no payload.
-type headerSink func(*tar.Header) error
-
-func (f headerSink) entry(hdr *tar.Header) (io.Writer, error) { return nil, f(hdr) }
 
 // stackedReader closes what lies below a reader with it.
 type stackedReader struct {
