@@ -460,7 +460,7 @@ func TestManyLongRefs(t *testing.T) {
 	if got, err := r.repo.commitsOf(ctx, names); err != nil || len(got) != number {
 		t.Errorf("commitsOf: %d %v", len(got), err)
 	}
-	other := &repository{path: newRepo(t, modeBareUser), run: r.settings.runner}
+	other := &repository{path: newRepo(t, modeBareUser), run: r.runner}
 	if err := other.pullLocal(ctx, r.repo.path, false, "", refs...); err != nil {
 		t.Errorf("pullLocal: %v", err)
 	}

@@ -129,7 +129,6 @@ func (r *replayer) openRecord(ctx context.Context, path string, work *workDir) (
 		if err := extractArchive(ctx, r.settings.runner, path, dir); err != nil {
 			return "", errors.WithMessage(err, "opening the record")
 		}
-		path = dir
 		if path, err = recordWithin(dir); err != nil {
 			return "", err
 		}
