@@ -322,8 +322,9 @@ func (s *blobStore) headers(ctx context.Context, b *storedBlob, f func(*tar.Head
 	return nil
 }
 
-// recordHeaders calls f for the header of each entry that tar-split data has. A header is what stands before an entry and behind the padding of
-// the one before. What stands behind the last entry is the end of the archive and what follows that: it is none, whatever it looks like.
+// recordHeaders calls f for the header of each entry that tar-split data has. A header is what stands before an entry and
+// behind the padding of the one before. What stands behind the last entry is the end of the archive and what follows that: it
+// is none, whatever it looks like. tar-split's own IterateHeaders would read it as headers.
 func recordHeaders(up storage.Unpacker, f func(*tar.Header) error) error {
 	var head []byte // since the last entry
 	padding, size := int64(0), int64(0)
@@ -362,8 +363,8 @@ func recordHeaders(up storage.Unpacker, f func(*tar.Header) error) error {
 	}
 }
 
-// streamHeaders calls f for each header of a tar stream, and reads the stream to its end. What was stored is within the limits of its import, so
-// none are set here; payloads, which may be sparse, are skipped.
+// streamHeaders calls f for each header of a tar stream, and reads the stream to its end. What was stored is within the limits
+// of its import, so none are set here; payloads, which may be sparse, are skipped.
 func streamHeaders(ctx context.Context, stream io.Reader, f func(*tar.Header) error) error {
 	in := bufio.NewReaderSize(stream, copyBuffer)
 	tr := tar.NewReader(in)

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -1327,9 +1328,14 @@ func TestCheckoutIndex(t *testing.T) {
 	onlyEntries(t, filepath.Dir(dir))
 }
 
-// runProgram runs the program as its own process would.
+// programRuns is for runProgram: all programs of a process share the library's flag --help.
+var programRuns sync.Mutex
+
+// runProgram runs the program as its own process would, one at a time.
 func runProgram(t testing.TB, args []string, stdout, stderr io.Writer) int {
 	t.Helper()
+	programRuns.Lock()
+	defer programRuns.Unlock()
 	return run(t.Context(), append([]string{"ostree-image"}, args...), stdout, stderr)
 }
 

@@ -27,11 +27,11 @@ const leftOut = goneKind
 // errOddLayer says that a layer must be read twice: it names something twice, or puts a file where a link leads.
 var errOddLayer = errors.New("the layer names a path twice, or one below a link")
 
-// layerFilter makes a layer's entries those of a clean stream, which ostree and tar read alike: regular files, directories and links
-// only, every name checked, relative and given once, a hard link to a file that stands before it and is no link
-// itself, and every directory before what it holds. What the layer does not name before its first child is written as a directory of
-// 0:0 with mode 0755, and once more where an entry names it later, which then counts. It does so as the layer arrives and gives
-// errOddLayer where an entry would change any other that is gone by: then planLayer reads the whole layer first.
+// layerFilter makes a layer's entries those of a clean stream, which ostree and tar read alike: regular files, directories and
+// links only, every name checked, relative and given once, a hard link to a file that stands before it and is no link itself,
+// and every directory before what it holds. What the layer does not name before its first child is written as a directory of
+// 0:0 with mode 0755, and once more where an entry names it later, which then counts. It does so as the layer arrives and
+// gives errOddLayer where an entry would change any other that is gone by: then layerPlan takes the whole layer first.
 type layerFilter struct {
 	perms   permissions
 	out     entryWriter
@@ -51,9 +51,9 @@ type entryWriter interface {
 	Close() error
 }
 
-func newLayerFilter(perms permissions, out io.Writer) *layerFilter {
+func newLayerFilter(perms permissions, out entryWriter) *layerFilter {
 	return &layerFilter{
-		perms: perms, out: tarstream.NewWriter(out), seed: maphash.MakeSeed(), seen: map[uint64]tarstream.Kind{},
+		perms: perms, out: out, seed: maphash.MakeSeed(), seen: map[uint64]tarstream.Kind{},
 		files: map[string]string{}, links: map[string]tarstream.Entry{}, implied: map[string]struct{}{},
 	}
 }
@@ -177,7 +177,8 @@ func (f *layerFilter) finish() error {
 	return f.out.Close()
 }
 
-// impliedDir is a directory that a layer does not name but needs: 0:0 and 0755, whatever made the stream and whoever reads it.
+// impliedDir is a directory that a layer does not name but needs: 0:0 and 0755, whatever made the stream and whoever reads
+// it.
 func impliedDir(name string, perms permissions) tarstream.Entry {
 	e := tarstream.Entry{Name: name, Kind: tarstream.Dir, Mode: 0o755}
 	perms.own(&e)
@@ -215,8 +216,8 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 	if e.Name == "" && e.Kind != tarstream.Dir {
 		return e, false, errors.Errorf("%s is the layer's root, which must be a directory", quoted(hdr.Name))
 	}
-	// Among them -1, in base 256: chown(2) takes it for "leave it as it is", so no file can have it. umoci makes 4294967294 of it, GNU tar
-	// root or whoever runs it; a layer that says so is broken, and is not guessed at.
+	// Among them -1, in base 256: chown(2) takes it for "leave it as it is", so no file can have it. umoci makes 4294967294
+	// of it, GNU tar root or whoever runs it; a layer that says so is broken, and is not guessed at.
 	if hdr.Uid < 0 || int64(hdr.Uid) >= 1<<32-1 || hdr.Gid < 0 || int64(hdr.Gid) >= 1<<32-1 {
 		return e, false, errors.Errorf("%s belongs to %d:%d, which no user or group can be", quoted(hdr.Name), hdr.Uid, hdr.Gid)
 	}
@@ -245,8 +246,9 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 	return e, true, nil
 }
 
-// cleanName returns name without what leads nowhere ("/", "./", "//", "a/../"), or an error for one that no archiver extracts. As in
-// umoci, ".." takes away the part before it, wherever that may lead as a link. The root of the layer is "", also where it has no name.
+// cleanName returns name without what leads nowhere ("/", "./", "//", "a/../"), or an error for one that no archiver extracts.
+// As in umoci, ".." takes away the part before it, wherever that may lead as a link. The root of the layer is "", also where it
+// has no name.
 func cleanName(name string) (string, error) {
 	if !utf8.ValidString(name) {
 		return "", errors.Errorf("the file name %s is not UTF-8, and OSTree holds no other", quoted(name))
@@ -297,7 +299,7 @@ type layerPlan struct {
 	root    *planNode
 	index   int
 	emit    map[int][]tarstream.Entry // by the entry's place in the layer: first the thing itself, then hard links to it
-	dirs    map[int][]tarstream.Entry // by the place before which they must be there: all directories, as they are in the end
+	dirs    map[int][]tarstream.Entry // all directories as they are in the end, by the place before which they must be there
 	dangles map[string]string         // hard links to what the layer does not hold, and what they name
 	limits  layerLimits
 	made    int   // directories that no entry has named
@@ -318,7 +320,10 @@ type planInode struct {
 }
 
 func newLayerPlan(perms permissions) *layerPlan {
-	return &layerPlan{perms: perms, root: newPlanDir(), emit: map[int][]tarstream.Entry{}, dirs: map[int][]tarstream.Entry{}, dangles: map[string]string{}}
+	return &layerPlan{
+		perms: perms, root: newPlanDir(),
+		emit: map[int][]tarstream.Entry{}, dirs: map[int][]tarstream.Entry{}, dangles: map[string]string{},
+	}
 }
 
 func newPlanDir() *planNode {

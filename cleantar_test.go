@@ -301,24 +301,31 @@ func checkOtherUser(t *testing.T, root map[string]string, layers []oddLayer) {
 	sameCommits(t, "archive of another user, the tar engine", commits[modeArchive+"-tar"], commits[modeBareUser+"-tar"], nameOf(layers))
 }
 
+// imageIn is the image of the layers that lie in dir for another user.
+func imageIn(t *testing.T, dir string) *testImage {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.tar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := &testImage{}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		image.layers = append(image.layers, b)
+	}
+	return image
+}
+
 // TestAsAnotherUser is the part of TestOddLayers that another user runs.
 func TestAsAnotherUser(t *testing.T) {
 	dir := os.Getenv(asUserDir)
 	if dir == "" {
 		return
 	}
-	files, err := filepath.Glob(filepath.Join(dir, "*.tar"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := &testImage{}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all.layers = append(all.layers, b)
-	}
+	all := imageIn(t, dir)
 	some := imageOf(someLayers(t))
 	defer syscall.Umask(syscall.Umask(0o077))
 	tests := []struct {

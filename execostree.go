@@ -859,44 +859,16 @@ func (r *repository) dropKept(ctx context.Context) error {
 	return r.deleteRefs(ctx, "give back the commits of others", keptPrefix)
 }
 
-// keepCommits gives commits refs below keptPrefix, with one process however many they are: they come from a repository of
-// our own that has nothing but these refs.
-func (r *repository) keepCommits(ctx context.Context, commits []string) (err error) {
-	work, err := newWorkDir(r.tmp(), r.run)
-	if err != nil {
-		return errors.WithMessagef(err, "the repository %s cannot be written", r.path)
-	}
-	j := r.run.journal
-	j.name(work.path, "WORK")
-	defer func() {
-		if rerr := work.remove(); err == nil {
-			err = rerr
-		}
-		j.forget(work.path)
-	}()
-	names := &repository{path: work.join("kept"), run: r.run}
-	if err := names.init(ctx, modeArchive); err != nil {
-		return err
-	}
-	if err := names.perform(ctx, "its objects are those of the repository", "config", "set", "core.parent", r.path); err != nil {
-		return err
-	}
-	dir := filepath.Join(names.path, "refs", "heads", keptPrefix)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return errors.WithStack(err)
-	}
+// keepCommits gives commits refs below keptPrefix, with a process for each: ostree makes one ref at a time.
+func (r *repository) keepCommits(ctx context.Context, commits []string) error {
 	for _, commit := range commits {
-		if err := os.WriteFile(filepath.Join(dir, commit), []byte(commit+"\n"), 0o644); err != nil {
-			return errors.WithStack(err)
+		c := r.command("keep a commit of others", "refs", "--create="+keptPrefix+"/"+commit, commit)
+		c.read = true // there are none where a record is replayed
+		if _, err := r.run.output(ctx, c); err != nil {
+			return r.mayNotWrite(r.explain(err))
 		}
 	}
-	j.shell("a ref for each commit of others", fmt.Sprintf(`mkdir -p %[1]s && for c in %[2]s; do echo "$c" >%[1]s/"$c"; done`,
-		j.path(dir), strings.Join(commits, " ")))
-	c := r.command("keep the commits of others", "pull-local", "--disable-fsync", "--disable-verify-bindings", "--commit-metadata-only", names.path)
-	c.read = true // there are none where a record is replayed
-	_, err = r.run.output(ctx, c)
-	j.step("the refs are copied", "rm", "-rf", work.path)
-	return r.mayNotWrite(r.explain(err))
+	return nil
 }
 
 // unnamedLine is what ostree says of a commit that prune would delete, among what else it says for those who debug it.

@@ -128,8 +128,9 @@ func cleanCapability(value string) string {
 	return ""
 }
 
-// openingWriter passes entries on to a tar that is not run by root, with the bits that it needs on the way, and ostree behind it: tar comes back
-// to directories that it has left, and gives files their attributes after their modes. The modes that they have in the layer are kept.
+// openingWriter passes entries on to a tar that is not run by root, with the bits that it needs on the way, and ostree behind
+// it: tar comes back to directories that it has left, and gives files their attributes after their modes. The modes that they
+// have in the layer are kept.
 type openingWriter struct {
 	entryWriter
 	modes map[string]uint32 // of what was opened, by its name
@@ -158,7 +159,8 @@ func (w *openingWriter) WriteEntry(e tarstream.Entry) error {
 	return w.entryWriter.WriteEntry(e)
 }
 
-// overrides returns the lines of a --statoverride file that give the commit the modes back. A line cannot name what has a newline.
+// overrides returns the lines of a --statoverride file that give the commit the modes back. A line cannot name what has a
+// newline.
 func (w *openingWriter) overrides() []string {
 	var lines []string
 	for _, name := range slices.Sorted(maps.Keys(w.modes)) {

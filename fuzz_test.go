@@ -32,7 +32,7 @@ func FuzzHeaders(f *testing.F) {
 	f.Fuzz(func(t *testing.T, layer []byte) {
 		var clean bytes.Buffer
 		perms := permissionsFor(modeBareUser, 0, 0)
-		filter := newLayerFilter(perms, &clean)
+		filter := newLayerFilter(perms, tarstream.NewWriter(&clean))
 		filter.limits = limits
 		scan := &layerScan{limits: limits, sink: filter}
 		err := scan.run(context.Background(), bytes.NewReader(layer))

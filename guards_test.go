@@ -10,6 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
+
+	"ostree-image/internal/tarstream"
 )
 
 // zeros is a stream of n zero bytes.
@@ -148,7 +150,7 @@ func TestOddEntries(t *testing.T) {
 		{"a hard link to itself", []*tar.Header{entry(tar.TypeLink, "h", "h")}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newLayerFilter(permissions{}, io.Discard)
+			f := newLayerFilter(permissions{}, tarstream.NewWriter(io.Discard))
 			var err error
 			for _, hdr := range tt.headers {
 				if _, _, err = f.take(hdr); err != nil {

@@ -204,7 +204,7 @@ func blobsOf(t *testing.T, dir string, perms permissions, layers ...[]byte) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		filter := newLayerFilter(perms, &clean)
+		filter := newLayerFilter(perms, tarstream.NewWriter(&clean))
 		scan := &layerScan{packer: split.packer(), sink: filter}
 		if err := scan.run(t.Context(), bytes.NewReader(l)); err != nil {
 			t.Fatal(err)

@@ -114,9 +114,12 @@ func openLockFile(repo string) (_ *os.File, err error) {
 	err = unix.Fstat(fd, &st)
 	if err == nil {
 		ours := int(st.Uid) == os.Geteuid() || st.Uid == 0 || st.Uid == above.Uid || above.Mode&0o022 != 0
-		if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink > 1 || !ours {
-			err = errors.Errorf("%s, the lock of the repository, is to be a plain file of the repository's owner, with one name; remove it", path)
-		} else if st.Mode&0o7777 != mode && (os.Geteuid() == 0 || int(st.Uid) == os.Geteuid()) {
+		mayChmod := os.Geteuid() == 0 || int(st.Uid) == os.Geteuid()
+		switch {
+		case st.Mode&unix.S_IFMT != unix.S_IFREG || !ours:
+			err = errors.Errorf("%s, the lock of the repository, is to be a plain file of the repository's owner; remove it", path)
+		case st.Nlink > 1: // a copy of the repository by hard links has the same; or somebody linked another's file here
+		case st.Mode&0o7777 != mode && mayChmod:
 			err = f.Chmod(os.FileMode(mode)) // what others could open they could lock
 		}
 	}

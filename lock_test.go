@@ -70,13 +70,13 @@ func TestLockFile(t *testing.T) {
 		{"that others could open", 0o755, func(path string) error { return os.WriteFile(path, nil, 0o644) }, 0o600, ""},
 		{"a link", 0o755, func(path string) error { return os.Symlink("/dev/null", path) }, 0, "which is to be a plain file: too many levels"},
 		{"a directory", 0o755, func(path string) error { return os.Mkdir(path, 0o755) }, 0, "which is to be a plain file: is a directory"},
-		{"a fifo", 0o755, func(path string) error { return unix.Mkfifo(path, 0o600) }, 0, "is to be a plain file of the repository's owner, with one name"},
+		{"a fifo", 0o755, func(path string) error { return unix.Mkfifo(path, 0o600) }, 0, "is to be a plain file of the repository's owner"},
 		{"a file of two names", 0o755, func(path string) error {
-			if err := os.WriteFile(path+"2", nil, 0o600); err != nil {
+			if err := os.WriteFile(path+"2", nil, 0o644); err != nil {
 				return err
 			}
 			return os.Link(path+"2", path)
-		}, 0, "is to be a plain file of the repository's owner, with one name"},
+		}, 0o644, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := lockRepo(t, lockOptions{})

@@ -19,6 +19,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/tarstream"
 )
 
 // randomSource makes layers of a few entries in three levels, with names so few that they meet: directories that nothing names, names that
@@ -122,7 +124,7 @@ func under(name string, members []member) []member {
 }
 
 func isOdd(members []member) bool {
-	scan := &layerScan{sink: newLayerFilter(permissions{}, &bytes.Buffer{})}
+	scan := &layerScan{sink: newLayerFilter(permissions{}, tarstream.NewWriter(&bytes.Buffer{}))}
 	err := scan.run(context.Background(), bytes.NewReader(archive(members...)))
 	return err != nil || scan.odd
 }
@@ -204,7 +206,7 @@ func checkRandomLayers(t *testing.T, seed uint64, n int, single bool) {
 	image, raw := randomImage(t, r, n, single)
 	want := map[string]map[string]string{} // by the mode
 	var first *testRun
-	names := func(ref string) string { return fmt.Sprintf("seed %d", seed) }
+	names := func(string) string { return fmt.Sprintf("seed %d", seed) }
 	for _, e := range allEngineRuns() {
 		r := e.importImage(t, image)
 		if first == nil {
@@ -445,18 +447,7 @@ func TestRandomLayersOfUser(t *testing.T) {
 	if dir == "" {
 		return
 	}
-	files, err := filepath.Glob(filepath.Join(dir, "*.tar"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	image := &testImage{}
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		image.layers = append(image.layers, b)
-	}
+	image := imageIn(t, dir)
 	readOnly := archive(member{name: "ro", mode: 0o444, pax: xattrs("user.k", "1")}, member{name: "none", mode: -1, pax: xattrs("user.k", "1")}, hard("too", "none"))
 	for _, e := range allEngineRuns() {
 		r := e.importImage(t, image)

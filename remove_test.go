@@ -480,8 +480,8 @@ func TestImageGoesWhileItIsRead(t *testing.T) {
 					}
 					_ = os.Remove(script + ".done")
 					var stdout, stderr syncBuffer
-					args := []string{"ostree-image", "--ostree=" + script, "--repo=" + r.repo.path}
-					status := run(t.Context(), append(args, strings.Fields(command)...), &stdout, &stderr)
+					args := append([]string{"--ostree=" + script, "--repo=" + r.repo.path}, strings.Fields(command)...)
+					status := runProgram(t, args, &stdout, &stderr)
 					if _, err := os.Stat(script + ".done"); err != nil {
 						t.Fatal("nothing was removed")
 					}

@@ -107,6 +107,10 @@ def write_files(path, count):
         for i in range(count):
             data = f"file {i}\n".encode()
             name = hashlib.sha256(data).hexdigest()  # so that the record of many does not get small by compression
+            for directory in ([] if i % 500 else ["."] * (i == 0) + [f"dir{i // 500}"]):  # so that the layer is its own clean stream
+                info = tarfile.TarInfo(directory)
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(info)
             info = tarfile.TarInfo(f"dir{i // 500}/{name}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
