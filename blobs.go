@@ -250,7 +250,7 @@ func (s *blobStore) openBlobTar(ctx context.Context, b *storedBlob) (io.ReadClos
 	if err != nil {
 		return nil, err
 	}
-	stream, _, err := decompress(blob)
+	stream, _, err := decompress(blob, func() {})
 	if err != nil {
 		_ = blob.Close()
 		return nil, err

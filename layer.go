@@ -14,9 +14,6 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"github.com/containers/image/v5/pkg/compression"
-	"github.com/klauspost/compress/zstd"
-	"github.com/klauspost/pgzip"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
@@ -352,7 +349,9 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 		return false, err
 	}
 	defer func() { _ = in.Close() }()
-	stream, plain, err := decompress(st.settings.progress.reading(b.want.Digest, in))
+	stream, plain, err := decompress(st.settings.progress.reading(b.want.Digest, in), func() {
+		st.settings.warnf("layer %s: zeros follow its gzip data, and are ignored, as by gzip", b.name())
+	})
 	if err == nil {
 		defer func() { _ = stream.Close() }()
 		scan.limits = st.settings.limits
@@ -366,39 +365,6 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 		return plain, serr
 	}
 	return plain, errors.WithMessagef(err, "layer %s", b.name())
-}
-
-// maxZstdWindow is how much of its output a zstd stream may make the reader remember: as much as zstd(1) takes.
-const maxZstdWindow = 128 << 20
-
-// How far the gzip decoder goes ahead, on a core of its own, of who reads from it.
-const (
-	gzipBlock  = 256 << 10
-	gzipBlocks = 4
-)
-
-// decompress returns the tar stream in r.
-func decompress(r io.Reader) (stream io.ReadCloser, plain bool, err error) {
-	algorithm, decompressor, r, err := compression.DetectCompressionFormat(r)
-	if err != nil {
-		return nil, false, errors.WithMessage(err, "finding out its compression")
-	}
-	if decompressor == nil {
-		return io.NopCloser(r), true, nil
-	}
-	if algorithm.Name() == compression.Gzip.Name() { // the library's reads 4 MiB ahead, for each layer that is read
-		stream, err = pgzip.NewReaderN(r, gzipBlock, gzipBlocks)
-		return stream, false, errors.Wrap(err, "decompressing")
-	}
-	if algorithm.Name() == compression.Zstd.Name() { // the library's has a limit of 512 MiB, for each layer that is read
-		decoder, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxZstdWindow))
-		if err != nil {
-			return nil, false, errors.WithMessage(err, "decompressing")
-		}
-		return decoder.IOReadCloser(), false, nil
-	}
-	stream, err = decompressor(r)
-	return stream, false, errors.WithMessage(err, "decompressing")
 }
 
 // unpack commits the clean stream that makeSink makes of b and returns what its commit is made of. Where the scan finds the layer odd there

@@ -129,7 +129,7 @@ func TestCancel(t *testing.T) {
 	}{
 		{"that ends", fakeRule{Child: true, Read: -1}, 0, "a whim"},
 		{"that is deaf itself", fakeRule{Child: true, Sleep: time.Minute}, 0, "a whim"},
-		{"out of time", fakeRule{Child: true, Stderr: "error: slow\n", Read: -1}, 500 * time.Millisecond, "FAKE verb: stopped after 500ms, the limit of --command-timeout: slow"},
+		{"out of time", fakeRule{Child: true, Stderr: "error: slow\n", Read: -1}, 4 * time.Second, "FAKE verb: stopped after 4s, the limit of --command-timeout: slow"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -98,7 +98,7 @@ func TestScanPieces(t *testing.T) {
 				return out.String()
 			}
 			stream := func() io.Reader {
-				r, _, err := decompress(bytes.NewReader(l.layer))
+				r, _, err := decompress(bytes.NewReader(l.layer), func() {})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -257,7 +257,7 @@ layer_case("name-1M", "bombs", named([b"n" * 10 ** 6]) + END, "has a part of 100
 layer_case("name-1M-pax", "bombs", pax((b"path", b"n/" * 500000)) + header(b"x") + END, "has 999999 bytes, and 4095 is the most")
 layer_case("name-1M-dots", "bombs", named([b"./" * 500000 + b"a"]) + END)
 layer_case("name-1M-in-and-out", "bombs", named([b"a/" * 500000 + b"../../b"]) + END, "and 4095 is the most")
-layer_case("name-1M-out", "bombs", named([b"../" * 400000 + b"b"]) + END, "leads out of the layer")
+layer_case("name-1M-out", "bombs", named([b"../" * 300000 + b"b"]) + END, "leads out of the layer")
 layer_case("target-1M", "bombs", gnu_long(b"K", b"t/" * 500000) + header(b"s", kind=b"2") + END, "has 1000000 bytes, and 4095 is the most")
 layer_case("names", "bombs", lambda long: through_zstd(lambda: (named([b"%08d-" % i + b"n" * 200 + b"/." * 1900]) for i in range(200_000 if long else 700))),
            "the names and attributes of its first", options="--max-layer-files=1000", size="both")
