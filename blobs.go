@@ -234,14 +234,15 @@ func (s *blobStore) openTar(ctx context.Context, b *storedBlob) (io.ReadCloser, 
 
 // recordRebuild writes into a record how to put the layer together without this program, where the program tar-split is.
 func (s *blobStore) recordRebuild(b *storedBlob) {
-	split := `ostree cat --repo="$REPO" ` + shellquote.Word(b.side) + " /" + fileSplit
+	repo := s.repo.run.journal.path(s.repo.path)
+	split := "ostree cat --repo=" + repo + " " + shellquote.Word(b.side) + " /" + fileSplit
 	if b.record != "" {
-		split = `ostree show --repo="$REPO" --print-metadata-key=` + keyTarSplit + " " + shellquote.Word(b.spec) + ` | tr -d "'" | base64 -d`
+		split = "ostree show --repo=" + repo + " --print-metadata-key=" + keyTarSplit + " " + shellquote.Word(b.spec) + ` | tr -d "'" | base64 -d`
 	}
 	s.repo.run.journal.recorded("put layer "+b.digest.String()+" together, where the program tar-split is", fmt.Sprintf(
-		`! command -v tar-split >/dev/null || { ostree checkout --repo="$REPO" --user-mode %[1]s "$WORK"/rebuilt; %[2]s >"$WORK"/split; `+
+		`! command -v tar-split >/dev/null || { ostree checkout --repo=%[4]s --user-mode %[1]s "$WORK"/rebuilt; %[2]s >"$WORK"/split; `+
 			`tar-split asm --input "$WORK"/split --path "$WORK"/rebuilt --output - | sha256sum | grep -q %[3]s; rm -rf "$WORK"/rebuilt "$WORK"/split; }`,
-		shellquote.Word(b.spec), split, b.diffID.Encoded()))
+		shellquote.Word(b.spec), split, b.diffID.Encoded(), repo))
 }
 
 // openBlobTar returns the tar stream of a layer that is kept as it came.

@@ -151,7 +151,7 @@ func (r *repository) command(why string, verb string, args ...string) command {
 // reads tells the record that commits are about to be read.
 func (r *repository) reads(ctx context.Context, revs ...string) {
 	if !r.hidden {
-		r.run.journal.record.reads(ctx, revs...)
+		r.run.journal.record.reads(ctx, r.path, revs...)
 	}
 }
 
@@ -863,7 +863,7 @@ func (r *repository) dropKept(ctx context.Context) error {
 func (r *repository) keepCommits(ctx context.Context, commits []string) error {
 	for _, commit := range commits {
 		c := r.command("keep a commit of others", "refs", "--create="+keptPrefix+"/"+commit, commit)
-		c.read = true // there are none where a record is replayed
+		c.absent = true // there are none where a record is replayed
 		if _, err := r.run.output(ctx, c); err != nil {
 			return r.mayNotWrite(r.explain(err))
 		}

@@ -26,6 +26,7 @@ type journal struct {
 	header  bool      // the log's header is written
 	number  int       // of the last line
 	places  []place
+	repos   []string  // that the run works on, in the order of their variables
 	record  *recorder // --record, nil without
 	secrets []string  // what must never be written
 	err     error     // the first failure to write the log
@@ -40,7 +41,9 @@ type entry struct {
 	words []string // the command and its arguments, not quoted
 	input string   // a file in the journal's BLOBS that is its standard input, "" for none
 	out   bool     // its standard output is data that the program reads
-	read  bool     // it only reads the repository and may fail without harm
+	read  bool     // it only reads the repository, and its failure may be an answer: a replay is to fail where the run did
+	// absent says that what it names need not be there where it is run again.
+	absent bool
 }
 
 const journalHeader = `
@@ -75,6 +78,32 @@ func (j *journal) name(path, variable string) {
 	j.places = append(slices.Clip(j.places), place{path, variable})
 	// Where one place lies within another, the inner one is to be found first.
 	slices.SortStableFunc(j.places, func(a, b place) int { return len(b.path) - len(a.path) })
+}
+
+// The variables of the repositories that a run works on: of a copy between two, the one that is written comes first.
+var repoVariables = []string{"REPO", "SOURCE"}
+
+// nameRepository names a repository that the run works on, once, and returns its variable.
+func (j *journal) nameRepository(path string) string {
+	j.mu.Lock()
+	n := slices.Index(j.repos, path)
+	fresh := n < 0 && len(j.repos) < len(repoVariables)
+	if fresh {
+		j.repos = append(j.repos, path)
+		n = len(j.repos) - 1
+		if n > 0 {
+			j.printHeader()
+			j.print(repoVariables[n] + "=${" + repoVariables[n] + ":-" + shellquote.Word(path) + "}\n")
+		}
+	}
+	j.mu.Unlock()
+	if n < 0 {
+		return ""
+	}
+	if fresh {
+		j.name(path, repoVariables[n])
+	}
+	return repoVariables[n]
 }
 
 // forget ends the name of a directory that is gone.
@@ -151,7 +180,7 @@ func (j *journal) ended(number int, err error, took time.Duration) {
 		return
 	}
 	text := fmt.Sprintf("# %d failed after %.3f s: %s\n", number, took.Seconds(), redact(oneLine(err), j.secrets))
-	j.record.print(text)
+	j.record.print(text + fmt.Sprintf("KNOWN=\"$KNOWN %d\"\n", number))
 	j.print(text)
 }
 
@@ -172,15 +201,19 @@ func (j *journal) write(e entry) int {
 	if e.out {
 		end += " >/dev/null"
 	}
-	if e.read {
-		end += " || :"
+	logEnd := end
+	switch {
+	case e.absent:
+		logEnd, end = end+" || :", end+" || :"
+	case e.read:
+		logEnd, end = end+" || :", fmt.Sprintf("%s || missed %d", end, j.number+1)
 	}
 	if e.input == "" {
-		return j.writeLines(e.why, line+end, line+end)
+		return j.writeLines(e.why, line+logEnd, line+end)
 	}
 	// The record holds the stream compressed, and not at all where the command was taken back.
 	input := shellquote.Word(e.input)
-	return j.writeLines(e.why, line+` <"$BLOBS"/`+input+end, fmt.Sprintf(
+	return j.writeLines(e.why, line+` <"$BLOBS"/`+input+logEnd, fmt.Sprintf(
 		`[ ! -e "$BLOBS"/%[1]s.zst ] || { zstd -dc "$BLOBS"/%[1]s.zst >"$WORK"/%[1]s; %[2]s <"$WORK"/%[1]s%[3]s; rm "$WORK"/%[1]s; }`, input, line, end))
 }
 
@@ -192,14 +225,17 @@ func (j *journal) writeLines(why, logLine, recordLine string) int {
 		comment = fmt.Sprintf("# %d: %s\n", j.number, why)
 	}
 	j.record.print(comment + recordLine + "\n")
-	if j.log != nil {
-		if !j.header {
-			j.header = true
-			j.print(fmt.Sprintf(journalHeader, version, time.Now().UTC().Format(time.RFC3339), shellquote.Prelude))
-		}
-		j.print(comment + logLine + "\n")
-	}
+	j.printHeader()
+	j.print(comment + logLine + "\n")
 	return j.number
+}
+
+// printHeader begins the log.
+func (j *journal) printHeader() {
+	if j.log != nil && !j.header {
+		j.header = true
+		j.print(fmt.Sprintf(journalHeader, version, time.Now().UTC().Format(time.RFC3339), shellquote.Prelude))
+	}
 }
 
 func (j *journal) print(text string) {

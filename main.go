@@ -249,7 +249,7 @@ func (p *program) app() *cli.App {
 				Before: wantArgs(0, -1), Action: p.verify,
 			},
 			{
-				Name: "replay", Usage: "run a recorded run again in a fresh repository and compare every ref",
+				Name: "replay", Usage: "run a recorded run again in a fresh repository and compare every ref; a record is a program",
 				ArgsUsage:   "RECORD",
 				Description: "ostree-image replay ./record\nostree-image replay --list record.tar.gz",
 				Flags: []cli.Flag{
@@ -257,6 +257,7 @@ func (p *program) app() *cli.App {
 					&cli.IntFlag{Name: "from", Usage: "begin with command `N`", Destination: &g.replay.from},
 					&cli.IntFlag{Name: "to", Usage: "end with command `N`, and compare nothing", Destination: &g.replay.to},
 					&cli.BoolFlag{Name: "step", Usage: "ask before each command", Destination: &g.replay.step},
+					&cli.BoolFlag{Name: "trust", Usage: "run a record that somebody else made, or that others may have changed", Destination: &g.replay.trust},
 					&cli.BoolFlag{Name: "keep", Usage: "leave the work directory", Destination: &g.replay.keep},
 					&cli.StringFlag{Name: "work", Usage: "work in `DIR`, where an earlier replay left off", Destination: &g.replay.work},
 				},

@@ -26,7 +26,9 @@ const (
 	recordScript   = "commands.sh"
 	recordBlobs    = "blobs"    // what the commands read
 	recordSums     = "sums"     // sha256 of the files in blobs that have no digest for a name
-	recordRepo     = "repo"     // the commits that the run read
+	recordRepo     = "repo"     // the commits that the run read of REPO
+	recordSource   = "source"   // those that it read of SOURCE, where it copied between two repositories
+	recordRemotes  = "remotes"  // "CHECKSUM REF" for each of the refs of REPO's remotes that it read
 	recordRefs     = "refs"     // "CHECKSUM REF" for each ref that was written
 	recordVersions = "versions" // of the programs
 )
@@ -44,10 +46,15 @@ type recorder struct {
 	script *os.File
 	refs   *os.File
 	sums   *os.File
-	source *repository // whose commits are kept, nil until it is known
-	mode   string
-	pulled map[string]bool
-	err    error // the first failure
+	repos  []*keptRepository // first the one that the run works on
+	mode   string            // of that
+	err    error             // the first failure
+}
+
+// keptRepository is what a record keeps of a repository that the run reads.
+type keptRepository struct {
+	source, kept *repository
+	pulled       map[string]bool
 }
 
 const recordHeader = `#!/bin/sh
@@ -59,10 +66,20 @@ const recordHeader = `#!/bin/sh
 # Without them REPO is a fresh repository in WORK, and WORK a fresh directory. The file refs says what must come of it.
 #
 # Each command has a number and a comment on what it is for, and how long it took. "Taken back" are commands whose
-# stream is not there: the run ended them, and began anew or failed. Commands that only read may fail.
+# stream is not there: the run ended them, and began anew or failed. Commands that only read may fail where they did when
+# they were recorded.
 set -eu
 %s
 ENDED=
+MISSED=
+KNOWN=
+missed() { MISSED="$MISSED $1"; }
+checked() {
+    for n in $MISSED; do
+        case " $KNOWN " in *" $n "*) ;; *) echo "command $n only reads, and fails now though it did not when it was recorded" >&2; ENDED=no ;; esac
+    done
+    [ "$ENDED" != no ]
+}
 trap '[ $? -ne 0 ] || [ "$ENDED" ] || { echo "the record ends here: the run was cut off" >&2; exit 1; }' EXIT
 RECORD=$(cd "$(dirname "$0")" && pwd)
 BLOBS=$RECORD/blobs
@@ -86,12 +103,16 @@ func newRecorder(dir string, run *runner) (rec *recorder, err error) {
 			return nil, errors.Errorf("--record: %s belongs to somebody else, who could change what is written there", dir)
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(dir, recordBlobs), 0o777); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, recordBlobs), 0o700); err != nil {
 		return nil, errors.Wrap(err, "--record")
 	}
-	rec = &recorder{dir: dir, run: run, pulled: map[string]bool{}}
+	// Whoever could change it would have the user run his commands.
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, errors.Wrap(err, "--record")
+	}
+	rec = &recorder{dir: dir, run: run}
 	for name, f := range map[string]**os.File{recordScript: &rec.script, recordRefs: &rec.refs, recordSums: &rec.sums} {
-		if *f, err = os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666); err != nil {
+		if *f, err = os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 			return nil, errors.Wrap(err, "--record")
 		}
 	}
@@ -125,7 +146,7 @@ func (rec *recorder) begin(ctx context.Context) {
 		}
 		text += string(out)
 	}
-	if err := os.WriteFile(filepath.Join(rec.dir, recordVersions), []byte(text), 0o666); err != nil {
+	if err := os.WriteFile(filepath.Join(rec.dir, recordVersions), []byte(text), 0o600); err != nil {
 		rec.fail(err)
 	}
 }
@@ -139,8 +160,8 @@ func (rec *recorder) fail(err error) {
 }
 
 // repository says which repository the run works on. Its mode is that of the fresh one in which the script runs.
-func (rec *recorder) repository(ctx context.Context, repo *repository) error {
-	if rec == nil || rec.source != nil {
+func (rec *recorder) repository(ctx context.Context, repo *repository, variable string) error {
+	if rec == nil || variable == "" || rec.find(repo.path) != nil {
 		return nil
 	}
 	quiet := &repository{path: repo.path, run: repo.run, hidden: true}
@@ -150,59 +171,113 @@ func (rec *recorder) repository(ctx context.Context, repo *repository) error {
 	}
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
-	rec.source, rec.mode = quiet, mode
+	dir := recordRepo
+	if len(rec.repos) > 0 {
+		dir = recordSource
+	}
+	k := &keptRepository{quiet, &repository{path: filepath.Join(rec.dir, dir), run: rec.run, hidden: true}, map[string]bool{}}
+	rec.repos = append(rec.repos, k)
+	if dir == recordSource {
+		rec.write(rec.script, "# 0: the repository that the image comes from, with what the run read there\n"+
+			variable+`=${`+variable+`:-$RECORD/`+recordSource+"}\n")
+		return k.kept.init(ctx, mode)
+	}
+	rec.mode = mode
 	rec.write(rec.script, fmt.Sprintf(`# 0: the repository, with what the run read from the original
 [ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s
-[ ! -d "$RECORD"/repo ] || ostree pull-local --repo="$REPO" "$RECORD"/repo
+[ ! -d "$RECORD"/repo ] || ostree pull-local --repo="$REPO" --disable-verify-bindings "$RECORD"/repo
+[ ! -e "$RECORD"/remotes ] || while read -r c r; do ostree refs --repo="$REPO" --force --create="$r" "$c"; done <"$RECORD"/remotes
 `, shellquote.Word(mode)))
 	return nil
 }
 
-// reads keeps the commits of refs that are about to be read.
-func (rec *recorder) reads(ctx context.Context, revs ...string) {
-	if rec == nil || rec.source == nil {
+// find returns what is kept of a repository, nil for one that the run does not work on.
+func (rec *recorder) find(path string) *keptRepository {
+	for _, k := range rec.repos {
+		if k.source.path == path {
+			return k
+		}
+	}
+	return nil
+}
+
+// reads keeps the commits of refs of the repository at path that are about to be read.
+func (rec *recorder) reads(ctx context.Context, path string, revs ...string) {
+	if rec == nil {
 		return
 	}
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
+	k := rec.find(path)
+	if k == nil {
+		return
+	}
 	var fresh []string
 	for _, rev := range revs {
-		// A checksum was learned from a ref, so it is there; a ref of a remote cannot be pulled by its name.
-		if rec.pulled[rev] || checksumPattern.MatchString(rev) || strings.Contains(rev, ":") {
+		if k.pulled[rev] || checksumPattern.MatchString(rev) { // a checksum was learned from a ref, so it is there
 			continue
 		}
-		rec.pulled[rev] = true
+		k.pulled[rev] = true
 		fresh = append(fresh, rev)
 	}
 	if len(fresh) == 0 {
 		return
 	}
-	if err := rec.pull(ctx, fresh); err != nil && rec.err == nil && !errors.Is(err, errNoRef) {
+	if err := rec.pull(ctx, k, fresh); err != nil && rec.err == nil && !errors.Is(err, errNoRef) {
 		rec.err = errors.WithMessage(err, "writing the record")
 	}
 }
 
-func (rec *recorder) pull(ctx context.Context, refs []string) error {
-	kept := &repository{path: filepath.Join(rec.dir, recordRepo), run: rec.run, hidden: true}
-	if _, err := os.Stat(kept.path); os.IsNotExist(err) {
-		if err := kept.init(ctx, rec.mode); err != nil {
+func (rec *recorder) pull(ctx context.Context, k *keptRepository, refs []string) error {
+	if _, err := os.Stat(k.kept.path); os.IsNotExist(err) {
+		if err := k.kept.init(ctx, rec.mode); err != nil {
 			return err
 		}
 	}
-	known, err := rec.source.refs(ctx)
+	known, err := k.source.refs(ctx)
 	if err != nil {
 		return err
 	}
 	var there []string
 	for _, r := range refs {
-		if known[r] {
+		if !known[r] {
+			continue
+		}
+		if !strings.Contains(r, ":") {
 			there = append(there, r)
+		} else if err := rec.pullRemote(ctx, k, r); err != nil {
+			return err
 		}
 	}
 	if len(there) == 0 {
 		return nil
 	}
-	return kept.pullLocal(ctx, rec.source.path, false, "", there...)
+	return k.kept.pullLocal(ctx, k.source.path, false, "", there...)
+}
+
+// pullRemote keeps the commit of a remote's ref. ostree pulls no such ref from a repository by its name.
+func (rec *recorder) pullRemote(ctx context.Context, k *keptRepository, ref string) error {
+	sums, err := k.source.revParse(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if err := k.kept.pullLocal(ctx, k.source.path, false, "", sums[0]); err != nil {
+		return err
+	}
+	if k.kept.path != filepath.Join(rec.dir, recordRepo) {
+		return k.kept.setRef(ctx, "", ref, sums[0])
+	}
+	// The script pulls all refs of it, and can do so only where none is a remote's.
+	if err := k.kept.setRef(ctx, "", keptPrefix+"/"+sums[0], sums[0]); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(rec.dir, recordRemotes), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	_, err = fmt.Fprintf(f, "%s %s\n", sums[0], ref)
+	closeWith(&err, f)
+	return errors.WithStack(err)
 }
 
 // wrote notes the refs that the run has written.
@@ -210,7 +285,7 @@ func (rec *recorder) wrote(ctx context.Context, refs []string) error {
 	if rec == nil {
 		return nil
 	}
-	checksums, err := rec.source.revParse(ctx, refs...)
+	checksums, err := rec.repos[0].source.revParse(ctx, refs...)
 	if err != nil {
 		return errors.WithMessage(err, "writing the record")
 	}
@@ -274,7 +349,7 @@ func (rec *recorder) stream(name string) (*recordedStream, error) {
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		return nil, errors.Wrap(err, "writing the record")
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, errors.Wrap(err, "writing the record")
 	}
@@ -357,7 +432,7 @@ func (rec *recorder) finish(failure error, status int, secrets []string) error {
 		return nil
 	}
 	if failure == nil {
-		rec.print(recordEnd + "\n")
+		rec.print("checked\n" + recordEnd + "\n")
 	} else {
 		text := redact(oneLine(failure), secrets)
 		rec.print(fmt.Sprintf("# the run failed here\n{ echo %s >&2; exit %d; }\n", shellquote.Word("ostree-image: "+text), status))

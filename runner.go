@@ -73,6 +73,8 @@ type command struct {
 	input string // what the journal calls the standard input, see entry
 	read  bool   // only reads the repository, see entry
 
+	absent bool // see entry
+
 	hidden bool     // not for the journal: it serves the record
 	env    []string // variables beside those that every child gets
 
@@ -177,7 +179,7 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	}
 	if !c.hidden {
 		p.number = r.journal.command(entry{
-			why: c.why, words: append([]string{c.tool}, c.args...), input: c.input, read: c.read, out: c.read && stdout != nil,
+			why: c.why, words: append([]string{c.tool}, c.args...), input: c.input, read: c.read, absent: c.absent, out: c.read && stdout != nil,
 		})
 	}
 	p.began = time.Now()
@@ -319,15 +321,24 @@ func (r *runner) later(ctx context.Context, c command) func() ([]byte, error) {
 
 // runShell runs lines of a recorded script, with its variables. What they print goes to w.
 func runShell(ctx context.Context, r *runner, w io.Writer, lines string, variables map[string]string) error {
-	c := command{tool: toolShell, args: []string{"-euc", shellquote.Prelude + "\n" + lines}, hidden: true}
+	c := command{tool: toolShell, args: []string{"-eus"}, hidden: true}
 	for name, value := range variables {
 		c.env = append(c.env, name+"="+value)
 	}
-	p, err := r.start(ctx, c, nil, w)
+	p, stdin, err := r.writer(ctx, c, w)
 	if err != nil {
 		return err
 	}
-	return p.wait()
+	// On standard input, since an argument may have no more than 128 kB. The braces make the shell read all of it first, and keep
+	// the commands from reading on there.
+	_, werr := io.WriteString(stdin, shellquote.Prelude+"\n{\n"+lines+"\n} </dev/null\n")
+	if cerr := stdin.Close(); werr == nil {
+		werr = cerr
+	}
+	if err := p.wait(); err != nil {
+		return err
+	}
+	return errors.Wrap(werr, "giving the commands to the shell")
 }
 
 // reader starts c and returns its standard output as a stream. It gives io.EOF only after the process has ended well: a

@@ -193,11 +193,11 @@ func (s *settings) policyContext(sys *types.SystemContext) (*signature.PolicyCon
 // useRepository settles that the run works on a repository: the journal calls it REPO, the embedded default is made where
 // it is missing, and a record begins with it.
 func (s *settings) useRepository(ctx context.Context, repo *repository) error {
-	s.journal.name(repo.path, "REPO")
+	variable := s.journal.nameRepository(repo.path)
 	if err := s.ensureDefaultRepo(ctx, repo); err != nil {
 		return err
 	}
-	return s.journal.record.repository(ctx, repo)
+	return s.journal.record.repository(ctx, repo, variable)
 }
 
 // close ends what the settings hold open. failure and status are how the run ends.

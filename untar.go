@@ -1,11 +1,18 @@
 package main
 
 import (
+	"archive/tar"
 	"context"
+	"io"
 	"os"
+	"path"
 	"regexp"
+	"strings"
+	"syscall"
 
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/tarstream"
 )
 
 // oldestTar is the oldest GNU tar with --xattrs-include.
@@ -43,12 +50,104 @@ func untarArgs(dir string, asRoot bool) []string {
 	return append(args, "--no-same-owner", "--xattrs", "--xattrs-include=user.*")
 }
 
-// extractArchive extracts an archive that tar finds out how to decompress, into dir.
-func extractArchive(ctx context.Context, r *runner, archive, dir string) error {
-	return r.run(ctx, command{
+// The most that the archive of a record may have.
+const (
+	maxArchiveBytes = 256 << 30
+	maxArchiveFiles = 2_000_000
+)
+
+// extractArchive extracts the archive of a record, plain or compressed, into dir. Files, directories, and links within it are
+// all that it may have; nothing of it leads out of dir.
+func extractArchive(ctx context.Context, r *runner, archive *os.File, dir string) (err error) {
+	stream, _, err := decompress(archive, func() {})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }()
+	p, stdin, err := r.writer(ctx, command{
 		tool: toolTar, hidden: true, why: "extract an archive",
-		args: []string{"-x", "--no-same-owner", "--no-same-permissions", "--file=" + archive, "--force-local", "--directory=" + dir},
-	})
+		args: []string{"-x", "-f", "-", "--no-same-owner", "--no-same-permissions", "--warning=no-unknown-keyword", "--directory=" + dir},
+	}, nil)
+	if err != nil {
+		return err
+	}
+	out := tarstream.NewWriter(stdin)
+	err = checkedArchive(ctx, stream, out)
+	if err == nil {
+		err = out.Close()
+	}
+	if cerr := stdin.Close(); err == nil {
+		err = errors.WithStack(cerr)
+	}
+	if err != nil && !errors.Is(err, syscall.EPIPE) { // else tar says why
+		p.kill()
+		_ = p.wait()
+		return err
+	}
+	return p.wait()
+}
+
+// checkedArchive copies an archive as far as that is what a record can hold.
+func checkedArchive(ctx context.Context, stream io.Reader, out *tarstream.Writer) error {
+	kinds := map[string]tarstream.Kind{"": tarstream.Dir}
+	total := int64(0)
+	for in := tar.NewReader(stream); ; {
+		hdr, err := in.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return errors.Wrap(err, "reading the archive")
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		}
+		e := tarstream.Entry{Mode: uint32(hdr.Mode) & 0o777, Size: hdr.Size}
+		if e.Name, err = cleanName(hdr.Name); err != nil {
+			return err
+		}
+		if strings.HasPrefix(hdr.Name, "/") {
+			return errors.Errorf("the archive has the absolute name %s", quoted(hdr.Name))
+		}
+		for above := path.Dir(e.Name); above != "."; above = path.Dir(above) {
+			if kind, ok := kinds[above]; ok && kind != tarstream.Dir {
+				return errors.Errorf("the archive has %s below what is no directory", quoted(hdr.Name))
+			}
+		}
+		switch hdr.Typeflag {
+		case tar.TypeReg:
+			e.Kind = tarstream.File
+		case tar.TypeDir:
+			e.Kind = tarstream.Dir
+		case tar.TypeSymlink: // an object of a repository of mode bare: nothing is ever read through it
+			e.Kind, e.Link = tarstream.Symlink, hdr.Linkname
+			if err := checkTarget(hdr.Name, hdr.Linkname); err != nil {
+				return err
+			}
+		case tar.TypeLink:
+			e.Kind = tarstream.HardLink
+			if e.Link, err = cleanName(hdr.Linkname); err != nil {
+				return err
+			}
+			if kinds[e.Link] != tarstream.File && kinds[e.Link] != tarstream.HardLink {
+				return errors.Errorf("the archive has the hard link %s to %s, which is no file of it", quoted(hdr.Name), quoted(hdr.Linkname))
+			}
+		default:
+			return errors.Errorf("the archive has %s, which is neither a file nor a directory nor a link", quoted(hdr.Name))
+		}
+		if kind, twice := kinds[e.Name]; twice && (kind != tarstream.Dir || e.Kind != tarstream.Dir) {
+			return errors.Errorf("the archive has %s twice", quoted(hdr.Name))
+		}
+		kinds[e.Name] = e.Kind
+		if total += e.Size; total > maxArchiveBytes || len(kinds) > maxArchiveFiles {
+			return errors.Errorf("the archive has more than %d bytes, or more than %d files", int64(maxArchiveBytes), maxArchiveFiles)
+		}
+		if err := out.WriteEntry(e); err != nil {
+			return err
+		}
+		if _, err := io.Copy(out, in); err != nil {
+			return errors.WithMessagef(err, "reading %s of the archive", quoted(hdr.Name))
+		}
+	}
 }
 
 // untar starts tar on a clean stream, which the caller writes to the returned pipe.

@@ -8,6 +8,7 @@ setup_file() {
     ((EUID == 0)) || return 0
     command -v mmdebstrap >/dev/null && fixture debian
     fixture small
+    fixture counts
     fixture odd
     fixture bad
 }
@@ -103,7 +104,10 @@ import_and_replay() {
     assert_equal "$(ls -A -- "$SCRATCH_DIR/tmp")" ""
 
     tar --create --gzip --directory="$SCRATCH_DIR" --file="$SCRATCH_DIR/moved.tar.gz" record
-    OI_USER=user oi --quiet replay "$SCRATCH_DIR/moved.tar.gz"
+    OI_USER=user oi -1 --quiet replay "$SCRATCH_DIR/moved.tar.gz"
+    assert_error "a record is a program"
+    OI_USER=user oi --quiet replay --list "$SCRATCH_DIR/moved.tar.gz"
+    OI_USER=user oi --quiet replay --trust "$SCRATCH_DIR/moved.tar.gz"
     assert_equal "$(grep -c ': same$' <<<"$output")" "$(wc -l <"$R/refs")"
 
     oi replay --list "$R"
@@ -121,6 +125,118 @@ import_and_replay() {
     assert_stderr_has "ostree refs"
     assert_stderr_lacks "ostree commit"
     oi -2 replay --from 5 --to 3 "$R"
+}
+
+@test "record: replay runs what this user made, or what is trusted" {
+    new_repo "$REPO" bare-user
+    oi "--record=$R" "--repo=$REPO" pull "oci:$FIXTURES/counts/oci:3000" many
+    assert_equal "$(stat -c %a "$R" "$R/commands.sh" "$R/refs" "$R/versions" | sort -u)" $'600\n700'
+    oi --quiet replay "$R"
+    local what
+    for what in "$R" "$R/commands.sh" "$R/blobs"; do
+        chown -- "$UNPRIVILEGED" "$what"
+        oi -1 --quiet replay "$R"
+        assert_error "a record is a program"
+        chown -- 0:0 "$what"
+        chmod g+w -- "$what"
+        oi -1 --quiet replay "$R"
+        assert_error "a record is a program"
+        oi --quiet replay --trust "$R"
+        chmod g-w -- "$what"
+    done
+    # Nothing is read through a link.
+    mv -- "$R/sums" "$SCRATCH_DIR/sums"
+    ln -s -- "$SCRATCH_DIR/sums" "$R/sums"
+    oi -1 --quiet replay "$R"
+    assert_error "is not what it should be"
+    rm -- "$R/sums"
+    mv -- "$SCRATCH_DIR/sums" "$R/sums"
+    mkfifo -- "$R/blobs/fifo"
+    oi -1 --quiet replay --trust "$R"
+    assert_error "is not what it should be"
+}
+
+@test "record: what was read and cannot be read in a replay is a difference" {
+    new_repo "$REPO" bare-user
+    oi "--repo=$REPO" pull "oci:$FIXTURES/small/oci:small" small
+    oi "--record=$R" "--repo=$REPO" inspect small
+    oi --quiet replay "$R"
+    alone sh "$R/commands.sh"
+    ((status == 0)) || fail "the script ends with $status"
+    rm -r -- "$R/repo"
+    oi -4 --quiet replay "$R"
+    assert_error "that only read fail now"
+    alone sh "$R/commands.sh"
+    ((status == 1)) || fail "the script ends with $status"
+    [[ $output$stderr == *"only reads, and fails now"* ]] || fail "it does not say why: $output$stderr"
+}
+
+@test "record: a copy between two repositories, and from a remote of one" {
+    new_repo "$SCRATCH_DIR/from" bare-user
+    new_repo "$REPO" archive
+    oi "--repo=$SCRATCH_DIR/from" pull "oci:$FIXTURES/small/oci:small" small
+    oi "--record=$R" "--log-commands=$SCRATCH_DIR/log" copy "ostree:small@$SCRATCH_DIR/from" "ostree:copy@$REPO"
+    grep -q -- '--repo="$SOURCE"' "$R/commands.sh" || fail "the source is not named"
+    grep -q -- '--repo="$SOURCE"' "$SCRATCH_DIR/log" || fail "the source is not named in the log"
+    mv -- "$SCRATCH_DIR/from" "$SCRATCH_DIR/gone"
+    oi --quiet replay "$R"
+    assert_equal "$(grep -c ': same$' <<<"$output")" "$(wc -l <"$R/refs")"
+    alone sh "$R/commands.sh"
+    ((status == 0)) || fail "the script ends with $status"
+    same_refs "$SCRATCH_DIR/work/repo"
+
+    new_repo "$SCRATCH_DIR/mirror" bare-user
+    must ostree "--repo=$SCRATCH_DIR/mirror" remote add --no-gpg-verify origin "file://$SCRATCH_DIR/gone"
+    local all
+    mapfile -t all < <(ostree "--repo=$SCRATCH_DIR/gone" refs)
+    must ostree "--repo=$SCRATCH_DIR/mirror" pull origin "${all[@]}"
+    oi "--record=$R.2" "--repo=$SCRATCH_DIR/mirror" push small "dir:$SCRATCH_DIR/out"
+    oi --quiet replay "$R.2"
+}
+
+@test "record: archives that no record was packed into are refused" {
+    local name
+    mkdir -- "$SCRATCH_DIR/archives"
+    python3 - "$SCRATCH_DIR/archives" <<'END'
+import io, sys, tarfile
+
+def archive(name, *members):
+    with tarfile.open(f"{sys.argv[1]}/{name}.tar.gz", "w:gz") as tar:
+        for path, kind, link, data in members:
+            info = tarfile.TarInfo(path)
+            info.type, info.linkname, info.size = kind, link, len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+script = ("record/commands.sh", tarfile.REGTYPE, "", b"echo hello\n")
+archive("dotdot", ("../evil", tarfile.REGTYPE, "", b"x"), script)
+archive("absolute", ("/tmp/evil", tarfile.REGTYPE, "", b"x"), script)
+archive("through-link", ("record/blobs", tarfile.SYMTYPE, "/tmp", b""), ("record/blobs/evil", tarfile.REGTYPE, "", b"x"), script)
+archive("blobs-link", script, ("record/blobs", tarfile.SYMTYPE, "/tmp", b""))
+archive("hard-link", ("record/blobs/passwd", tarfile.LNKTYPE, "/etc/passwd", b""), script)
+archive("fifo", ("record/blobs/fifo", tarfile.FIFOTYPE, "", b""), script)
+archive("script-link", ("record/commands.sh", tarfile.SYMTYPE, "/etc/profile", b""), ("record/blobs", tarfile.DIRTYPE, "", b""))
+archive("twice", script, ("record/blobs", tarfile.DIRTYPE, "", b""), script)
+END
+    for name in dotdot absolute through-link blobs-link hard-link fifo script-link twice; do
+        TMPDIR=$SCRATCH_DIR/archives oi -1 --quiet replay "$SCRATCH_DIR/archives/$name.tar.gz"
+        assert_equal "$(find "$SCRATCH_DIR/archives" -mindepth 1 ! -name '*.tar.gz')" "" "$name leaves something"
+    done
+    [[ ! -e $SCRATCH_DIR/evil && ! -e /tmp/evil ]] || fail "something was written outside"
+}
+
+@test "record: replay ends when it is told to, also where it waits for an answer" {
+    new_repo "$REPO" bare-user
+    oi "--record=$R" "--repo=$REPO" pull "oci:$FIXTURES/counts/oci:10" ten
+    mkfifo -- "$SCRATCH_DIR/answers"
+    exec 4<>"$SCRATCH_DIR/answers"
+    "$OI" replay --step "$R" <"$SCRATCH_DIR/answers" 2>"$SCRATCH_DIR/said" 4<&- &
+    local pid=$!
+    until grep -q 'run it?' "$SCRATCH_DIR/said"; do sleep 0.1; done
+    kill "$pid"
+    local status=0
+    wait "$pid" || status=$?
+    exec 4<&-
+    assert_equal "$status" 143
 }
 
 @test "record: a changed blob is refused" {
