@@ -21,6 +21,10 @@ type permissions struct {
 	asOwn    bool // everything belongs to the user, without file capabilities
 	readable bool // the owner can read every file: u+r is added
 	forTar   bool // the clean stream is for GNU tar, see tarAttribute
+
+	// What OSTree and tar make of the normalized stream by themselves. These say what a commit that is there holds.
+	canonical bool // as in bare-user-only: everything belongs to 0:0, without attributes, no more than 0755
+	rootOwned bool // everything belongs to 0:0, without file capabilities
 }
 
 // permissionsFor returns the rules. Only a user who is not root, in a mode that keeps files as they are on disk, gets any
@@ -56,8 +60,17 @@ func (p permissions) own(e *tarstream.Entry) {
 	if p.asOwn {
 		e.UID, e.GID = uint32(p.uid), uint32(p.gid)
 	}
+	if p.rootOwned || p.canonical {
+		e.UID, e.GID = 0, 0
+	}
 	if p.readable && e.Kind == tarstream.File {
 		e.Mode |= 0o400
+	}
+	if p.canonical {
+		e.Xattrs = nil
+		if e.Kind != tarstream.Symlink {
+			e.Mode &= 0o755
+		}
 	}
 }
 
@@ -80,7 +93,7 @@ func (p permissions) xattrs(records map[string]string) map[string]string {
 		switch {
 		case !ok:
 			continue
-		case name == capability && !p.asOwn:
+		case name == capability && !p.asOwn && !p.rootOwned:
 			value = cleanCapability(value)
 		case strings.HasPrefix(name, "user.") && len(name) > len("user.") && len(name) <= 255 && isText(name) &&
 			name != "user.ostreemeta" && !strings.HasPrefix(name, "user.overlay."):

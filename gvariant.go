@@ -82,7 +82,7 @@ func (p *gvariant) value() (any, error) {
 	case c == 'b' && p.at+1 < len(p.text) && (p.text[p.at+1] == '\'' || p.text[p.at+1] == '"'):
 		p.at++
 		s, err := p.quoted(true)
-		return []byte(s), err
+		return append([]byte(s), 0), err // this form is for bytes that end with their only NUL
 	case c == '[':
 		return p.list('[', ']')
 	case c == '(':
