@@ -24,6 +24,7 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"ostree-image/internal/shellquote"
+	"ostree-image/internal/treesum"
 )
 
 // blobStore reads the blobs of a repository, as its refs were when it was opened. It is safe for parallel use.
@@ -118,6 +119,8 @@ type storedBlob struct {
 	tarSize int64         // bytes of the tar stream, -1 where the commit does not say
 	record  string        // tar-split data from the metadata, in base64; "" for none
 	hasFile map[string]bool
+	commit  string       // checksum
+	tree    treesum.Root // of the commit
 }
 
 // blob finds a blob. Nothing but its commits is read.
@@ -133,7 +136,10 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 	if err != nil {
 		return nil, errors.WithMessagef(err, "blob %s", d)
 	}
-	b := &storedBlob{digest: d, spec: spec, size: -1, tarSize: -1, record: info.metadata[keyTarSplit], hasFile: map[string]bool{}}
+	b := &storedBlob{
+		digest: d, spec: spec, size: -1, tarSize: -1, record: info.metadata[keyTarSplit], hasFile: map[string]bool{},
+		commit: info.checksum, tree: treesum.Root{Tree: info.root, Meta: info.rootMeta},
+	}
 	if b.size, err = sizeOf(info, keySize); err != nil {
 		return nil, errors.WithMessagef(err, "blob %s", d)
 	}
@@ -218,11 +224,7 @@ func (s *blobStore) openTar(ctx context.Context, b *storedBlob) (io.ReadCloser, 
 		return nil, errors.Errorf("layer %s was stored without what its exact bytes need (tar-split data), as the ostree transport did in 2017; it can be checked out, not exported", b.digest)
 	}
 	if !b.hasRecord() {
-		stream, err := s.openBlobTar(ctx, b)
-		if err != nil {
-			return nil, err
-		}
-		return b.verifiedTar(stream), nil
+		return s.openBlobTar(ctx, b)
 	}
 	record, err := s.openRecord(ctx, b)
 	if err != nil {
@@ -245,18 +247,33 @@ func (s *blobStore) recordRebuild(b *storedBlob) {
 		shellquote.Word(b.spec), split, b.diffID.Encoded(), repo))
 }
 
-// openBlobTar returns the tar stream of a layer that is kept as it came.
+// openBlobTar returns the tar stream of a layer that is kept as it came. It ends well only if it matches the diffID, and the
+// blob its digest.
 func (s *blobStore) openBlobTar(ctx context.Context, b *storedBlob) (io.ReadCloser, error) {
-	blob, err := s.repo.cat(ctx, b.side, fileBlob)
+	packed, err := s.repo.cat(ctx, b.side, fileBlob)
 	if err != nil {
 		return nil, err
 	}
+	blob := b.verified(packed, b.digest)
 	stream, _, err := decompress(blob, func() {})
 	if err != nil {
 		_ = blob.Close()
 		return nil, err
 	}
-	return &stackedReader{Reader: stream, below: []io.Closer{stream, blob}}, nil
+	return b.verifiedTar(&stackedReader{Reader: &drainingReader{stream, blob}, below: []io.Closer{stream, blob}}), nil
+}
+
+// drainingReader reads a compressed stream to its end where the decompressed one has ended, so that all of it is verified.
+type drainingReader struct{ r, packed io.Reader }
+
+func (d *drainingReader) Read(p []byte) (int, error) {
+	n, err := d.r.Read(p)
+	if errors.Is(err, io.EOF) {
+		if _, perr := io.Copy(io.Discard, d.packed); perr != nil {
+			return n, perr
+		}
+	}
+	return n, err
 }
 
 // openRecord returns the tar-split data: JSON, an object a line.

@@ -48,11 +48,11 @@ func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *ty
 	if err != nil {
 		return err
 	}
-	layers, err := src.rootLayers(ctx, sys)
+	mode, err := src.store.repo.config(ctx, "core.mode")
 	if err != nil {
 		return err
 	}
-	mode, err := src.store.repo.config(ctx, "core.mode")
+	layers, err := src.rootLayers(ctx, sys, mode)
 	if err != nil {
 		return err
 	}
@@ -81,8 +81,8 @@ func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *ty
 	return target.publish(c.root())
 }
 
-// rootLayers returns the layers of the image, or of the instance of an index that fits, the lowest first.
-func (s *source) rootLayers(ctx context.Context, sys *types.SystemContext) ([]*storedBlob, error) {
+// rootLayers returns the layers of the image, or of the instance of an index that fits, the lowest first. They are proved.
+func (s *source) rootLayers(ctx context.Context, sys *types.SystemContext, mode string) ([]*storedBlob, error) {
 	blob, mimeType := s.manifest, s.mimeType
 	if manifest.MIMETypeIsMultiImage(mimeType) {
 		list, err := manifest.ListFromBlob(blob, mimeType)
@@ -115,7 +115,7 @@ func (s *source) rootLayers(ctx context.Context, sys *types.SystemContext) ([]*s
 			return nil, checkf("layer %s is in the repository as a file, not as a file system", b.digest)
 		}
 	}
-	return layers, nil
+	return layers, s.proveLayers(ctx, named, layers, mode)
 }
 
 // checkoutTarget is the directory that becomes the root file system, and the private one beside it, or within it where another

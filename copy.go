@@ -96,7 +96,9 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 			break
 		}
 		var vanished *vanishedError
-		again := attempt < o.retries && isPassing(err) || attempt < vanishedRetries && errors.As(err, &vanished)
+		var distrusted *reimportError
+		again := attempt < o.retries && isPassing(err) ||
+			attempt < vanishedRetries && (errors.As(err, &vanished) || errors.As(err, &distrusted))
 		if !again || ctx.Err() != nil {
 			if into, ok := destination.(ostreeReference); ok {
 				err = noRoom(err, "the repository "+into.repo)

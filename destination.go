@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,13 +14,14 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containers/image/v5/docker/reference"
 	"github.com/containers/image/v5/manifest"
 	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
 	"golang.org/x/sync/errgroup"
+
+	"ostree-image/internal/treesum"
 )
 
 const (
@@ -50,6 +50,7 @@ type destination struct {
 	features func() (ostreeFeatures, error)
 
 	lookUp sync.Once
+	store  *blobStore // of refs, once it is known
 
 	mu        sync.Mutex
 	known     knownImages // once it was looked up
@@ -66,6 +67,9 @@ type destination struct {
 type destinationBlob struct {
 	info   types.BlobInfo
 	reused bool
+	proved digest.Digest  // what a reused one was proved to hold: a layer's diffID, or its own digest
+	exact  bool           // a reused layer can be given back as the manifest names it
+	commit string         // of one that is no layer, where it was committed
 	ref    string         // where it is committed, unless it is a layer; known once the queue is empty
 	layer  *importedLayer // nil for other blobs, and until the import has ended
 	done   chan struct{}  // closed when the blob has arrived and info is known
@@ -118,6 +122,7 @@ func (d *destination) open(refsLater func() (map[string]bool, error)) error {
 	}
 	d.partial = maps.Clone(refs)
 	maps.DeleteFunc(d.partial, func(ref string, _ bool) bool { return d.refs[ref] })
+	d.store = &blobStore{repo: d.repo, refs: d.refs, free: newPieces(aheadPieces)}
 	return nil
 }
 
@@ -281,7 +286,7 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	info = types.BlobInfo{Digest: staged.digest, Size: staged.size(), MediaType: info.MediaType}
 	if !isLayer {
 		file := treeFile{name: fileContent, from: staged.path, input: staged.name()}
-		if b.ref, err = d.putContent(st, info, file); err != nil {
+		if b.ref, b.commit, err = d.putContent(st, info, file); err != nil {
 			return types.BlobInfo{}, err
 		}
 	}
@@ -320,7 +325,7 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 		// A digest that is kept as some other blob's content must stay readable as that. What cannot be read is no loss.
 		exactBlob, _ = d.repo.hasFile(d.ctx, blobRef(staged.want.Digest), fileContent)
 	}
-	if side := sideRef(staged.want.Digest); staged.want.Digest != "" && (d.settings.signs() && d.refs[side] || d.partial[side]) && !exactBlob {
+	if side := sideRef(staged.want.Digest); staged.want.Digest != "" && (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.want.Digest)) && !exactBlob {
 		exactBlob, _ = d.repo.hasFile(d.ctx, side, fileBlob) // it is made anew, to be signed or whole, and must not lose what it has
 	}
 	bar := d.settings.progress.importing(staged.want.Digest, staged.want.Size)
@@ -335,6 +340,11 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 	d.mu.Lock()
 	b.layer = layer
 	d.mu.Unlock()
+}
+
+// replaces tells whether a layer is imported that the repository has already, but not as it should be.
+func (d *destination) replaces(layer digest.Digest) bool {
+	return d.refs[blobRef(layer)] && !d.settings.signs()
 }
 
 // putConfig takes an image's configuration, which is small, and leaves it alone where the repository has it.
@@ -355,23 +365,18 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	d.mu.Lock()
 	d.configs[got.Digest] = content
 	present := d.refs[blobRef(got.Digest)]
-	old, known := d.known.configs[got.Digest]
+	known := d.known.proved[got.Digest] == provenBlob{got.Digest, got.Size}
 	d.mu.Unlock()
-	if present && !d.settings.signs() {
-		if !known {
-			old, err = d.repo.catFile(ctx, blobRef(got.Digest), fileContent, maxConfigBytes)
-		}
-		if err == nil && bytes.Equal(old, content) {
-			b.reused = true
-			return got, nil
-		}
+	if present && !d.settings.signs() && (known || d.holdsContent(ctx, got.Digest, content)) {
+		b.reused = true
+		return got, nil
 	}
 	st, err := d.stagingArea()
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
 	commit := func() (err error) {
-		b.ref, err = d.putContent(st, got, treeFile{name: fileContent, content: content})
+		b.ref, b.commit, err = d.putContent(st, got, treeFile{name: fileContent, content: content})
 		return err
 	}
 	if d.settings.parallelImports() == 1 { // one thing at a time
@@ -386,9 +391,32 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	return got, nil
 }
 
+// holdsContent tells whether the commit of a blob that is no layer holds these bytes, and nothing else. What cannot be read is
+// made anew.
+func (d *destination) holdsContent(ctx context.Context, blob digest.Digest, content []byte) bool {
+	info, err := d.repo.commitInfo(ctx, blobRef(blob))
+	return err == nil && d.hasTree(info, []treeFile{{name: fileContent, content: content}})
+}
+
+// hasTree tells whether a commit's tree is that of these files, whoever has made it.
+func (d *destination) hasTree(info commitInfo, files []treeFile) bool {
+	mode, err := d.mode()
+	if err != nil {
+		return false
+	}
+	owner, err := d.repo.owner()
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(storedPermissions(mode, owner), func(perms permissions) bool {
+		tree, err := fileTree(files, perms)
+		return err == nil && tree == treesum.Root{Tree: info.root, Meta: info.rootMeta}
+	})
+}
+
 // putContent commits a blob that is no layer and returns its ref. Where its digest is that of a layer already, the layer
 // stays, and the blob goes beside it.
-func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile) (ref string, err error) {
+func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile) (ref, commit string, err error) {
 	o := commitOptions{
 		branch: blobRef(info.Digest), timestamp: st.timestamp(), why: "commit blob " + info.Digest.String(),
 		metadata: []metadataString{{keySize, strconv.FormatInt(info.Size, 10)}},
@@ -396,14 +424,14 @@ func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile
 	if d.refs[o.branch] {
 		_, isLayer, err := d.repo.metadataKey(d.ctx, o.branch, keyUncompressedDigest)
 		if err != nil && !errors.Is(err, errNoRef) { // a prune can have removed it since
-			return "", err
+			return "", "", err
 		}
 		if isLayer {
 			o.branch, o.metadata, file.name = sideRef(info.Digest), nil, fileBlob
 		}
 	}
-	_, err = st.commitFiles(d.ctx, []treeFile{file}, o)
-	return o.branch, err
+	commit, err = st.commitFiles(d.ctx, []treeFile{file}, o)
+	return o.branch, commit, err
 }
 
 // TryReusingBlob finds a blob that is complete in the repository: its size and diffID are known, and its bytes can be
@@ -426,70 +454,83 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 	if !known || d.settings.signs() { // what is there may have no signature: made again it is the same commit, with one
 		return false, types.BlobInfo{}, nil
 	}
-	size, ok, err := d.complete(ctx, info, side, exactBlob)
+	if d.settings.reimport.wants(info.Digest) {
+		return false, types.BlobInfo{}, nil
+	}
+	b, ok, err := d.complete(ctx, info, side, exactBlob)
 	if err != nil || !ok {
 		// Whatever is wrong with what is there, the blob can still be fetched.
 		d.settings.debugf("blob %s is not reused: %v", info.Digest, err)
 		return false, types.BlobInfo{}, ctx.Err()
 	}
-	found := types.BlobInfo{Digest: info.Digest, Size: size, MediaType: info.MediaType}
-	b = &destinationBlob{info: found, reused: true, done: make(chan struct{})}
+	b.info.Digest, b.info.MediaType, b.reused, b.done = info.Digest, info.MediaType, true, make(chan struct{})
 	close(b.done)
 	d.mu.Lock()
 	d.blobs[info.Digest] = b
 	d.mu.Unlock()
-	return true, found, nil
+	return true, b.info, nil
 }
 
-// complete tells whether the repository holds all of a blob, and its size. It asks one question where it can: each is a
-// process.
-func (d *destination) complete(ctx context.Context, info types.BlobInfo, side, exactBlob bool) (size int64, ok bool, err error) {
-	ref := blobRef(info.Digest)
-	if !exactBlob && info.Size >= 0 && isLayerType(info.MediaType) {
+// complete tells whether the repository holds all of a blob, and has it proved. It asks one question where it can: each is a
+// process. What is returned has its size, and what was proved.
+func (d *destination) complete(ctx context.Context, info types.BlobInfo, side, exactBlob bool) (*destinationBlob, bool, error) {
+	if info.Size >= 0 && isLayerType(info.MediaType) {
 		d.lookUp.Do(func() {
 			known := d.lookUpImages(ctx, info.Digest)
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.known = known
 		})
-		if d.known.layers[info.Digest] {
-			return info.Size, true, nil
+		proved := d.known.proved[info.Digest]
+		exact := proved.digest == info.Digest
+		if d.known.layers[info.Digest] && proved.size == info.Size && (exact || !exactBlob) {
+			return &destinationBlob{info: types.BlobInfo{Size: info.Size}, proved: proved.digest, exact: exact}, true, nil
 		}
 	}
-	if !isLayerType(info.MediaType) {
-		if _, isLayer, err := d.repo.metadataKey(ctx, ref, keyUncompressedDigest); err != nil || isLayer {
-			return 0, false, err
-		}
-		return d.size(ctx, ref, info)
+	stored, err := d.store.blob(ctx, info.Digest)
+	if err != nil {
+		return nil, false, err
 	}
-	if side {
-		diffID, ok, err := d.repo.metadataKey(ctx, ref, keyUncompressedDigest)
-		if err != nil || !ok {
-			return 0, false, err
-		}
-		if exactBlob && diffID != info.Digest.String() {
-			if ok, err := d.repo.hasFile(ctx, sideRef(info.Digest), fileBlob); err != nil || !ok {
-				return 0, false, err
-			}
-		}
-		return d.size(ctx, ref, info)
+	isLayer := isLayerType(info.MediaType)
+	if stored.layer != isLayer || isLayer && !stored.canRebuild() || exactBlob && !stored.isExact() {
+		return nil, false, nil
 	}
-	if _, ok, err := d.repo.metadataKey(ctx, ref, keyTarSplit); err != nil || !ok {
-		return 0, false, err
+	b := &destinationBlob{info: types.BlobInfo{Size: info.Size}, exact: stored.isExact()}
+	if info.Size < 0 {
+		b.info.Size = stored.size
 	}
-	if exactBlob {
-		if diffID, ok, err := d.repo.metadataKey(ctx, ref, keyUncompressedDigest); err != nil || !ok || diffID != info.Digest.String() {
-			return 0, false, err
+	if stored.size < 0 || stored.size != b.info.Size {
+		return nil, false, nil
+	}
+	if b.proved, err = d.prove(ctx, stored); err != nil {
+		return nil, false, err
+	}
+	return b, true, nil
+}
+
+// prove reads a blob of the repository and checks it, unless that was done before on this machine. It returns the digest of
+// what it holds: a layer's diffID, or the blob's own.
+func (d *destination) prove(ctx context.Context, b *storedBlob) (digest.Digest, error) {
+	sidecar := ""
+	if b.side != "" {
+		sums, err := d.repo.revParse(ctx, b.side)
+		if err != nil {
+			return "", err
 		}
+		sidecar = sums[0]
 	}
-	return d.size(ctx, ref, info)
+	mode, err := d.mode()
+	if err != nil {
+		return "", err
+	}
+	return d.settings.proveBlob(ctx, d.store, b, provenKey(b.commit, sidecar), mode)
 }
 
 // knownImages are what images of the repository are known to hold without asking for each blob.
 type knownImages struct {
-	own     *commitInfo // what the image's name stands for, nil where that was not asked
-	layers  map[digest.Digest]bool
-	configs map[digest.Digest][]byte
+	own    *commitInfo // what the image's name stands for, nil where that was not asked
+	proved map[digest.Digest]provenBlob
+	layers map[digest.Digest]bool // which of them are layers
 }
 
 // encodedColon stands before the tag, or the hex part of the digest, in the ref of any image.
@@ -501,7 +542,7 @@ const mostSiblings = 3
 // lookUpImages reads the image that has the name so far, and then others that differ from it in the tag, until one has the layer.
 func (d *destination) lookUpImages(ctx context.Context, layer digest.Digest) knownImages {
 	own := d.ref.ref()
-	known := knownImages{layers: map[digest.Digest]bool{}, configs: map[digest.Digest][]byte{}}
+	known := knownImages{proved: map[digest.Digest]provenBlob{}, layers: map[digest.Digest]bool{}}
 	var siblings []string
 	for ref := range d.refs {
 		if ref != own && strings.HasPrefix(ref, own[:strings.LastIndex(own, encodedColon)+len(encodedColon)]) {
@@ -511,17 +552,14 @@ func (d *destination) lookUpImages(ctx context.Context, layer digest.Digest) kno
 	slices.Sort(siblings)
 	slices.Reverse(siblings) // the highest version is the likeliest
 	for _, ref := range append([]string{own}, siblings[:min(len(siblings), mostSiblings)]...) {
-		info, blobs, config := d.completeImage(ctx, ref)
+		info, blobs := d.imageBlobs(ctx, ref)
 		if ref == own {
 			known.own = info
 		}
 		if len(blobs) == 0 {
 			continue
 		}
-		known.configs[blobs[0].Digest] = config
-		for _, l := range blobs[1:] {
-			known.layers[l.Digest] = true
-		}
+		d.findProven(ctx, blobs, known)
 		if known.layers[layer] {
 			break
 		}
@@ -529,42 +567,55 @@ func (d *destination) lookUpImages(ctx context.Context, layer digest.Digest) kno
 	return known
 }
 
-// completeImage returns an image's commit, and the blobs, first the config, and the config's content, where this program has made the
-// image: all its layers are complete. The first transport gave its commits the time of day, this one gives them that of the config.
-func (d *destination) completeImage(ctx context.Context, ref string) (commit *commitInfo, blobs []types.BlobInfo, config []byte) {
+// imageBlobs returns an image's commit, where that can be read, and its blobs, the config first, where it is no index.
+func (d *destination) imageBlobs(ctx context.Context, ref string) (*commitInfo, []types.BlobInfo) {
 	if !d.refs[ref] {
-		return nil, nil, nil
+		return nil, nil
 	}
 	info, err := d.repo.commitInfo(ctx, ref)
 	if err != nil {
-		return nil, nil, nil
+		return nil, nil
 	}
 	blob, mimeType, err := d.repo.readManifest(ctx, info)
 	if err != nil || manifest.MIMETypeIsMultiImage(mimeType) {
-		return &info, nil, nil
+		return &info, nil
 	}
-	blobs, err = manifestBlobs(blob, mimeType)
-	if err != nil || !d.refs[blobRef(blobs[0].Digest)] {
-		return &info, nil, nil
+	blobs, err := manifestBlobs(blob, mimeType)
+	if err != nil {
+		return &info, nil
 	}
-	config, err = d.repo.catFile(ctx, blobRef(blobs[0].Digest), fileContent, maxConfigBytes)
-	if err != nil || info.timestamp != uint64(d.timestampOf(config)) {
-		return &info, nil, nil
-	}
-	return &info, blobs, config
+	return &info, blobs
 }
 
-// size returns a blob's size, from the manifest where that names it.
-func (d *destination) size(ctx context.Context, ref string, info types.BlobInfo) (int64, bool, error) {
-	if info.Size >= 0 {
-		return info.Size, true, nil
+// findProven finds out with one process which of an image's blobs are there and were proved before.
+func (d *destination) findProven(ctx context.Context, blobs []types.BlobInfo, known knownImages) {
+	var refs []string
+	seen := map[string]bool{}
+	for _, b := range blobs {
+		for _, ref := range []string{blobRef(b.Digest), sideRef(b.Digest)} {
+			if d.refs[ref] && !seen[ref] {
+				seen[ref] = true
+				refs = append(refs, ref)
+			}
+		}
 	}
-	text, ok, err := d.repo.metadataKey(ctx, ref, keySize)
-	if err != nil || !ok {
-		return 0, false, err
+	if len(refs) == 0 {
+		return
 	}
-	size, err := strconv.ParseInt(text, 10, 64)
-	return size, err == nil && size >= 0, err
+	commits, err := d.repo.commitsOf(ctx, among(d.refs, refs))
+	if err != nil {
+		return
+	}
+	for i, b := range blobs {
+		commit := commits[blobRef(b.Digest)]
+		if commit == "" || d.partial[sideRef(b.Digest)] {
+			continue
+		}
+		if proved, ok := d.settings.proven.find(provenKey(commit, commits[sideRef(b.Digest)])); ok {
+			known.proved[b.Digest] = proved
+			known.layers[b.Digest] = i > 0
+		}
+	}
 }
 
 // PutManifest takes the image's manifest, or that of one instance of an index.
@@ -587,7 +638,7 @@ func (d *destination) PutManifest(_ context.Context, blob []byte, instance *dige
 		return checkf("manifest %s does not match its digest: what arrived is %s", *instance, sum)
 	}
 	if instance == nil {
-		if err := d.checkTop(blob, mimeType, sum); err != nil {
+		if err := d.checkTop(blob, mimeType); err != nil {
 			return err
 		}
 	}
@@ -604,11 +655,9 @@ func (d *destination) PutManifest(_ context.Context, blob []byte, instance *dige
 }
 
 // checkTop refuses an image that is not the one that its name or the user asks for.
-func (d *destination) checkTop(blob []byte, mimeType string, sum digest.Digest) error {
-	if named, err := reference.ParseNormalizedNamed(d.ref.image); err == nil {
-		if digested, ok := named.(reference.Digested); ok && digested.Digest().Algorithm() == sum.Algorithm() && digested.Digest() != sum {
-			return checkf("the image's manifest is %s, and its name asks for %s", sum, digested.Digest())
-		}
+func (d *destination) checkTop(blob []byte, mimeType string) error {
+	if err := checkNamedDigest(d.ref.image, blob); err != nil {
+		return err
 	}
 	if manifest.MIMETypeIsMultiImage(mimeType) {
 		return nil
@@ -618,7 +667,7 @@ func (d *destination) checkTop(blob []byte, mimeType string, sum digest.Digest) 
 		return errors.Wrap(err, "reading the manifest")
 	}
 	config := m.ConfigInfo()
-	if config.MediaType != imgspecv1.MediaTypeImageConfig && config.MediaType != manifest.DockerV2Schema2ConfigMediaType {
+	if !isConfigType(config.MediaType) {
 		return nil // an artifact runs nowhere
 	}
 	d.mu.Lock()
@@ -693,6 +742,11 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 	if top == nil {
 		return errors.New("the image has no manifest")
 	}
+	if d.staging == nil {
+		if err := d.checkLayers(); err != nil {
+			return err
+		}
+	}
 	unchanged := d.staging == nil && len(d.partial) == 0 && !hasStrays(d.refs)
 	if unchanged && d.isStored(ctx, d.refs, top, d.known.own) { // whatever others do, it was there, with all that it needs, a moment ago
 		d.sweep()
@@ -713,6 +767,9 @@ func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
 		return context.Cause(d.ctx)
 	}
 	if err != nil {
+		return err
+	}
+	if err := d.checkLayers(); err != nil {
 		return err
 	}
 	if err := d.keepSigned(ctx); err != nil {
@@ -853,8 +910,8 @@ func manifestBlobs(blob []byte, mimeType string) ([]types.BlobInfo, error) {
 	return blobs, nil
 }
 
-// keepSigned keeps the exact bytes of the layers that a signature covers, where the copy did not announce signatures, and of a
-// layer that is the config, too.
+// keepSigned keeps the exact bytes of the layers that a signature covers, where the copy did not announce signatures, of those
+// that nothing else proves, and of a layer that is the config, too.
 func (d *destination) keepSigned(ctx context.Context) error {
 	for _, m := range d.manifests {
 		if manifest.MIMETypeIsMultiImage(m.mimeType) {
@@ -864,7 +921,11 @@ func (d *destination) keepSigned(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if len(m.signatures) == 0 {
+		proofs, err := layerProofs(d.configs[blobs[0].Digest], blobs)
+		if err != nil {
+			return err
+		}
+		if len(m.signatures) == 0 && proofs != nil {
 			blobs = blobs[:1]
 		}
 		for _, info := range blobs {
@@ -878,6 +939,56 @@ func (d *destination) keepSigned(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// checkLayers holds the layers against the diffIDs that the configs name. A layer that was imported now and has another is
+// refused. One that was there may be another's: it is imported anew.
+func (d *destination) checkLayers() error {
+	for _, sum := range d.order {
+		m := d.manifests[sum]
+		if manifest.MIMETypeIsMultiImage(m.mimeType) {
+			continue
+		}
+		blobs, err := manifestBlobs(m.blob, m.mimeType)
+		if err != nil {
+			return err
+		}
+		proofs, err := layerProofs(d.configs[blobs[0].Digest], blobs)
+		if err != nil {
+			return err
+		}
+		for i, info := range blobs[1:] {
+			b := d.blobs[info.Digest]
+			switch {
+			case b == nil || !isLayerType(info.MediaType):
+			case b.layer != nil:
+				if err := checkDiffID(info.Digest, b.layer.diffID, proofs, i); err != nil {
+					return err
+				}
+			case b.reused && (proofs == nil && !b.exact || checkDiffID(info.Digest, b.proved, proofs, i) != nil):
+				d.settings.reimport.add(info.Digest)
+				return &reimportError{info.Digest}
+			}
+		}
+	}
+	return nil
+}
+
+// reimports are the blobs of a run that the repository has, and that are not to be reused. It is safe for parallel use.
+type reimports struct{ blobs sync.Map }
+
+func (r *reimports) add(blob digest.Digest) { r.blobs.Store(blob, true) }
+
+func (r *reimports) wants(blob digest.Digest) bool {
+	_, ok := r.blobs.Load(blob)
+	return ok
+}
+
+// reimportError says that a blob which was to be reused must be imported. The copy can be started over.
+type reimportError struct{ blob digest.Digest }
+
+func (e *reimportError) Error() string {
+	return fmt.Sprintf("layer %s in the repository is not what the image's config names", e.blob)
 }
 
 // imageTimestamp is that of the image's commit.
@@ -919,7 +1030,12 @@ func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *d
 		}
 		info = &now
 	}
-	return info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[keyDigest] == d.top.String() && info.metadata[keySignatures] == "0"
+	text := info.metadata[keyManifest]
+	if len(info.bindings) > 0 && !slices.Contains(info.bindings, d.ref.ref()) {
+		return false
+	}
+	return info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[keyDigest] == d.top.String() &&
+		info.metadata[keySignatures] == "0" && (text == "" || text == string(top.blob)) && d.hasTree(*info, d.imageFiles())
 }
 
 // publish moves all that is staged into the repository: first the blobs, as a transaction or several at once, then the image's ref, as one.
@@ -957,7 +1073,36 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	if err := group.Wait(); err != nil {
 		return err
 	}
+	if err := d.repo.deleteRefs(ctx, "remove what does not belong to the layers", d.foreignSidecars(refs)...); err != nil {
+		return err
+	}
+	d.rememberProven()
 	return d.settings.journal.record.wrote(ctx, published)
+}
+
+// foreignSidecars returns the sidecar refs of layers that were imported anew since what the repository had was wrong, and that
+// need none.
+func (d *destination) foreignSidecars(refs map[string]bool) []string {
+	var foreign []string
+	for sum, b := range d.blobs {
+		if b.layer != nil && b.layer.sidecar == "" && refs[sideRef(sum)] && d.replaces(sum) {
+			foreign = append(foreign, sideRef(sum))
+		}
+	}
+	slices.Sort(foreign)
+	return foreign
+}
+
+// rememberProven notes what this run has imported: each blob was checked as it came.
+func (d *destination) rememberProven() {
+	for sum, b := range d.blobs {
+		switch {
+		case b.layer != nil:
+			d.settings.proven.add(provenKey(b.layer.commit, b.layer.sidecar), provenBlob{b.layer.diffID, b.layer.blob.size()})
+		case b.commit != "" && b.ref == blobRef(sum):
+			d.settings.proven.add(provenKey(b.commit, ""), provenBlob{sum, b.info.Size})
+		}
+	}
 }
 
 // nameMissing names the blobs that were published and are not named all the same: another process has pulled them from a remote since the
@@ -1136,7 +1281,7 @@ func (d *destination) stagedRefs(refs map[string]bool) []string {
 		}
 		if l := b.layer; l != nil {
 			list = append(list, blobRef(sum))
-			if side := sideRef(sum); l.kept || l.exact && !l.inline && (!refs[side] || d.settings.signs()) {
+			if side := sideRef(sum); l.kept || l.exact && !l.inline && (!refs[side] || d.settings.signs() || d.replaces(sum)) {
 				list = append(list, side)
 			}
 		}

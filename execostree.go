@@ -39,6 +39,7 @@ var errNoRef = errors.New("no such ref")
 type commitInfo struct {
 	checksum  string
 	metadata  map[string]string // its metadata of type string
+	bindings  []string          // the refs that it was made for
 	timestamp uint64            // seconds since 1970
 	root      string            // checksum of the root's dirtree
 	rootMeta  string            // checksum of the root's dirmeta
@@ -397,8 +398,15 @@ func parseCommit(text string) (commitInfo, error) {
 		checksum: checksum, metadata: map[string]string{}, timestamp: timestamp, root: hex.EncodeToString(root), rootMeta: hex.EncodeToString(meta),
 	}
 	for k, v := range metadata {
-		if s, ok := v.(string); ok {
-			info.metadata[k] = s
+		switch v := v.(type) {
+		case string:
+			info.metadata[k] = v
+		case []any:
+			for _, ref := range v {
+				if ref, ok := ref.(string); ok && k == keyRefBinding {
+					info.bindings = append(info.bindings, ref)
+				}
+			}
 		}
 	}
 	return info, nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/pkg/errors"
 
@@ -36,6 +37,32 @@ func permissionsFor(mode string, euid, egid int) permissions {
 		p.readable = mode == modeBare || mode == modeBareUserOnly
 	}
 	return p
+}
+
+// storedPermissions returns the rules under which a layer can have been imported into a repository whose directory belongs to
+// owner, the likeliest first. What not even its owner could have made so is none of them.
+func storedPermissions(mode string, owner *syscall.Stat_t) []permissions {
+	own := permissions{uid: int(owner.Uid), gid: int(owner.Gid), asOwn: true, readable: true}
+	foreign := owner.Uid != 0
+	switch mode {
+	case modeBare:
+		if foreign {
+			mine := own
+			mine.gid = os.Getegid()
+			return []permissions{own, mine, {}}
+		}
+	case modeBareUserOnly:
+		if foreign {
+			return []permissions{{canonical: true, readable: true}, {canonical: true}}
+		}
+		return []permissions{{canonical: true}}
+	default:
+		// The tar engine keeps no owners for anyone but root. Root is not to take a file for its own that is not.
+		if foreign && int(owner.Uid) == os.Geteuid() {
+			return []permissions{{}, {rootOwned: true}}
+		}
+	}
+	return []permissions{{}}
 }
 
 // exceptions says in words what the rules change, "" for nothing.

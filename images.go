@@ -181,7 +181,7 @@ func (r *imageReader) uncompressedSize(ctx context.Context, store *blobStore, la
 	return size, nil
 }
 
-// readSmall returns a small blob, such as a config.
+// readSmall returns a small blob, such as a config. It matches its digest.
 func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, error) {
 	spec, ok := s.find(blobRef(d))
 	if !ok {
@@ -189,6 +189,9 @@ func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, err
 	}
 	content, err := s.repo.catFile(ctx, spec, fileContent, maxConfigBytes)
 	if err == nil {
+		if got := d.Algorithm().FromBytes(content); got != d {
+			return nil, errors.WithMessagef(&digestError{expected: d, actual: got}, "reading blob %s", d)
+		}
 		return content, nil
 	}
 	// The digest of a layer, too.

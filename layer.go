@@ -201,6 +201,9 @@ type importedLayer struct {
 	inline bool // the record is in the commit's metadata
 	files  int  // entries
 	kept   bool // the side commit holds the blob
+
+	diffID          digest.Digest // of its tar stream
+	commit, sidecar string        // checksums; sidecar is "" where there is none
 }
 
 // needsBlob tells whether the blob must be kept for what is asked: its exact bytes, or just those of its tar stream.
@@ -248,7 +251,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	if err := st.settings.journal.record.keep(split.path, b.name()+"."+fileSplit); err != nil {
 		return nil, err
 	}
-	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split, files: scan.entries}
+	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split, files: scan.entries, diffID: scan.diffID}
 	st.logChecks(l, scan.diffID)
 	options := commitOptions{
 		branch: blobRef(l.digest), timestamp: st.timestamp(), why: "commit layer " + l.digest.String(),
@@ -275,7 +278,10 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return again(groupCtx, func() error { return st.commitLayer(groupCtx, b, options, tree) })
+		return again(groupCtx, func() (err error) {
+			l.commit, err = st.commitLayer(groupCtx, b, options, tree)
+			return err
+		})
 	})
 	group.Go(func() error { return st.keepSide(groupCtx, l, exactBlob) })
 	err = group.Wait()
@@ -294,6 +300,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 // layerTree is what a layer's commit is made of.
 type layerTree struct {
 	args   []string    // of ostree commit
+	commit string      // what of it is committed already, "" for nothing
 	stream *heldStream // that it reads, nil for nothing
 	input  string      // what the journal calls that stream
 }
@@ -308,17 +315,16 @@ func (t layerTree) drop() {
 	}
 }
 
-func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o commitOptions, tree layerTree) error {
+func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o commitOptions, tree layerTree) (sum string, err error) {
 	if err := st.ready(ctx); err != nil {
-		return err
+		return "", err
 	}
 	if tree.stream == nil {
-		_, err := st.repo.commit(ctx, o, tree.args...)
-		return err
+		return st.repo.commit(ctx, o, tree.args...)
 	}
 	e := streamEngine{held: tree.stream, start: func() (*streamCommit, error) { return st.repo.commitStream(ctx, o, tree.input) }}
-	_, err := e.finish()
-	return errors.WithMessagef(err, "layer %s", b.name())
+	committed, err := e.finish()
+	return committed.commit, errors.WithMessagef(err, "layer %s", b.name())
 }
 
 // unpackOdd commits a layer that names something twice, or reaches through its own links: it is read once to learn what
@@ -579,7 +585,7 @@ func (e *streamEngine) finish() (tree layerTree, err error) {
 	if err != nil {
 		return tree, err
 	}
-	return layerTree{args: []string{"--tree=ref=" + sum}}, nil
+	return layerTree{args: []string{"--tree=ref=" + sum}, commit: sum}, nil
 }
 
 func (e *streamEngine) abort() error {
@@ -667,9 +673,10 @@ func (st *staging) keepSide(ctx context.Context, l *importedLayer, exactBlob boo
 	if blob {
 		files = append(files, treeFile{name: fileBlob, from: l.blob.path, input: l.blob.name()})
 	}
-	_, err := st.commitFiles(ctx, files, commitOptions{
+	sum, err := st.commitFiles(ctx, files, commitOptions{
 		branch: sideRef(l.digest), timestamp: st.timestamp(), why: "what the exact bytes of layer " + l.digest.String() + " need",
 	})
+	l.sidecar = sum
 	return err
 }
 

@@ -28,6 +28,9 @@ const (
 	keySignatures         = "signatures"                 // how many, in decimal
 )
 
+// keyRefBinding is the key under which ostree itself notes for which refs a commit was made. Its value is a list of strings.
+const keyRefBinding = "ostree.ref-binding"
+
 // The files of commits that hold no layer.
 const (
 	fileContent   = "content"           // of a config, or any blob that is no layer

@@ -353,6 +353,7 @@ func (p *program) before(c *cli.Context) error {
 	file, isFile := p.stderr.(*os.File)
 	s.progress = newProgress(p.stderr, isFile && term.IsTerminal(int(file.Fd())), s.quiet)
 	s.stderr = s.progress.w
+	s.proven = newProvenCommits()
 	logrus.SetOutput(s.stderr)
 	logrus.SetLevel(logrus.WarnLevel)
 	var debug io.Writer

@@ -36,6 +36,8 @@ type layerScan struct {
 	packer storage.Packer // nil where no record is wanted
 	sink   entrySink      // nil where no clean stream is wanted
 	limits layerLimits
+	// sparseMost is how many bytes sparse files may come to in place of what limits says, 0 for that.
+	sparseMost int64
 
 	names    int64 // bytes of the names and attributes so far
 	declared int64 // bytes that the headers so far announce
@@ -223,8 +225,12 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 			s.entries, most, s.limits.files)
 	}
 	if isSparse(hdr) {
-		if s.sparse += hdr.Size; s.sparse > s.limits.sparse() || s.sparse < 0 {
-			text := fmt.Sprintf("%s is a sparse file of %d bytes, and a layer's sparse files may have no more than %d", quoted(hdr.Name), hdr.Size, s.limits.sparse())
+		most := s.sparseMost
+		if most == 0 {
+			most = s.limits.sparse()
+		}
+		if s.sparse += hdr.Size; s.sparse > most || s.sparse < 0 {
+			text := fmt.Sprintf("%s is a sparse file of %d bytes, and a layer's sparse files may have no more than %d", quoted(hdr.Name), hdr.Size, most)
 			if s.limits.bytes > 0 {
 				text += ", half the limit of --max-layer-size"
 			}

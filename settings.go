@@ -47,6 +47,8 @@ type settings struct {
 	journal  *journal
 	runner   *runner
 	progress *progress
+	proven   *provenCommits
+	reimport reimports
 
 	said sync.Map // the warnings that were given
 }

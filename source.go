@@ -62,6 +62,9 @@ func openSource(ctx context.Context, ref ostreeReference) (*source, error) {
 		blobs: map[digest.Digest]*storedBlob{}, tars: map[digest.Digest]*storedBlob{},
 	}
 	src.manifest, src.mimeType, err = repo.readManifest(ctx, info)
+	if err == nil {
+		err = checkNamedDigest(ref.image, src.manifest)
+	}
 	return src, errors.WithMessagef(damage(err), "image %s", ref.image)
 }
 
@@ -189,10 +192,17 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 	if err != nil {
 		return nil, err
 	}
+	proofs, err := s.layerProofs(ctx, named)
+	if err != nil {
+		return nil, err
+	}
 	infos := []types.BlobInfo{}
 	for i, b := range layers {
 		if !b.layer {
 			return nil, nil // an artifact, whose blobs are what they are
+		}
+		if err := checkDiffID(b.digest, b.diffID, proofs, i); err != nil {
+			return nil, err
 		}
 		if !b.canRebuild() {
 			if _, err := s.store.openTar(ctx, b); err != nil {
@@ -206,6 +216,58 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 		return nil, nil
 	}
 	return infos, nil
+}
+
+// layerProofs returns the diffIDs that the config of a manifest of the image names: see layerProofs.
+func (s *source) layerProofs(ctx context.Context, named []types.BlobInfo) ([]digest.Digest, error) {
+	if !isConfigType(named[0].MediaType) {
+		return nil, nil
+	}
+	config, err := s.store.readSmall(ctx, named[0].Digest)
+	if err != nil {
+		return nil, damage(err)
+	}
+	return layerProofs(config, named)
+}
+
+// proveLayers proves that layers of the image are what the manifest and the config name, as far as that was not done before on
+// this machine. Those of 2017 have nothing to prove them with, which is said.
+func (s *source) proveLayers(ctx context.Context, named []types.BlobInfo, layers []*storedBlob, mode string) error {
+	proofs, err := s.layerProofs(ctx, named)
+	if err != nil {
+		return err
+	}
+	var sides []string
+	for _, b := range layers {
+		if b.side != "" {
+			sides = append(sides, b.side)
+		}
+	}
+	sidecars := map[string]string{"": ""}
+	if len(sides) > 0 {
+		sums, err := s.store.repo.revParse(ctx, sides...)
+		if err != nil {
+			return err
+		}
+		for i, spec := range sides {
+			sidecars[spec] = sums[i]
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for i, b := range layers {
+		if !b.canRebuild() {
+			continue // said when it is applied
+		}
+		if err := checkDiffID(b.digest, b.diffID, proofs, i); err != nil {
+			return err
+		}
+		group.Go(func() error {
+			_, err := s.settings.proveBlob(ctx, s.store, b, provenKey(b.commit, sidecars[b.side]), mode)
+			return errors.WithMessagef(err, "image %s", s.ref.image)
+		})
+	}
+	return group.Wait()
 }
 
 // layers finds layers of the image, in their order. They are looked up side by side.

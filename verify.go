@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/containers/image/v5/manifest"
+	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
@@ -38,10 +41,11 @@ type verifier struct {
 	store    *blobStore
 
 	mu      sync.Mutex
-	blobs   map[string][]verifyProblem // by the remote and the digest
-	objects map[string]string          // what fsck says of the commits that it names, by their checksums
-	packed  bool                       // the repository is of mode archive
-	denied  error                      // the first thing that this user may not read
+	blobs   map[string]func() checkedBlob // by the remote and the digest
+	objects map[string]string             // what fsck says of the commits that it names, by their checksums
+	mode    string                        // of the repository
+	packed  bool                          // it is archive
+	denied  error                         // the first thing that this user may not read
 }
 
 // text is that of an error for a problem. What this user may not read is none, and ends the run instead.
@@ -75,7 +79,7 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 	if len(images) == 0 {
 		names, specs = store.images()
 	}
-	v := &verifier{settings: s, repo: repo, store: store, blobs: map[string][]verifyProblem{}}
+	v := &verifier{settings: s, repo: repo, store: store, blobs: map[string]func() checkedBlob{}}
 	unknown, err := v.fsck(ctx)
 	for tries := 1; err == nil && len(unknown) > 0 && tries < fsckTries; tries++ { // it trips over what is removed meanwhile
 		unknown, err = v.fsck(ctx)
@@ -87,11 +91,11 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 	if err != nil {
 		return nil, err
 	}
-	v.packed = mode == modeArchive || mode == "archive-z2"
+	v.mode, v.packed = mode, mode == modeArchive || mode == "archive-z2"
 	results := []verifyResult{}
 	var gone error
 	for i, spec := range specs {
-		problems, err := v.settledImage(ctx, spec, parallel)
+		problems, err := v.settledImage(ctx, names[i], spec, parallel)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
@@ -128,9 +132,9 @@ const (
 
 // settledImage checks an image, and once more where its problems may be those of a repository that changed meanwhile. The error
 // is errNoRef where the image is gone.
-func (v *verifier) settledImage(ctx context.Context, spec string, parallel int) (problems []verifyProblem, err error) {
+func (v *verifier) settledImage(ctx context.Context, name, spec string, parallel int) (problems []verifyProblem, err error) {
 	for range imageTries {
-		problems = v.image(ctx, spec, parallel)
+		problems = v.image(ctx, name, spec, parallel)
 		if v.denied != nil || len(problems) == 0 || ctx.Err() != nil {
 			return problems, v.denied
 		}
@@ -146,7 +150,7 @@ func (v *verifier) settledImage(ctx context.Context, spec string, parallel int) 
 		}
 		store := *v.store
 		store.refs = now
-		v.store, v.blobs = &store, map[string][]verifyProblem{}
+		v.store, v.blobs = &store, map[string]func() checkedBlob{}
 		if _, err := v.fsck(ctx); err != nil {
 			return nil, err
 		}
@@ -209,12 +213,12 @@ func fsckCommits(line string) (commits []string, ok bool) {
 // listedFile is a line of ostree ls about a file, or a symbolic link and its target.
 var listedFile = regexp.MustCompile(`^([-l])0[0-7]{4} +[0-9]+ +[0-9]+ +([0-9]+) /(.*)$`)
 
-// listedSizes returns the sizes that a commit gives its files, but those with a name of two lines. In an archive repository they stand in
+// fileSizes returns the sizes that a commit gives its files, but those with a name of two lines. In an archive repository they stand in
 // headers that no checksum covers.
-func (v *verifier) listedSizes(ctx context.Context, rev string) (map[string]int64, error) {
+func (r *repository) fileSizes(ctx context.Context, rev string) (map[string]int64, error) {
 	sizes := map[string]int64{}
 	var wrong error
-	err := v.repo.list(ctx, rev, func(line string) {
+	err := r.list(ctx, rev, func(line string) {
 		m := listedFile.FindStringSubmatch(line)
 		if m == nil {
 			return
@@ -234,7 +238,7 @@ func (v *verifier) listedSizes(ctx context.Context, rev string) (map[string]int6
 
 // checkSizes compares the sizes that the tree of a layer gives its files with those in the layer's headers.
 func (v *verifier) checkSizes(ctx context.Context, store *blobStore, b *storedBlob) error {
-	listed, err := v.listedSizes(ctx, b.spec)
+	listed, err := v.repo.fileSizes(ctx, b.spec)
 	if err != nil {
 		return err
 	}
@@ -268,7 +272,7 @@ func (v *verifier) checkTree(ctx context.Context, store *blobStore, b *storedBlo
 	case !b.layer || spec == b.side:
 		return v.checkPlainSizes(ctx, spec)
 	case !b.canRebuild():
-		_, err := v.listedSizes(ctx, spec)
+		_, err := v.repo.fileSizes(ctx, spec)
 		return err
 	}
 	return v.checkSizes(ctx, store, b)
@@ -276,7 +280,7 @@ func (v *verifier) checkTree(ctx context.Context, store *blobStore, b *storedBlo
 
 // checkPlainSizes compares the sizes that a commit of a few files gives them with what they are.
 func (v *verifier) checkPlainSizes(ctx context.Context, rev string) error {
-	listed, err := v.listedSizes(ctx, rev)
+	listed, err := v.repo.fileSizes(ctx, rev)
 	if err != nil || len(listed) == 0 {
 		return err
 	}
@@ -322,37 +326,43 @@ func checkKeyrings(dir string) error {
 	return errors.Errorf("%s holds no *.gpg file, where ostree looks for public keys; write one with: gpg --export KEY-ID >DIR/KEY.gpg", dir)
 }
 
-// commitProblem returns what is known to be wrong with a commit and its objects, "" for nothing.
-func (v *verifier) commitProblem(ctx context.Context, checksum string) string {
+// commitProblem returns what is known to be wrong with the commit of a ref and its objects, "" for nothing.
+func (v *verifier) commitProblem(ctx context.Context, spec string, info commitInfo) string {
 	if v.settings.gpgVerify {
-		if ok, err := v.repo.signed(ctx, checksum, v.settings.gpgHomedir); err != nil {
+		if ok, err := v.repo.signed(ctx, info.checksum, v.settings.gpgHomedir); err != nil {
 			return v.text(err)
 		} else if !ok {
-			return "commit " + checksum + " has no good signature by a key in " + v.settings.gpgHomedir
+			return "commit " + info.checksum + " has no good signature by a key in " + v.settings.gpgHomedir
 		}
 	}
-	if text := v.objects[checksum]; text != "" {
+	// Whoever made or signed it may have made others, which are good under their own refs only. Old commits name none.
+	_, ref := splitSpec(spec)
+	if (v.settings.gpgVerify || len(info.bindings) > 0) && !slices.Contains(info.bindings, ref) {
+		return fmt.Sprintf("commit %s was made for the refs %q, and not for %s", info.checksum, info.bindings, ref)
+	}
+	if text := v.objects[info.checksum]; text != "" {
 		return text
 	}
-	if _, err := os.Lstat(v.repo.partialMark(checksum)); err == nil {
-		return "commit " + checksum + " is marked as partial, so it is not checked; pull or copy the image again"
+	if _, err := os.Lstat(v.repo.partialMark(info.checksum)); err == nil {
+		return "commit " + info.checksum + " is marked as partial, so it is not checked; pull or copy the image again"
 	}
 	return ""
 }
 
 // image checks one image.
-func (v *verifier) image(ctx context.Context, spec string, parallel int) []verifyProblem {
+func (v *verifier) image(ctx context.Context, name, spec string, parallel int) (problems []verifyProblem) {
+	add := func(err error) { problems = append(problems, v.problem("", err)) }
 	info, err := v.repo.readCommit(ctx, spec)
 	if err != nil {
-		return []verifyProblem{{Error: v.text(err)}}
+		add(err)
+		return problems
 	}
 	store := v.store.beside(spec)
-	var problems []verifyProblem
-	if text := v.commitProblem(ctx, info.checksum); text != "" {
+	if text := v.commitProblem(ctx, spec, info); text != "" {
 		problems = append(problems, verifyProblem{Error: text})
 	} else if v.packed {
 		if err := v.checkPlainSizes(ctx, info.checksum); err != nil {
-			problems = append(problems, verifyProblem{Error: v.text(damage(err))})
+			add(damage(err))
 		}
 	}
 	// The file counts, not its copy in the metadata, so the file is read whatever that says.
@@ -363,94 +373,199 @@ func (v *verifier) image(ctx context.Context, spec string, parallel int) []verif
 	} else if got := digest.FromBytes(content); want != "" && got != want {
 		problems = append(problems, verifyProblem{Expected: want.String(), Actual: got.String(), Error: "the manifest does not match its digest"})
 	}
+	if text := info.metadata[keyManifest]; text != "" && err == nil && text != string(content) {
+		add(checkf("the manifest in the commit's metadata is another than the file %s", fileManifest))
+	}
 	if _, err := v.repo.signatureNumbers(ctx, info, ""); err != nil {
-		problems = append(problems, verifyProblem{Error: v.text(err)})
+		add(err)
 	}
-	blobs, err := v.repo.imageBlobs(ctx, info.checksum)
+	if err := v.checkNames(ctx, info.checksum, func(name string) bool {
+		return name == fileManifest || name == dirInstances || strings.HasPrefix(name, fileSignature)
+	}); err != nil {
+		add(err)
+	}
+	top, mimeType, err := v.repo.readManifest(ctx, info)
+	if err == nil {
+		err = checkNamedDigest(name, top)
+	}
 	if err != nil {
-		return append(problems, verifyProblem{Error: v.text(err)})
+		add(err)
+		return problems
 	}
+	manifests := []instance{{top, mimeType}}
+	if manifest.MIMETypeIsMultiImage(mimeType) {
+		if manifests, err = v.repo.instances(ctx, info.checksum); err != nil {
+			add(err)
+			return problems
+		}
+	}
+	seen := map[digest.Digest]bool{}
+	for _, m := range manifests {
+		blobs, err := manifestBlobs(m.blob, m.mimeType)
+		if err != nil {
+			add(err)
+			continue
+		}
+		problems = append(problems, v.manifest(ctx, store, blobs, seen, parallel)...)
+	}
+	return problems
+}
+
+// checkNames refuses a commit of files of ours that holds anything else.
+func (v *verifier) checkNames(ctx context.Context, commit string, ours func(name string) bool) error {
+	names, err := v.repo.fileNames(ctx, commit, "")
+	if err != nil {
+		return damage(err)
+	}
+	for _, name := range names {
+		if !ours(name) {
+			return checkf("commit %s holds %s, which does not belong there", commit, quoted(name))
+		}
+	}
+	return nil
+}
+
+// manifest checks the blobs that one manifest names, a config and layers. What is wrong with one is returned only once for all
+// manifests that share seen.
+func (v *verifier) manifest(
+	ctx context.Context, store *blobStore, blobs []types.BlobInfo, seen map[digest.Digest]bool, parallel int,
+) (problems []verifyProblem) {
+	checked := make([]checkedBlob, len(blobs))
 	var group errgroup.Group
 	group.SetLimit(max(1, parallel))
-	for _, b := range blobs {
+	for i, b := range blobs {
 		group.Go(func() error {
-			v.blob(ctx, store, b.Digest)
+			checked[i] = v.blob(ctx, store, b.Digest)
 			return nil
 		})
 	}
 	_ = group.Wait()
-	seen := map[digest.Digest]bool{}
-	for _, b := range blobs {
+	for i, b := range blobs {
 		if !seen[b.Digest] {
 			seen[b.Digest] = true
-			problems = append(problems, v.blobs[store.near+b.Digest.String()]...)
+			problems = append(problems, checked[i].problems...)
+		}
+	}
+	if len(checked[0].problems) > 0 {
+		return problems
+	}
+	config, err := store.readSmall(ctx, blobs[0].Digest)
+	var proofs []digest.Digest
+	if err == nil {
+		proofs, err = layerProofs(config, blobs)
+	}
+	if err != nil {
+		return append(problems, v.problem(blobs[0].Digest, err))
+	}
+	for i, b := range checked {
+		if want := blobs[i].Size; len(b.problems) == 0 && b.size != want && want >= 0 {
+			problems = append(problems, v.problem(blobs[i].Digest,
+				checkf("its commit says that it has %d bytes (-1 for nothing), and the manifest %d", b.size, want)))
+		}
+	}
+	for i, b := range checked[1:] {
+		layer := blobs[i+1].Digest
+		switch {
+		case len(b.problems) > 0 || !b.layer:
+		case proofs == nil && !b.exact:
+			problems = append(problems, v.problem(layer, checkf("nothing that the image names proves this layer: no diffID, "+
+				"and its compressed bytes are not stored; import the image again with --preserve-digests")))
+		default:
+			if err := checkDiffID(layer, b.diffID, proofs, i); err != nil {
+				p := v.problem(layer, err)
+				p.Expected, p.Actual = proofs[i].String(), b.diffID.String()
+				problems = append(problems, p)
+			}
 		}
 	}
 	return problems
 }
 
-// blob checks one blob, unless that was done before.
-func (v *verifier) blob(ctx context.Context, store *blobStore, d digest.Digest) {
-	key := store.near + d.String()
-	v.mu.Lock()
-	_, done := v.blobs[key]
-	if !done {
-		v.blobs[key] = nil
+// problem describes an error about a blob, "" for the image itself.
+func (v *verifier) problem(blob digest.Digest, err error) verifyProblem {
+	p := verifyProblem{Blob: blob.String(), Error: v.text(err)}
+	var wrong *digestError
+	if errors.As(err, &wrong) {
+		p.Expected, p.Actual = wrong.expected.String(), wrong.actual.String()
 	}
-	v.mu.Unlock()
-	if done {
-		return
-	}
-	problems := v.checkBlob(ctx, store, d)
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.blobs[key] = problems
+	return p
 }
 
-func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Digest) []verifyProblem {
+// checkedBlob is what came of checking a blob.
+type checkedBlob struct {
+	problems []verifyProblem
+	size     int64 // bytes as its commit says, -1 where it does not
+	layer    bool
+	exact    bool          // it can be given back as the manifest names it
+	diffID   digest.Digest // of a layer, "" where its commit does not say
+}
+
+// blob checks one blob, unless that was done before.
+func (v *verifier) blob(ctx context.Context, store *blobStore, d digest.Digest) checkedBlob {
+	key := store.near + d.String()
+	v.mu.Lock()
+	check, known := v.blobs[key]
+	if !known {
+		check = sync.OnceValue(func() checkedBlob { return v.checkBlob(ctx, store, d) })
+		v.blobs[key] = check
+	}
+	v.mu.Unlock()
+	return check()
+}
+
+func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Digest) (checked checkedBlob) {
+	add := func(err error) { checked.problems = append(checked.problems, v.problem(d, err)) }
 	b, err := store.blob(ctx, d)
 	if err != nil {
-		return []verifyProblem{{Blob: d.String(), Expected: d.String(), Error: v.text(err)}}
+		p := v.problem(d, err)
+		p.Expected = d.String()
+		checked.problems = append(checked.problems, p)
+		return checked
 	}
-	var problems []verifyProblem
+	checked.size, checked.layer, checked.exact, checked.diffID = b.size, b.layer, b.isExact(), b.diffID
+	sidecar := ""
 	for _, spec := range []string{b.spec, b.side} {
 		if spec == "" {
 			continue
 		}
-		sums, err := v.repo.revParse(ctx, spec)
+		info, err := v.repo.readCommit(ctx, spec)
 		if err != nil {
-			problems = append(problems, verifyProblem{Blob: d.String(), Error: v.text(err)})
-		} else if text := v.commitProblem(ctx, sums[0]); text != "" {
-			problems = append(problems, verifyProblem{Blob: d.String(), Error: text})
+			add(err)
+			continue
+		}
+		if spec == b.side {
+			sidecar = info.checksum
+		}
+		if text := v.commitProblem(ctx, spec, info); text != "" {
+			checked.problems = append(checked.problems, verifyProblem{Blob: d.String(), Error: text})
 		} else if err := v.checkTree(ctx, store, b, spec); err != nil {
-			problems = append(problems, verifyProblem{Blob: d.String(), Error: v.text(damage(err))})
+			add(damage(err))
 		}
-	}
-	check := func(want digest.Digest, open func(context.Context, *storedBlob) (io.ReadCloser, error)) {
-		stream, err := open(ctx, b)
-		if err == nil {
-			_, err = io.Copy(io.Discard, stream)
-			_ = stream.Close()
-		}
-		if err != nil {
-			p := verifyProblem{Blob: d.String(), Expected: want.String(), Error: v.text(err)}
-			var wrong *digestError
-			if errors.As(err, &wrong) {
-				p.Actual = wrong.actual.String()
+		if !b.layer && spec == b.spec {
+			if err := v.checkNames(ctx, info.checksum, func(name string) bool { return name == fileContent }); err != nil {
+				add(err)
 			}
-			problems = append(problems, p)
 		}
 	}
-	switch {
-	case b.isExact():
-		check(d, store.open)
-	case b.canRebuild():
-		check(b.diffID, store.openTar)
-	default:
-		v.settings.warnf("layer %s was stored without what its exact bytes need; only its objects are checked", d)
+	var proved digest.Digest
+	if b.layer {
+		proved, err = b.diffID, store.proveLayer(ctx, b, v.mode)
+	} else {
+		proved, err = d, store.proveContent(ctx, b)
 	}
-	if b.isExact() && b.hasRecord() && b.diffID != d { // the compressed bytes, and beside them what the tree gives
-		check(b.diffID, store.openTar)
+	if err != nil {
+		p := v.problem(d, err)
+		if p.Expected == "" {
+			if p.Expected = d.String(); !b.isExact() {
+				p.Expected = b.diffID.String()
+			}
+		}
+		checked.problems = append(checked.problems, p)
 	}
-	return problems
+	if key := provenKey(b.commit, sidecar); len(checked.problems) > 0 {
+		v.settings.proven.drop(key)
+	} else {
+		v.settings.proven.add(key, provenBlob{proved, b.size})
+	}
+	return checked
 }

@@ -33,7 +33,7 @@ setup_suite() {
     # What the caller has set must not decide what the program does.
     unset OSTREE_REPO OSTREE_IMAGE_LOG OSTREE_IMAGE_OSTREE OSTREE_IMAGE_TAR SOURCE_DATE_EPOCH REGISTRY_AUTH_FILE \
         XDG_DATA_HOME TAR_OPTIONS http_proxy https_proxy all_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY
-    export XDG_RUNTIME_DIR=$SUITE_DIR/run LC_ALL=C.UTF-8
+    export XDG_RUNTIME_DIR=$SUITE_DIR/run XDG_CACHE_HOME=$SUITE_DIR/cache LC_ALL=C.UTF-8
     mkdir -p -- "$XDG_RUNTIME_DIR"
 
     export FIXTURES=$SUITE_DIR/fixtures
