@@ -41,7 +41,10 @@ var manifestFormats = map[string]string{
 }
 
 // parseImage reads an image name of any transport.
-func parseImage(name string) (types.ImageReference, error) {
+func (s *settings) parseImage(name string) (types.ImageReference, error) {
+	if rest, ok := strings.CutPrefix(name, "docker://"); ok { // whose library refuses a tag with a digest
+		name = "docker://" + s.dropTag(rest)
+	}
 	ref, err := alltransports.ParseImageName(name)
 	if err == nil {
 		return ref, nil
@@ -238,7 +241,9 @@ func explainCopy(err error) error {
 	case isMissingSource(err):
 		return notFoundError{err.Error()}
 	case errors.As(err, &rejected), errors.As(err, &invalid), strings.Contains(err.Error(), "does not match expected sha"),
-		strings.Contains(err.Error(), "Digest did not match"):
+		strings.Contains(err.Error(), "Digest did not match"),
+		strings.Contains(err.Error(), "Digest of source image's manifest would not match destination reference"),
+		strings.Contains(err.Error(), "does not match provided manifest digest"):
 		return checkError{err.Error()}
 	}
 	if strings.Contains(err.Error(), "Cannot write sigstore signature") || strings.Contains(err.Error(), "unsupported signature format") ||

@@ -654,11 +654,8 @@ func (d *destination) PutManifest(_ context.Context, blob []byte, instance *dige
 	return nil
 }
 
-// checkTop refuses an image that is not the one that its name or the user asks for.
+// checkTop refuses an image that is not for the platform that the user asks for.
 func (d *destination) checkTop(blob []byte, mimeType string) error {
-	if err := checkNamedDigest(d.ref.image, blob); err != nil {
-		return err
-	}
 	if manifest.MIMETypeIsMultiImage(mimeType) {
 		return nil
 	}
@@ -717,9 +714,37 @@ func (d *destination) PutSignatures(_ context.Context, signatures [][]byte, inst
 	return nil
 }
 
+// putNamedIndex refuses an image that is not the one that its name asks for. A name that asks for an index gets it, above the
+// instance that was copied of it: source says what the copy began with, and may be nil.
+func (d *destination) putNamedIndex(ctx context.Context, source types.UnparsedImage) error {
+	top := d.manifests[d.top]
+	if top == nil {
+		return nil
+	}
+	other := checkNamedDigest(d.ref.image, top.blob)
+	if other == nil || source == nil || manifest.MIMETypeIsMultiImage(top.mimeType) {
+		return other
+	}
+	blob, mimeType, err := source.Manifest(ctx)
+	if err != nil || !manifest.MIMETypeIsMultiImage(mimeType) || checkNamedDigest(d.ref.image, blob) != nil {
+		return other
+	}
+	list, err := manifest.ListFromBlob(blob, mimeType)
+	if err != nil {
+		return errors.Wrap(err, "reading the index")
+	}
+	if !slices.Contains(list.Instances(), d.top) {
+		return checkf("the image's manifest is %s, which the index that its name asks for does not have", d.top)
+	}
+	return d.PutManifest(ctx, blob, nil)
+}
+
 // Commit publishes the image.
-func (d *destination) Commit(ctx context.Context, _ types.UnparsedImage) error {
+func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) error {
 	if err := d.opened(); err != nil {
+		return err
+	}
+	if err := d.putNamedIndex(ctx, source); err != nil {
 		return err
 	}
 	top := d.manifests[d.top]
@@ -1020,7 +1045,7 @@ func (d *destination) timestampOf(config []byte) int64 {
 
 // isStored tells whether the repository holds this very image under its name. info is the commit of that name, where it is known.
 func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest, info *commitInfo) bool {
-	if !refs[d.ref.ref()] || manifest.MIMETypeIsMultiImage(top.mimeType) || len(top.signatures) > 0 {
+	if !refs[d.ref.ref()] || len(top.signatures) > 0 {
 		return false
 	}
 	if info == nil {

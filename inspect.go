@@ -16,6 +16,7 @@ import (
 type inspectInfo struct {
 	Name          string `json:",omitempty"`
 	Digest        digest.Digest
+	Instance      digest.Digest `json:",omitempty"` // of an index, whose digest Digest is: the instance that the rest describes
 	RepoTags      []string
 	Created       *time.Time
 	DockerVersion string
@@ -49,10 +50,27 @@ func inspectImage(ctx context.Context, ref ostreeReference, sys *types.SystemCon
 	if err != nil {
 		return inspectInfo{}, errors.Wrapf(err, "image %s", ref.image)
 	}
+	instance, err := chosenInstance(src, sys)
+	if err != nil {
+		return inspectInfo{}, errors.Wrapf(err, "image %s", ref.image)
+	}
 	return inspectInfo{
-		Name: ref.image, Digest: sum, RepoTags: []string{}, Created: data.Created, DockerVersion: data.DockerVersion, Labels: data.Labels,
+		Name: ref.image, Digest: sum, Instance: instance, RepoTags: []string{}, Created: data.Created, DockerVersion: data.DockerVersion, Labels: data.Labels,
 		Architecture: data.Architecture, Os: data.Os, Layers: data.Layers, LayersData: data.LayersData, Env: data.Env,
 	}, nil
+}
+
+// chosenInstance returns the instance of an index that fits, and "" for an image that is none.
+func chosenInstance(src *source, sys *types.SystemContext) (digest.Digest, error) {
+	if !manifest.MIMETypeIsMultiImage(src.mimeType) {
+		return "", nil
+	}
+	list, err := manifest.ListFromBlob(src.manifest, src.mimeType)
+	if err != nil {
+		return "", errors.WithStack(err)
+	}
+	instance, err := list.ChooseInstance(sys)
+	return instance, errors.WithStack(err)
 }
 
 // inspectArtifact tells what the manifest alone says.

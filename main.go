@@ -499,11 +499,11 @@ func (p *program) copy(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	source, err := parseImage(c.Args().Get(0))
+	source, err := p.settings.parseImage(c.Args().Get(0))
 	if err != nil {
 		return err
 	}
-	destination, err := parseImage(c.Args().Get(1))
+	destination, err := p.settings.parseImage(c.Args().Get(1))
 	if err != nil {
 		return err
 	}
@@ -515,7 +515,7 @@ func (p *program) pull(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	source, err := parseImage(c.Args().Get(0))
+	source, err := p.settings.parseImage(c.Args().Get(0))
 	if err != nil {
 		return err
 	}
@@ -559,7 +559,7 @@ func (p *program) push(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	destination, err := parseImage(c.Args().Get(1))
+	destination, err := p.settings.parseImage(c.Args().Get(1))
 	if err != nil {
 		return err
 	}
@@ -598,6 +598,11 @@ func (p *program) inspect(c *cli.Context) error {
 	created := "unknown"
 	if info.Created != nil {
 		created = info.Created.Format(time.DateTime)
+	}
+	if info.Instance != "" {
+		return p.printRows("NAME\tDIGEST\tINSTANCE\tOS/ARCH\tLAYERS\tCREATED", func(row func(...any)) {
+			row(info.Name, info.Digest, info.Instance, info.Os+"/"+info.Architecture, len(info.Layers), created)
+		})
 	}
 	return p.printRows("NAME\tDIGEST\tOS/ARCH\tLAYERS\tCREATED", func(row func(...any)) {
 		row(info.Name, info.Digest, info.Os+"/"+info.Architecture, len(info.Layers), created)

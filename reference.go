@@ -54,9 +54,9 @@ func (t ostreeTransport) parse(text string) (ostreeReference, error) {
 }
 
 // newReference returns the reference of an image in the repository at path. The name becomes NAME:latest where it has
-// neither tag nor digest and stays as it was written otherwise.
+// neither tag nor digest, loses the tag where it has both, and stays as it was written otherwise.
 func newReference(t ostreeTransport, name, path string) (ostreeReference, error) {
-	name, err := normalizeName(name)
+	name, err := normalizeName(t.settings.dropTag(name))
 	if err != nil {
 		return ostreeReference{}, err
 	}
@@ -65,6 +65,22 @@ func newReference(t ostreeTransport, name, path string) (ostreeReference, error)
 		return ostreeReference{}, err
 	}
 	return ostreeReference{transport: t, image: name, repo: path}, nil
+}
+
+// dropTag takes the tag out of a name that has a digest, too, and says so: the digest says which image it is.
+func (s *settings) dropTag(name string) string {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	tagged, ok1 := named.(reference.Tagged)
+	_, ok2 := named.(reference.Digested)
+	repository, sum, ok3 := strings.Cut(name, "@")
+	if !ok1 || !ok2 || !ok3 {
+		return name
+	}
+	s.warnf("image name %q: the tag is ignored, since the digest says which image it is", name)
+	return strings.TrimSuffix(repository, ":"+tagged.Tag()) + "@" + sum
 }
 
 func normalizeName(name string) (string, error) {

@@ -165,6 +165,48 @@ tree_sums() { (cd -- "$1" && find . -type f ! -name version ! -name oci-layout !
     assert_equal "$(refs "$REPO" | wc -l)" 4
 }
 
+@test "a name with an index's digest" {
+    requires registry
+    local name index instance before
+    name=$(own_name)
+    must skopeo --insecure-policy copy -q --all --dest-tls-verify=false "oci:$M/packed:all" "docker://$name:1"
+    index=$(manifest_digest "$M/packed" all)
+    instance=$(manifest_digest "$M/packed" arm64)
+    new_repo "$REPO" bare-user
+    local options=("--repo=$REPO" --override-arch=arm64)
+    # What is asked for is the index, what is stored of it is the instance.
+    oi "${options[@]}" pull --src-tls-verify=false "docker://$name@$index"
+    "$OI" "--repo=$REPO" inspect --raw "$name@$index" | cmp - "$M/packed/blobs/sha256/${index#sha256:}"
+    oi "${options[@]}" inspect "$name@$index"
+    assert_equal "$(jq -r '.Digest, .Instance, .Architecture' <<<"$output")" "$(printf '%s\n' "$index" "$instance" arm64)"
+    oi "${options[@]}" inspect --format=table "$name@$index"
+    [[ $output == *"$index"*"$instance"* ]] || fail "a digest is not shown: $output"
+    assert_equal "$(refs "$REPO" | wc -l)" 4
+    oi "--repo=$REPO" verify
+    oi "${options[@]}" checkout "$name@$index" "$T/rootfs"
+    assert_equal "$(cat "$T/rootfs/arch")" arm64
+    oi "${options[@]}" push "$name@$index" "dir:$T/out"
+    assert_equal "$(facts "dir:$T/out")" "$(facts "oci:$M/packed:arm64")"
+    # Once more, with a tag that means nothing: nothing is new.
+    before=$(refs "$REPO")
+    oi "${options[@]}" pull --src-tls-verify=false "docker://$name:none@$index"
+    assert_equal "$(grep -c 'the tag is ignored' <<<"$stderr")" 1
+    assert_equal "$(refs "$REPO")" "$before"
+    oi "${options[@]}" inspect "$name:other@$index"
+    assert_equal "$(jq -r .Name <<<"$output")" "$name@$index"
+    # All of it, and another instance, under the same name.
+    oi "--repo=$REPO" pull --all --src-tls-verify=false "docker://$name@$index"
+    oi "--repo=$REPO" verify
+    oi "--repo=$REPO" --override-arch=s390x inspect "$name@$index"
+    assert_equal "$(jq -r .Architecture <<<"$output")" s390x
+    # A plain image whose name asks for another.
+    oi -4 "--repo=$REPO" pull "oci:$M/packed:arm64" "$name@$index"
+    oi -4 "--repo=$REPO" --override-arch=s390x pull "oci:$M/packed:all" "short@$instance"
+    [[ $(refs "$REPO") != *short_40* ]] || fail "it is there"
+    oi "${options[@]}" pull "oci:$M/packed:all" "short@$index"
+    "$OI" "--repo=$REPO" inspect --raw "short@$index" | cmp - "$M/packed/blobs/sha256/${index#sha256:}"
+}
+
 @test "a signed index keeps the bytes of all instances" {
     requires_tool gpg
     export GNUPGHOME=$T/gnupg
