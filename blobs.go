@@ -494,7 +494,10 @@ func (v *verifiedReader) Read(p []byte) (int, error) {
 		if got := v.sum.Digest(); got != v.want {
 			return n, errors.WithMessagef(&digestError{expected: v.want, actual: got}, "reading blob %s", v.blob)
 		}
-	} else if err != nil {
+		return n, err
+	}
+	var below *digestError
+	if err != nil && !errors.As(err, &below) { // else it was said
 		err = errors.WithMessagef(damage(err), "reading blob %s", v.blob)
 	}
 	return n, err

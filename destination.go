@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containers/image/v5/manifest"
+	"github.com/containers/image/v5/pkg/compression"
 	"github.com/containers/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -72,6 +73,8 @@ type destinationBlob struct {
 	commit string         // of one that is no layer, where it was committed
 	ref    string         // where it is committed, unless it is a layer; known once the queue is empty
 	layer  *importedLayer // nil for other blobs, and until the import has ended
+	noTar  error          // a layer by its media type that is none: what is wrong with it
+	staged *stagedBlob    // such a one
 	done   chan struct{}  // closed when the blob has arrived and info is known
 	err    error          // of its arrival
 }
@@ -207,23 +210,52 @@ func (d *destination) PutBlob(ctx context.Context, stream io.Reader, info types.
 	if err := d.opened(); err != nil {
 		return types.BlobInfo{}, err
 	}
-	if info.Digest != "" {
-		// Before it becomes a part of a path.
-		if err := info.Digest.Validate(); err != nil {
-			return types.BlobInfo{}, errors.Wrapf(err, "blob digest %q", info.Digest)
-		}
-		b, mine := d.claim(info)
-		if !mine {
-			<-b.done
-			return b.info, b.err
-		}
-		var err error
-		b.info, err = d.receive(ctx, b, stream, info, isConfig)
-		b.err = err
-		close(b.done)
-		return b.info, err
+	if info.Digest == "" {
+		return d.putUnknown(ctx, stream, info, isConfig)
 	}
-	return d.receive(ctx, &destinationBlob{done: make(chan struct{})}, stream, info, isConfig)
+	// Before it becomes a part of a path.
+	if err := info.Digest.Validate(); err != nil {
+		return types.BlobInfo{}, errors.Wrapf(err, "blob digest %q", info.Digest)
+	}
+	b, mine := d.claim(info)
+	if !mine {
+		<-b.done
+		if b.err == nil && isConfig {
+			return b.info, d.cause(d.keepConfig(ctx, b, stream, info))
+		}
+		return b.info, b.err
+	}
+	b.info, b.err = d.receive(ctx, b, stream, info, isConfig)
+	close(b.done)
+	return b.info, b.err
+}
+
+// putUnknown puts a blob whose digest nobody knows before it is here.
+func (d *destination) putUnknown(ctx context.Context, stream io.Reader, info types.BlobInfo, isConfig bool) (types.BlobInfo, error) {
+	st, err := d.stagingArea()
+	if err != nil {
+		return types.BlobInfo{}, err
+	}
+	if isConfig {
+		stream = io.LimitReader(stream, maxConfigBytes+1)
+	}
+	staged, file, err := newStagedBlob(st.blobDir(), info)
+	if err != nil {
+		return types.BlobInfo{}, err
+	}
+	defer func() { _ = os.Remove(staged.path) }()
+	if err := staged.fill(d.ctx, stream, file); err != nil {
+		err = d.cause(err)
+		d.fail(err)
+		return types.BlobInfo{}, err
+	}
+	in, err := staged.open()
+	if err != nil {
+		return types.BlobInfo{}, err
+	}
+	defer func() { _ = in.Close() }()
+	info.Digest, info.Size = staged.digest, staged.size()
+	return d.PutBlob(ctx, in, info, nil, isConfig)
 }
 
 // cause returns what ended the copy where that is over, since err is then only what that led to.
@@ -290,12 +322,6 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 			return types.BlobInfo{}, err
 		}
 	}
-	d.mu.Lock()
-	if d.blobs[info.Digest] == nil { // its digest is known only now
-		d.blobs[info.Digest] = b
-		b.info = info
-	}
-	d.mu.Unlock()
 	return info, nil
 }
 
@@ -319,18 +345,25 @@ func (d *destination) queueLayer(st *staging, staged *stagedBlob, b *destination
 // importLayer imports a staged layer, while it arrives or after. The first error ends the copy.
 func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinationBlob, nearly func()) {
 	d.mu.Lock()
-	exactBlob, known := d.exactBlob, staged.want.Digest != "" && d.refs[blobRef(staged.want.Digest)]
+	exactBlob, known := d.exactBlob, d.refs[blobRef(staged.want.Digest)]
 	d.mu.Unlock()
 	if known && !exactBlob {
 		// A digest that is kept as some other blob's content must stay readable as that. What cannot be read is no loss.
 		exactBlob, _ = d.repo.hasFile(d.ctx, blobRef(staged.want.Digest), fileContent)
 	}
-	if side := sideRef(staged.want.Digest); staged.want.Digest != "" && (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.want.Digest)) && !exactBlob {
+	if side := sideRef(staged.want.Digest); (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.want.Digest)) && !exactBlob {
 		exactBlob, _ = d.repo.hasFile(d.ctx, side, fileBlob) // it is made anew, to be signed or whole, and must not lose what it has
 	}
 	bar := d.settings.progress.importing(staged.want.Digest, staged.want.Size)
 	defer bar.done()
 	layer, err := st.importLayer(d.ctx, staged, exactBlob, nearly)
+	var noTar *noTarError
+	if errors.As(err, &noTar) {
+		d.mu.Lock()
+		b.noTar, b.staged = err, staged // an artifact may have it: its manifest says so, and comes last
+		d.mu.Unlock()
+		return
+	}
 	if err != nil {
 		if d.ctx.Err() == nil {
 			d.fail(errors.WithMessage(err, "importing"))
@@ -347,27 +380,36 @@ func (d *destination) replaces(layer digest.Digest) bool {
 	return d.refs[blobRef(layer)] && !d.settings.signs()
 }
 
-// putConfig takes an image's configuration, which is small, and leaves it alone where the repository has it.
-func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream io.Reader, info types.BlobInfo) (types.BlobInfo, error) {
+// readConfig reads an image's configuration, which is small, and keeps it in memory.
+func (d *destination) readConfig(stream io.Reader, info types.BlobInfo) ([]byte, error) {
 	content, err := io.ReadAll(io.LimitReader(stream, maxConfigBytes+1))
 	if err != nil {
-		return types.BlobInfo{}, errors.Wrapf(err, "reading config %s", info.Digest)
+		return nil, errors.Wrapf(err, "reading config %s", info.Digest)
 	}
 	if len(content) > maxConfigBytes {
-		return types.BlobInfo{}, errors.Errorf("config %s is larger than %d bytes", info.Digest, maxConfigBytes)
+		return nil, errors.Errorf("config %s is larger than %d bytes", info.Digest, maxConfigBytes)
 	}
-	got := types.BlobInfo{Digest: digest.FromBytes(content), Size: int64(len(content)), MediaType: info.MediaType}
-	if info.Digest != "" {
-		if got.Digest = info.Digest.Algorithm().FromBytes(content); got.Digest != info.Digest {
-			return types.BlobInfo{}, checkf("config %s does not match its digest: what arrived is %s", info.Digest, got.Digest)
-		}
+	if got := info.Digest.Algorithm().FromBytes(content); got != info.Digest {
+		return nil, checkf("config %s does not match its digest: what arrived is %s", info.Digest, got)
 	}
 	d.mu.Lock()
-	d.configs[got.Digest] = content
+	defer d.mu.Unlock()
+	d.configs[info.Digest] = content
+	return content, nil
+}
+
+// putConfig takes an image's configuration, and leaves it alone where the repository has it.
+func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream io.Reader, info types.BlobInfo) (types.BlobInfo, error) {
+	content, err := d.readConfig(stream, info)
+	if err != nil {
+		return types.BlobInfo{}, err
+	}
+	got := types.BlobInfo{Digest: info.Digest, Size: int64(len(content)), MediaType: info.MediaType}
+	d.mu.Lock()
 	present := d.refs[blobRef(got.Digest)]
 	known := d.known.proved[got.Digest] == provenBlob{got.Digest, got.Size}
 	d.mu.Unlock()
-	if present && !d.settings.signs() && (known || d.holdsContent(ctx, got.Digest, content)) {
+	if present && !d.settings.signs() && (known || d.holdsContent(ctx, got.Digest, content) || d.isLayerKept(ctx, got.Digest)) {
 		b.reused = true
 		return got, nil
 	}
@@ -391,11 +433,36 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	return got, nil
 }
 
+// keepConfig keeps a config that has the digest of a layer which the repository has. Of a layer that is imported keepExact keeps
+// the bytes.
+func (d *destination) keepConfig(ctx context.Context, b *destinationBlob, stream io.Reader, info types.BlobInfo) error {
+	content, err := d.readConfig(stream, info)
+	if err != nil || !b.reused || b.exact || d.isLayerKept(ctx, info.Digest) {
+		return err
+	}
+	st, err := d.stagingArea()
+	if err != nil {
+		return err
+	}
+	b.ref, b.commit, err = d.putContent(st, b.info, treeFile{name: fileContent, content: content})
+	return err
+}
+
 // holdsContent tells whether the commit of a blob that is no layer holds these bytes, and nothing else. What cannot be read is
 // made anew.
 func (d *destination) holdsContent(ctx context.Context, blob digest.Digest, content []byte) bool {
 	info, err := d.repo.commitInfo(ctx, blobRef(blob))
 	return err == nil && d.hasTree(info, []treeFile{{name: fileContent, content: content}})
+}
+
+// isLayerKept tells whether a blob is a layer that can be given back byte for byte.
+func (d *destination) isLayerKept(ctx context.Context, blob digest.Digest) bool {
+	b, err := d.store.blob(ctx, blob)
+	if err != nil || !b.layer || !b.isExact() {
+		return false
+	}
+	_, err = d.prove(ctx, b)
+	return err == nil
 }
 
 // hasTree tells whether a commit's tree is that of these files, whoever has made it.
@@ -422,11 +489,11 @@ func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile
 		metadata: []metadataString{{keySize, strconv.FormatInt(info.Size, 10)}},
 	}
 	if d.refs[o.branch] {
-		_, isLayer, err := d.repo.metadataKey(d.ctx, o.branch, keyUncompressedDigest)
+		there, err := d.store.blob(d.ctx, info.Digest)
 		if err != nil && !errors.Is(err, errNoRef) { // a prune can have removed it since
 			return "", "", err
 		}
-		if isLayer {
+		if err == nil && there.layer {
 			o.branch, o.metadata, file.name = sideRef(info.Digest), nil, fileBlob
 		}
 	}
@@ -445,7 +512,7 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 	}
 	d.mu.Lock()
 	b := d.blobs[info.Digest]
-	known, side, exactBlob := d.refs[blobRef(info.Digest)] && !d.partial[sideRef(info.Digest)], d.refs[sideRef(info.Digest)], d.exactBlob
+	known, exactBlob := d.refs[blobRef(info.Digest)] && !d.partial[sideRef(info.Digest)], d.exactBlob
 	d.mu.Unlock()
 	if b != nil {
 		<-b.done
@@ -457,7 +524,7 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 	if d.settings.reimport.wants(info.Digest) {
 		return false, types.BlobInfo{}, nil
 	}
-	b, ok, err := d.complete(ctx, info, side, exactBlob)
+	b, ok, err := d.complete(ctx, info, exactBlob)
 	if err != nil || !ok {
 		// Whatever is wrong with what is there, the blob can still be fetched.
 		d.settings.debugf("blob %s is not reused: %v", info.Digest, err)
@@ -473,7 +540,7 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 
 // complete tells whether the repository holds all of a blob, and has it proved. It asks one question where it can: each is a
 // process. What is returned has its size, and what was proved.
-func (d *destination) complete(ctx context.Context, info types.BlobInfo, side, exactBlob bool) (*destinationBlob, bool, error) {
+func (d *destination) complete(ctx context.Context, info types.BlobInfo, exactBlob bool) (*destinationBlob, bool, error) {
 	if info.Size >= 0 && isLayerType(info.MediaType) {
 		d.lookUp.Do(func() {
 			known := d.lookUpImages(ctx, info.Digest)
@@ -768,7 +835,7 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 		return errors.New("the image has no manifest")
 	}
 	if d.staging == nil {
-		if err := d.checkLayers(); err != nil {
+		if err := d.checkLayers(ctx); err != nil {
 			return err
 		}
 	}
@@ -794,7 +861,10 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 	if err != nil {
 		return err
 	}
-	if err := d.checkLayers(); err != nil {
+	if err := d.putArtifacts(); err != nil {
+		return err
+	}
+	if err := d.checkLayers(ctx); err != nil {
 		return err
 	}
 	if err := d.keepSigned(ctx); err != nil {
@@ -935,6 +1005,42 @@ func manifestBlobs(blob []byte, mimeType string) ([]types.BlobInfo, error) {
 	return blobs, nil
 }
 
+// putArtifacts keeps blobs that are no layers though their media type says so: tools put files of any kind under the type of a
+// tar layer. An image that would run has no such.
+func (d *destination) putArtifacts() error {
+	artifact := map[digest.Digest]bool{}
+	for _, sum := range d.order {
+		m := d.manifests[sum]
+		if manifest.MIMETypeIsMultiImage(m.mimeType) {
+			continue
+		}
+		blobs, err := manifestBlobs(m.blob, m.mimeType)
+		if err != nil {
+			return err
+		}
+		for _, info := range blobs[1:] {
+			if was, known := artifact[info.Digest]; !known || was {
+				artifact[info.Digest] = !isConfigType(blobs[0].MediaType)
+			}
+		}
+	}
+	for _, sum := range slices.Sorted(maps.Keys(d.blobs)) {
+		b := d.blobs[sum]
+		if b.noTar == nil {
+			continue
+		}
+		if !artifact[sum] {
+			return errors.WithMessage(b.noTar, "importing")
+		}
+		var err error
+		b.ref, b.commit, err = d.putContent(d.staging, b.info, treeFile{name: fileContent, from: b.staged.path, input: b.staged.name()})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // keepSigned keeps the exact bytes of the layers that a signature covers, where the copy did not announce signatures, of those
 // that nothing else proves, and of a layer that is the config, too.
 func (d *destination) keepSigned(ctx context.Context) error {
@@ -950,7 +1056,7 @@ func (d *destination) keepSigned(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if len(m.signatures) == 0 && proofs != nil {
+		if len(m.signatures) == 0 && proofs != nil && canChangeLayers(m.blob, m.mimeType) {
 			blobs = blobs[:1]
 		}
 		for _, info := range blobs {
@@ -966,9 +1072,34 @@ func (d *destination) keepSigned(ctx context.Context) error {
 	return nil
 }
 
+// canChangeLayers tells whether a manifest can name the layers as tar streams, or compressed anew, instead of what it names. It
+// cannot where one is of a type that the library does not know to change, or lies somewhere else.
+func canChangeLayers(blob []byte, mimeType string) bool {
+	for _, change := range []types.BlobInfo{
+		{CompressionOperation: types.Decompress},
+		{CompressionOperation: types.Compress, CompressionAlgorithm: &compression.Gzip},
+	} {
+		m, err := manifest.FromBlob(blob, mimeType)
+		if err != nil {
+			return false
+		}
+		var changed []types.BlobInfo
+		for _, l := range m.LayerInfos() {
+			if len(l.URLs) > 0 || !isLayerType(l.MediaType) {
+				return false
+			}
+			changed = append(changed, change)
+		}
+		if m.UpdateLayerInfos(changed) != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // checkLayers holds the layers against the diffIDs that the configs name. A layer that was imported now and has another is
 // refused. One that was there may be another's: it is imported anew.
-func (d *destination) checkLayers() error {
+func (d *destination) checkLayers(ctx context.Context) error {
 	for _, sum := range d.order {
 		m := d.manifests[sum]
 		if manifest.MIMETypeIsMultiImage(m.mimeType) {
@@ -978,19 +1109,27 @@ func (d *destination) checkLayers() error {
 		if err != nil {
 			return err
 		}
-		proofs, err := layerProofs(d.configs[blobs[0].Digest], blobs)
+		config := d.configs[blobs[0].Digest]
+		if want := blobs[0].Size; config != nil && want != int64(len(config)) {
+			return checkf("config %s has %d bytes, and the manifest names %d", blobs[0].Digest, len(config), want)
+		}
+		proofs, err := layerProofs(config, blobs)
 		if err != nil {
 			return err
 		}
+		needExact := proofs == nil || !canChangeLayers(m.blob, m.mimeType)
 		for i, info := range blobs[1:] {
 			b := d.blobs[info.Digest]
 			switch {
 			case b == nil || !isLayerType(info.MediaType):
 			case b.layer != nil:
+				if size := b.layer.blob.size(); info.Size >= 0 && info.Size != size {
+					return checkf("layer %s has %d bytes, and the manifest names %d", info.Digest, size, info.Size)
+				}
 				if err := checkDiffID(info.Digest, b.layer.diffID, proofs, i); err != nil {
 					return err
 				}
-			case b.reused && (proofs == nil && !b.exact || checkDiffID(info.Digest, b.proved, proofs, i) != nil):
+			case b.reused && (needExact && !b.exact && !d.isLayerKept(ctx, info.Digest) || checkDiffID(info.Digest, b.proved, proofs, i) != nil):
 				d.settings.reimport.add(info.Digest)
 				return &reimportError{info.Digest}
 			}

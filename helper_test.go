@@ -368,7 +368,7 @@ func (i *testImage) finish(t testing.TB) *testImage {
 	if i.config == nil {
 		c := imgspecv1.Image{Platform: testPlatform, RootFS: imgspecv1.RootFS{Type: "layers"}}
 		for _, l := range i.layers {
-			c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, digest.FromBytes(l))
+			c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, diffIDOf(l))
 		}
 		i.config = marshal(t, c)
 	}
@@ -383,6 +383,20 @@ func (i *testImage) finish(t testing.TB) *testImage {
 		i.manifest = marshal(t, m)
 	}
 	return i
+}
+
+// diffIDOf returns the digest of a layer's tar stream, and that of its bytes where they are none.
+func diffIDOf(layer []byte) digest.Digest {
+	stream, _, err := decompress(bytes.NewReader(layer), func() {})
+	if err != nil {
+		return digest.FromBytes(layer)
+	}
+	defer func() { _ = stream.Close() }()
+	sum, err := digest.FromReader(stream)
+	if err != nil {
+		return digest.FromBytes(layer)
+	}
+	return sum
 }
 
 func marshal(t testing.TB, v any) []byte {

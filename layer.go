@@ -362,6 +362,8 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 		defer func() { _ = stream.Close() }()
 		scan.limits = st.settings.limits
 		err = scan.run(ctx, stream)
+	} else {
+		err = &noTarError{err}
 	}
 	if err == nil {
 		return plain, b.wait()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,7 +15,7 @@ import (
 const someHex = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func newTransport(repo string) ostreeTransport {
-	return ostreeTransport{settings: &settings{repo: repo}}
+	return ostreeTransport{settings: &settings{repo: repo, progress: newProgress(io.Discard, false, false)}}
 }
 
 func TestParseReference(t *testing.T) {
@@ -39,7 +40,7 @@ func TestParseReference(t *testing.T) {
 		{"port", "localhost:5000/x", "localhost:5000/x:latest", "DIR/default", "localhost_3A5000_2Fx_3Alatest", ""},
 		{"port and tag", "localhost:5000/a/b:1", "localhost:5000/a/b:1", "DIR/default", "localhost_3A5000_2Fa_2Fb_3A1", ""},
 		{"digest", "a@sha256:" + someHex, "a@sha256:" + someHex, "DIR/default", "a_40sha256_3A" + someHex, ""},
-		{"tag and digest", "a:1@sha256:" + someHex, "a:1@sha256:" + someHex, "DIR/default", "a_3A1_40sha256_3A" + someHex, ""},
+		{"tag and digest", "a:1@sha256:" + someHex, "a@sha256:" + someHex, "DIR/default", "a_40sha256_3A" + someHex, ""},
 		{"underscore and dots", "a_b.c-d:E_f.G-h", "a_b.c-d:E_f.G-h", "DIR/default", "a_5Fb.c-d_3AE_5Ff.G-h", ""},
 		{"repository", "a:1@DIR/repo", "a:1", "DIR/repo", "a_3A1", ""},
 		{"repository to be", "a@DIR/none", "a:latest", "DIR/none", "a_3Alatest", ""},

@@ -295,11 +295,16 @@ func (s *layerScan) pack(e storage.Entry) error {
 	return errors.WithMessage(err, "recording the layer's tar stream")
 }
 
+// noTarError says that the bytes of a layer are none, from the first on.
+type noTarError struct{ error }
+
+func (e *noTarError) Unwrap() error { return e.error }
+
 // readError names a stream that is no tar archive, or what is wrong with its n-th entry. read is how much of it was read.
 func (s *layerScan) readError(err error, n int, read int64) error {
 	switch {
 	case errors.Is(err, tar.ErrHeader) && s.entries == 0, errors.Is(err, io.ErrUnexpectedEOF) && read < tarBlock:
-		return errors.New("not a tar archive")
+		return &noTarError{errors.New("not a tar archive")}
 	case errors.Is(err, tar.ErrHeader):
 		return errors.Errorf("not a tar archive after its entry %d", s.entries)
 	case errors.Is(err, io.ErrUnexpectedEOF):
@@ -307,7 +312,12 @@ func (s *layerScan) readError(err error, n int, read int64) error {
 	case errors.Is(err, errLongHeaders), errors.Is(err, tar.ErrFieldTooLong):
 		return errors.Errorf("the headers of its entry %d are longer than any archiver makes them", n)
 	}
-	return errors.WithMessagef(err, "reading the layer after its entry %d", s.entries)
+	var file *os.PathError
+	reason := errors.WithMessagef(err, "reading the layer after its entry %d", s.entries)
+	if s.entries > 0 || errors.As(err, &file) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return reason
+	}
+	return &noTarError{reason} // compressed data that only begin as such
 }
 
 // sinkError is an error of the clean stream's reader, not of the layer.

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"maps"
 	"runtime"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -201,18 +203,18 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 		if !b.layer {
 			return nil, nil // an artifact, whose blobs are what they are
 		}
-		if err := checkDiffID(b.digest, b.diffID, proofs, i); err != nil {
-			return nil, err
-		}
 		if !b.canRebuild() {
 			if _, err := s.store.openTar(ctx, b); err != nil {
 				return nil, err
 			}
 		}
+		if err := checkDiffID(b.digest, b.diffID, proofs, i); err != nil {
+			return nil, err
+		}
 		exact = exact && b.isExact()
-		infos = append(infos, types.BlobInfo{Digest: b.diffID, Size: b.tarSize, MediaType: tarType, Annotations: named[1+i].Annotations})
+		infos = append(infos, types.BlobInfo{Digest: b.diffID, Size: b.tarSize, MediaType: tarType, Annotations: annotationsOf(named[1+i], b)})
 	}
-	if signedIndex && exact {
+	if exact && (signedIndex || !canChangeLayers(blob, mimeType)) {
 		return nil, nil
 	}
 	return infos, nil
@@ -268,6 +270,24 @@ func (s *source) proveLayers(ctx context.Context, named []types.BlobInfo, layers
 		})
 	}
 	return group.Wait()
+}
+
+// compressedNotes begin the keys of annotations that describe the compressed bytes of a layer: those of zstd:chunked, eStargz
+// and OverlayBD.
+var compressedNotes = []string{
+	"io.github.containers.zstd-chunked.", "containerd.io/snapshot/stargz/", "io.containers.estargz.", "containerd.io/snapshot/overlaybd/",
+}
+
+// annotationsOf returns the annotations of a layer that goes out as its tar stream.
+func annotationsOf(named types.BlobInfo, b *storedBlob) map[string]string {
+	if b.diffID == named.Digest || named.Annotations == nil {
+		return named.Annotations
+	}
+	kept := maps.Clone(named.Annotations)
+	maps.DeleteFunc(kept, func(key, _ string) bool {
+		return slices.ContainsFunc(compressedNotes, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
+	})
+	return kept
 }
 
 // layers finds layers of the image, in their order. They are looked up side by side.

@@ -171,7 +171,7 @@ func TestLyingMetadata(t *testing.T) {
 		edit func(*testing.T, map[string]string)
 		want string
 	}{
-		{"another diffID", set(keyUncompressedDigest, "sha256:"+strings.Repeat("0", 64)), "it is damaged"},
+		{"another diffID", set(keyUncompressedDigest, "sha256:"+strings.Repeat("0", 64)), "and the image's config names"},
 		{"no diffID", set(keyUncompressedDigest, "sha256:x"), "names the diffID"},
 		{"another diffID's kind", set(keyUncompressedDigest, "md5:"+strings.Repeat("0", 32)), "names the diffID"},
 		{"no size", set(keySize, "many"), `says that docker.size is "many"`},
@@ -298,7 +298,9 @@ func TestLyingBlob(t *testing.T) {
 	if err := r.importImage(t, "a", &testImage{layers: [][]byte{archive(file("base", "")), layer}}); err != nil {
 		t.Fatal(err)
 	}
-	for want, blob := range map[string][]byte{"and its commit says": other, "longer than its commit says": append(bytes.Clone(layer), make([]byte, 1<<20)...)} {
+	for want, blob := range map[string][]byte{
+		"what the repository holds gives": other, "longer than its commit says": append(bytes.Clone(layer), make([]byte, 1<<20)...),
+	} {
 		tree := t.TempDir()
 		if err := os.WriteFile(filepath.Join(tree, fileBlob), blob, 0o644); err != nil {
 			t.Fatal(err)

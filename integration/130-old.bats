@@ -71,7 +71,7 @@ old_repo() {
     [[ $(ostree show "--repo=$REPO" --raw ociimage/small_3Alatest) == *"[byte 0x00, 0x00, 0x00"* ]] || fail "it has no parent of zeros"
 }
 
-# reads_well: what any year's image must do.
+# reads_well: what any year's image must do, but for the proof of its files.
 reads_well() {
     oi "--repo=$REPO" list --format=json
     assert_equal "$(jq -r '.[] | [.name, .digest, .layers, .architecture, .signatures] | @tsv' <<<"$output")" \
@@ -80,8 +80,6 @@ reads_well() {
     "$OI" "--repo=$REPO" inspect --config small | cmp - "$OCI/blobs/sha256/$CONFIG"
     oi "--repo=$REPO" inspect small
     assert_equal "$(jq -r '.Layers[]' <<<"$output")" "$(printf 'sha256:%s\n' "${LAYERS[@]}")"
-    oi "--repo=$REPO" verify
-    assert_stdout_has 'small:latest  ok'
     oi "--repo=$REPO" prune --dry-run --format=json
     assert_stdout '[]'
 }
@@ -91,6 +89,8 @@ reads_well() {
     old_repo 2025
     reads_well
     [[ -z ${stderr-} ]] || fail "something is said"
+    oi "--repo=$REPO" verify
+    assert_stdout_has 'small:latest  ok'
     oi "--repo=$REPO" push small "docker-archive:$T/out.tar"
     assert_equal "$(facts "docker-archive:$T/out.tar")" "$(facts "oci:$OCI:small")"
     # The compressed bytes were never kept.
@@ -109,8 +109,9 @@ reads_well() {
 @test "an image of 2017 is read, and says what it cannot give" {
     old_repo 2017
     reads_well
-    oi "--repo=$REPO" verify
-    assert_stderr_has 'stored without what its exact bytes need'
+    # Its config names diffIDs, and nothing in the repository leads from them to the files.
+    oi -4 "--repo=$REPO" verify
+    assert_stdout_has 'was stored without what proves its files'
     oi -1 "--repo=$REPO" push small "dir:$T/out"
     assert_error "layer sha256:${LAYERS[0]} was stored without what its exact bytes need"
     assert_stderr_has 'it can be checked out, not exported'
@@ -128,6 +129,8 @@ reads_well() {
     done
     reads_well
     assert_stderr_lacks 'stored without'
+    oi "--repo=$REPO" verify
+    assert_stdout_has 'small:latest  ok'
     oi "--repo=$REPO" push small "dir:$T/out"
     assert_equal "$(facts "dir:$T/out")" "$(facts "oci:$OCI:small")"
     # Nobody has asked for the blobs themselves.

@@ -38,18 +38,21 @@ ostree refs --repo="$REPO" >/dev/null || missed 1
 # 2: all that ociimage/tiny_3Alatest says
 ostree show --repo="$REPO" --raw ociimage/tiny_3Alatest >/dev/null || missed 2
 # 2 took TIME
-# 3: all that ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 says
-ostree show --repo="$REPO" --raw ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 >/dev/null || missed 3
+# 3: the repository's core.mode
+ostree config --repo="$REPO" get core.mode >/dev/null || missed 3
 # 3 took TIME
-# 4: the repository's core.mode
-ostree config --repo="$REPO" get core.mode >/dev/null || missed 4
+# 4: all that ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 says
+ostree show --repo="$REPO" --raw ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 >/dev/null || missed 4
 # 4 took TIME
-# 5: check out ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
-ostree checkout --repo="$REPO" ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$WORK"/root
+# 5: read 1 files of ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374
+ostree cat --repo="$REPO" ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 /content >/dev/null || missed 5
 # 5 took TIME
-# 6: apply layer sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
+# 6: check out ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
+ostree checkout --repo="$REPO" ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$WORK"/root
+# 6 took TIME
+# 7: apply layer sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
 ROOT="$WORK"/root LAYER="$WORK"/root sh "$BLOBS"/layer-0.sh
-# 7: the tree is finished
+# 8: the tree is finished
 rmdir "$OUT" 2>/dev/null || : ; mv "$WORK"/root "$OUT"
 checked
 ENDED=yes

@@ -41,10 +41,13 @@ ostree show --repo="$REPO" --raw ociimage/tiny_3Alatest >/dev/null || missed 2
 # 3: all that ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 says
 ostree show --repo="$REPO" --raw ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 >/dev/null || missed 3
 # 3 took TIME
-# 4: put layer sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 together, where the program tar-split is
+# 4: read 1 files of ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374
+ostree cat --repo="$REPO" ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 /content >/dev/null || missed 4
+# 4 took TIME
+# 5: put layer sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 together, where the program tar-split is
 ! command -v tar-split >/dev/null || { ostree checkout --repo="$REPO" --user-mode ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$WORK"/rebuilt; ostree show --repo="$REPO" --print-metadata-key=tarsplit.output ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 | tr -d "'" | base64 -d >"$WORK"/split; tar-split asm --input "$WORK"/split --path "$WORK"/rebuilt --output - | sha256sum | grep -q 369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5; rm -rf "$WORK"/rebuilt "$WORK"/split; }
-# 5: read 2 files of ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
-ostree cat --repo="$REPO" ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 '/d/it'\''s a'"$NL"'file' /d/suid >/dev/null || missed 5
-# 5 took TIME
+# 6: read 2 files of ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
+ostree cat --repo="$REPO" ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 '/d/it'\''s a'"$NL"'file' /d/suid >/dev/null || missed 6
+# 6 took TIME
 checked
 ENDED=yes

@@ -18,7 +18,8 @@ func TestRoot(t *testing.T) {
 	}{
 		{"nothing", nil, Root{"6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d", meta755}},
 		{
-			"a directory that no entry names", []tarstream.Entry{{Name: "a/b", Kind: tarstream.Dir, Mode: 0o755}},
+			"a directory that no entry names",
+			[]tarstream.Entry{{Name: "a/b", Kind: tarstream.Dir, Mode: 0o755}},
 			Root{"b78e75ead0141b1edc663ebce5a1d36a114d6c734d173c1a3918b2cf57a9fde2", meta755},
 		},
 	}
