@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/containers/image/v5/manifest"
 	"github.com/containers/image/v5/types"
@@ -31,7 +33,8 @@ const (
 // checkoutOptions are the options of checkout, as ostree has them.
 type checkoutOptions struct {
 	userMode         bool // no owners and no attributes
-	requireHardlinks bool // fail rather than copy a file
+	requireHardlinks bool // the repository's own files; fail rather than copy one
+	forceCopy        bool // copy each file, as is done anyway
 
 	subpath  string // the directory to check out, "" for the whole tree
 	skipList string // a file that names what to leave out, "" for none
@@ -43,7 +46,10 @@ type checkoutOptions struct {
 // Each layer is checked out by ostree into a directory of its own. The first becomes the root; what each other layer
 // holds is then moved into it, entry by entry as the layer names them, by a rootFS, which nothing in an image can lead
 // out of the root.
-func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *types.SystemContext, o checkoutOptions) (err error) {
+func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *types.SystemContext, o checkoutOptions) error {
+	if o.requireHardlinks && o.forceCopy {
+		return usagef("checkout: --require-hardlinks and --force-copy are mutually exclusive")
+	}
 	src, err := openSource(ctx, ref)
 	if err != nil {
 		return err
@@ -56,27 +62,40 @@ func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *ty
 	if err != nil {
 		return err
 	}
+	return checkoutLayers(ctx, src.store, src.settings, layers, mode, dir, o)
+}
+
+// checkoutLayers is checkoutImage for layers of a repository of the given mode.
+func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers []*storedBlob, mode, dir string, o checkoutOptions) (err error) {
 	if os.Geteuid() != 0 && mode != modeBare && !o.userMode {
 		o.userMode = true
-		src.settings.warnf("not root, repository of mode %s: files belong to you, as with --user-mode", mode)
+		s.warnf("not root, repository of mode %s: files belong to you, as with --user-mode", mode)
 	}
-	target, err := openTarget(dir, src.settings.runner)
+	if o.requireHardlinks {
+		s.warnf("the files of %s are those of the repository: what writes into one changes it there and in every other image that has it", dir)
+	}
+	target, err := openTarget(dir, s.runner)
 	if err != nil {
 		return err
 	}
+	times := newTreeTimes(fileTimeOf(time.Now()), !o.requireHardlinks)
 	defer func() {
 		if rerr := target.end(); err == nil {
 			err = rerr
 		}
+		if err == nil && target.inside { // the end of the private directory has changed it
+			err = times.setRoot(target.dir)
+		}
 	}()
-	src.settings.journal.name(target.work.path, "WORK")
-	src.settings.journal.name(target.dir, "OUT")
-	c := &checkout{store: src.store, settings: src.settings, options: o, work: target.work}
-	c.copies = mode != modeBare && (mode != modeBareUser || !o.userMode)
+	j := s.journal
+	j.name(target.work.path, "WORK")
+	j.name(target.dir, "OUT")
+	c := &checkout{store: store, settings: s, options: o, work: target.work, mode: mode, times: times}
+	c.perms = permissionsFor(mode, os.Geteuid(), os.Getegid())
+	c.perms.forTar = true
 	if err := c.build(ctx, layers); err != nil {
 		return noRoom(err, filepath.Dir(target.work.path))
 	}
-	j := src.settings.journal
 	j.shell("the tree is finished", fmt.Sprintf("rmdir %[2]s 2>/dev/null || : ; mv %[1]s %[2]s", j.path(c.root()), j.path(target.dir)))
 	return target.publish(c.root())
 }
@@ -303,7 +322,9 @@ type checkout struct {
 	settings *settings
 	options  checkoutOptions
 	work     *workDir
-	copies   bool // ostree makes files anew, as hard links would be wrong
+	mode     string // of the repository
+	perms    permissions
+	times    *treeTimes
 }
 
 func (c *checkout) root() string { return c.work.join("root") }
@@ -319,8 +340,11 @@ func (c *checkout) layerDir(i int) string {
 func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 	if len(layers) == 0 {
 		c.settings.journal.step("an image without layers", "mkdir", c.root())
-		return makeDir(c.root())
+		if err := makeDir(c.root()); err != nil {
+			return err
+		}
 	}
+	buildCtx := ctx
 	group, ctx := errgroup.WithContext(ctx)
 	fetched := make([]chan []layerEntry, len(layers))
 	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
@@ -336,6 +360,9 @@ func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 			}
 			group.Go(func() error {
 				entries, err := c.fetch(ctx, b, i)
+				if err == nil {
+					err = c.fetchReplaced(ctx, b, i, entries)
+				}
 				if err != nil {
 					return errors.WithMessagef(err, "layer %s", b.digest)
 				}
@@ -360,12 +387,37 @@ func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 		}
 		return nil
 	})
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return c.withRoot("times.sh", "set the times", "", func(root *rootFS) error { return c.times.setTimes(buildCtx, root) })
+}
+
+// withRoot calls f with the tree, and writes what it does into a script of the record. variables are what that needs beside the root.
+func (c *checkout) withRoot(script, why, variables string, f func(root *rootFS) error) (err error) {
+	j := c.settings.journal
+	steps, err := j.record.steps(script)
+	if err != nil {
+		return err
+	}
+	root, err := openRootFS(c.root(), os.Geteuid() == 0)
+	if err == nil {
+		root.steps, root.times = steps, c.times
+		err = f(root)
+		closeWith(&err, root)
+	}
+	if serr := steps.end(); err == nil {
+		err = serr
+	}
+	if steps != nil && err == nil {
+		j.recorded(why, fmt.Sprintf(`ROOT=%s %ssh "$BLOBS"/%s`, j.path(c.root()), variables, script))
+	}
+	return err
 }
 
 // fetch has layer i checked out, and reads meanwhile what it names.
 func (c *checkout) fetch(ctx context.Context, b *storedBlob, i int) (entries []layerEntry, err error) {
-	if c.copies && os.Geteuid() == 0 && runtime.GOMAXPROCS(0) > 1 && named(b) && b.tarSize >= c.settings.divideFrom {
+	if !c.options.requireHardlinks && os.Geteuid() == 0 && runtime.GOMAXPROCS(0) > 1 && named(b) && b.tarSize >= c.settings.divideFrom {
 		return c.fetchDivided(ctx, b, i)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -386,47 +438,51 @@ func (c *checkout) fetch(ctx context.Context, b *storedBlob, i int) (entries []l
 func named(b *storedBlob) bool { return b.canRebuild() || b.hasRecord() }
 
 // apply applies layer i, which is checked out, to the tree. entries are what it names, where that is known.
-func (c *checkout) apply(ctx context.Context, b *storedBlob, i int, entries []layerEntry) (err error) {
-	asRoot := os.Geteuid() == 0
-	dir := c.layerDir(i)
-	steps, err := c.settings.journal.record.steps(fmt.Sprintf("layer-%d.sh", i))
-	if err != nil {
-		return err
+func (c *checkout) apply(ctx context.Context, b *storedBlob, i int, entries []layerEntry) error {
+	j := c.settings.journal
+	replaces := slices.ContainsFunc(entries, func(e layerEntry) bool { return e.replaced })
+	trees := fmt.Sprintf("LAYER=%s ", j.path(c.layerDir(i)))
+	if replaces {
+		trees += fmt.Sprintf("REPLACED=%s ", j.path(c.replacedDir(i)))
 	}
-	defer func() {
-		if rerr := steps.end(); err == nil {
-			err = rerr
-		}
-		if steps != nil && err == nil {
-			c.settings.journal.recorded("apply layer "+b.digest.String(), fmt.Sprintf(`ROOT=%s LAYER=%s sh "$BLOBS"/layer-%d.sh`,
-				c.settings.journal.path(c.root()), c.settings.journal.path(dir), i))
-		}
-	}()
-	root, err := openRootFS(c.root(), asRoot)
-	if err != nil {
-		return err
-	}
-	root.steps = steps
-	defer closeWith(&err, root)
-	layer := root
-	if i > 0 {
-		if layer, err = openRootFS(dir, asRoot); err != nil {
-			return err
-		}
-		defer func() {
-			_ = layer.Close()
-			if rerr := removeTree(dir); err == nil {
-				err = rerr
+	return c.withRoot(fmt.Sprintf("layer-%d.sh", i), "apply layer "+b.digest.String(), trees, func(root *rootFS) (err error) {
+		a := &applier{root: root, layer: root, base: i == 0, settings: c.settings}
+		for _, t := range []struct {
+			tree   **rootFS
+			name   string
+			dir    string
+			wanted bool
+		}{
+			{&a.layer, treeLayer, c.layerDir(i), i > 0},
+			{&a.replaced, treeReplaced, c.replacedDir(i), replaces},
+		} {
+			if !t.wanted {
+				continue
 			}
-		}()
-	}
-	a := &applier{root: root, layer: layer, base: i == 0, settings: c.settings}
-	if !named(b) {
-		c.settings.warnf("layer %s was stored without its tar-split data: every directory of its tree counts as one that it names", b.digest)
-		if entries, err = treeEntries(layer); err != nil {
-			return err
+			tree, err := openRootFS(t.dir, root.asRoot)
+			if err != nil {
+				return err
+			}
+			tree.name, *t.tree = t.name, tree
+			defer func() {
+				_ = tree.Close()
+				if rerr := removeTree(t.dir); err == nil {
+					err = rerr
+				}
+			}()
 		}
-	}
+		if !named(b) {
+			c.settings.warnf("layer %s was stored without its tar-split data: every directory of its tree counts as one that it names", b.digest)
+			if entries, err = treeEntries(a.layer); err != nil {
+				return err
+			}
+		}
+		return a.applyAll(ctx, entries)
+	})
+}
+
+// applyAll applies all that a layer names.
+func (a *applier) applyAll(ctx context.Context, entries []layerEntry) error {
 	if slices.ContainsFunc(entries, isWhiteout) {
 		a.upper = map[string]bool{}
 	}
@@ -438,7 +494,7 @@ func (c *checkout) apply(ctx context.Context, b *storedBlob, i int, entries []la
 			return disagreement(err)
 		}
 	}
-	return nil
+	return a.finish()
 }
 
 // disagreement makes an error of finding other things in a layer's tree than the layer names one of the repository.
@@ -457,20 +513,17 @@ type layerEntry struct {
 	name   string // clean, "" for the root
 	link   string // what a hard link leads to
 	source string // where the tree of the layer has it, "" for nowhere
-}
 
-// needed tells whether there is anything to do for an entry. What the lowest layer holds is mostly there already.
-func (e layerEntry) needed(base bool) bool {
-	return !base || e.kind == tarstream.HardLink || e.kind == goneKind || isWhiteout(e)
+	replaced bool     // the layer itself replaces it later: source is a name in the tree of fetchReplaced
+	time     fileTime // of its modification
 }
 
 // Kinds beside those of tarstream.
 const (
-	// goneKind is the kind of what the layer's tree does not hold: devices, fifos and sockets, and what the layer itself replaces later.
-	// Nothing takes the place of what was there.
+	// goneKind is the kind of what no tree holds: devices, fifos and sockets. Nothing takes the place of what was there.
 	goneKind tarstream.Kind = 'g'
-	// plainDirKind is that of a directory which a later entry describes.
-	plainDirKind tarstream.Kind = 'd'
+	// impliedKind is that of a directory of the lowest layer that the layer does not name.
+	impliedKind tarstream.Kind = 'i'
 )
 
 // entries returns what a layer names and the applier needs to know, in the layer's order. base tells that it is the lowest. weights, unless it
@@ -487,13 +540,12 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 		if err != nil {
 			return err
 		}
-		entry := layerEntry{kind: e.Kind, name: e.Name, link: e.Link, source: e.Name}
+		entry := layerEntry{kind: e.Kind, name: e.Name, source: e.Name, time: fileTimeOf(hdr.ModTime)}
+		if e.Kind == tarstream.HardLink {
+			entry.link = e.Link
+		}
 		switch {
-		case isDevice(hdr):
-			if entry, err = deviceEntry(hdr); err != nil {
-				return err
-			}
-		case !ok:
+		case !ok && e.Kind != leftOut:
 			return nil
 		case hdr.Typeflag == tar.TypeLink && e.Kind == tarstream.Symlink: // ostree has no hard links to links
 			entry.kind = tarstream.HardLink
@@ -501,12 +553,10 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 				return err
 			}
 		}
-		if e.Kind != tarstream.Dir && !isDevice(hdr) {
+		if ok && e.Kind != tarstream.Dir {
 			weights.add(e.Name, e.Size)
 		}
-		if entry.needed(base) {
-			entries = append(entries, entry)
-		}
+		entries = append(entries, entry)
 		return nil
 	})
 	if odd {
@@ -518,52 +568,63 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 	case odd:
 		return c.oddEntries(ctx, b)
 	}
+	if base {
+		delete(filter.implied, "") // the root is always there
+		entries = appendImplied(entries, slices.Collect(maps.Keys(filter.implied)))
+	}
 	return entries, err
+}
+
+// appendImplied adds directories that the lowest layer does not name to its entries.
+func appendImplied(entries []layerEntry, dirs []string) []layerEntry {
+	for _, dir := range dirs {
+		entries = append(entries, layerEntry{kind: impliedKind, name: dir, source: dir})
+	}
+	return entries
 }
 
 // plannedEntries is entries for the first layer, where that names something twice or reaches through its own links: the entries are
 // those of what it comes to in the end, which is what is there already.
 func (c *checkout) plannedEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
 	plan := newLayerPlan(permissions{})
-	if err := c.store.headers(ctx, b, plan.add); err != nil {
+	var times []fileTime
+	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
+		times = append(times, fileTimeOf(hdr.ModTime))
+		return plan.add(hdr)
+	})
+	if err != nil {
 		return nil, err
 	}
 	plan.finish()
 	var entries []layerEntry
 	for i := range plan.index {
 		for n, e := range plan.emit[i] {
-			entry := layerEntry{kind: e.Kind, name: e.Name, source: e.Name}
+			entry := layerEntry{kind: e.Kind, name: e.Name, source: e.Name, time: times[i]}
 			if n > 0 { // more names of the same thing
 				entry.kind, entry.link = tarstream.HardLink, plan.emit[i][0].Name
 			}
-			if entry.needed(true) {
-				entries = append(entries, entry)
-			}
+			entries = append(entries, entry)
 		}
 	}
-	return entries, nil
+	for _, name := range plan.leftOut {
+		entries = append(entries, layerEntry{kind: goneKind, name: name})
+	}
+	return appendImplied(entries, plan.implied), nil
 }
 
 // oddEntries is entries for any other such layer. Each entry is applied in its turn, to what is there then. What it brings is where the
-// plan has put it, unless that is gone in the end.
+// plan has put it, or, where that is gone in the end, among what fetchReplaced extracts.
 func (c *checkout) oddEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
 	plan := newLayerPlan(permissions{})
 	var entries []layerEntry
 	var places []int // in the layer
 	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
-		var entry layerEntry
 		e, ok, err := cleanEntry(hdr, permissions{})
-		if ok {
-			entry = layerEntry{kind: e.Kind, name: e.Name, link: e.Link}
-		} else if err == nil && isDevice(hdr) {
-			ok = true
-			entry, err = deviceEntry(hdr)
-		}
 		if err != nil {
 			return err
 		}
 		if ok {
-			entries, places = append(entries, entry), append(places, plan.index)
+			entries, places = append(entries, layerEntry{kind: e.Kind, name: e.Name, link: e.Link, time: fileTimeOf(hdr.ModTime)}), append(places, plan.index)
 		}
 		return plan.add(hdr)
 	})
@@ -573,32 +634,23 @@ func (c *checkout) oddEntries(ctx context.Context, b *storedBlob) ([]layerEntry,
 	plan.finish()
 	for i := range entries {
 		e := &entries[i]
-		if there := plan.emit[places[i]]; len(there) > 0 {
+		switch there := plan.emit[places[i]]; {
+		case len(there) > 0:
 			e.source = there[0].Name
-			continue
-		}
-		switch e.kind {
-		case tarstream.Dir:
-			e.kind = plainDirKind
-		case tarstream.File, tarstream.Symlink:
-			e.kind = goneKind
+		case e.kind == tarstream.Dir, e.kind == tarstream.File, e.kind == tarstream.Symlink:
+			e.source, e.replaced = replacedName(places[i]), true
 		}
 	}
 	return entries, nil
 }
 
-func isDevice(hdr *tar.Header) bool {
-	return hdr.Typeflag == tar.TypeChar || hdr.Typeflag == tar.TypeBlock || hdr.Typeflag == tar.TypeFifo
-}
-
-func deviceEntry(hdr *tar.Header) (layerEntry, error) {
-	name, err := cleanName(hdr.Name)
-	return layerEntry{kind: goneKind, name: name}, err
-}
-
 // treeEntries returns what a checked out layer holds, whiteouts first in each directory.
 func treeEntries(layer *rootFS) ([]layerEntry, error) {
-	entries := []layerEntry{{kind: tarstream.Dir}}
+	st, err := layer.stat("")
+	if err != nil {
+		return nil, err
+	}
+	entries := []layerEntry{{kind: tarstream.Dir, time: changed(st)}}
 	var visit func(dir string) error
 	visit = func(dir string) error {
 		names, err := layer.names(dir)
@@ -616,12 +668,12 @@ func treeEntries(layer *rootFS) ([]layerEntry, error) {
 		})
 		for _, name := range names {
 			real := joinPath(dir, name)
-			kind, err := layer.kind(real)
+			st, err := layer.stat(real)
 			if err != nil {
 				return err
 			}
-			e := layerEntry{kind: tarstream.File, name: real, source: real}
-			switch kind {
+			e := layerEntry{kind: tarstream.File, name: real, source: real, time: changed(st)}
+			switch st.Mode & unix.S_IFMT {
 			case unix.S_IFDIR:
 				e.kind = tarstream.Dir
 			case unix.S_IFLNK:
@@ -639,12 +691,19 @@ func treeEntries(layer *rootFS) ([]layerEntry, error) {
 	return entries, visit("")
 }
 
+func changed(st unix.Stat_t) fileTime { return fileTimeOf(time.Unix(st.Mtim.Unix())) }
+
 // applier applies the entries of one layer.
 type applier struct {
 	root, layer *rootFS
+	replaced    *rootFS         // what the layer itself replaces later, nil where that is nothing
 	base        bool            // the layer is the root already: only whiteouts, devices and hard links are left to do
 	upper       map[string]bool // real paths that this layer has made, and the directories above them; nil where it has no whiteouts
 	settings    *settings
+
+	marks   []string // directories of the lowest layer that are whiteouts
+	implied []string // directories of the lowest layer that it does not name, where it has whiteouts
+	devices []string // directories of devices, with a slash
 }
 
 func isWhiteout(e layerEntry) bool { return strings.HasPrefix(path.Base(e.name), whiteoutPrefix) }
@@ -654,12 +713,25 @@ func (a *applier) apply(e layerEntry) error {
 	if strings.HasPrefix(base, whiteoutPrefix) {
 		return a.whiteout(e, dir, base)
 	}
-	if a.base {
+	if a.base { // it is there already
 		switch e.kind {
+		case tarstream.Dir:
+			a.root.times.setDir(e.name, e.time)
+		case impliedKind:
+			a.root.times.plainDir(e.name)
+			if a.upper != nil {
+				a.implied = append(a.implied, e.name)
+			}
+		case tarstream.File, tarstream.Symlink:
+			a.root.times.setFile(e.name, e.time)
 		case tarstream.HardLink:
+			a.root.times.setFile(e.name, e.time)
 			return a.relink(e)
 		case goneKind: // a device. The directory that it is in is there all the same
-			_, _, err := a.root.resolveDir(dir, true, func(string) {})
+			real, _, err := a.root.resolveDir(dir, true, func(string) {})
+			if a.upper != nil {
+				a.devices = append(a.devices, real+"/")
+			}
 			return err
 		}
 		return nil
@@ -677,20 +749,20 @@ func (a *applier) apply(e layerEntry) error {
 		return err
 	}
 	a.keep(real)
-	isDir := e.kind == tarstream.Dir || e.kind == plainDirKind
+	isDir := e.kind == tarstream.Dir
 	switch {
 	case kind == 0 || kind == unix.S_IFDIR && isDir:
 	case kind == unix.S_IFDIR || isDir || e.kind == goneKind:
 		if err := a.root.removeAll(real, nil); err != nil {
 			return err
 		}
-	default: // the new name replaces it
+	case e.kind != tarstream.HardLink: // the new name replaces it; a hard link may lead to itself
 		a.root.forget(real, kind)
 	}
 	switch e.kind {
 	case goneKind:
 		return nil
-	case tarstream.Dir, plainDirKind:
+	case tarstream.Dir:
 		if kind != unix.S_IFDIR {
 			if err := a.root.mkdir(real); err != nil {
 				return err
@@ -700,15 +772,50 @@ func (a *applier) apply(e layerEntry) error {
 	case tarstream.HardLink:
 		return a.hardLink(e, real)
 	}
-	return a.root.place(a.layer, e.source, real)
+	return a.place(e, real)
+}
+
+// place moves what an entry brings to a real path.
+func (a *applier) place(e layerEntry, real string) error {
+	a.root.times.setFile(real, e.time)
+	return a.root.place(a.tree(e), e.source, real)
+}
+
+// tree is the tree that holds what an entry brings.
+func (a *applier) tree(e layerEntry) *rootFS {
+	if e.replaced {
+		return a.replaced
+	}
+	return a.layer
+}
+
+// finish takes what is only there for whiteouts out of the lowest layer: directories that are whiteouts, and those that hold nothing
+// else and are not named. Where files lie in a whiteout, it stays as a directory that is not named.
+func (a *applier) finish() error {
+	dirs := slices.Concat(a.marks, a.implied)
+	slices.Sort(dirs)
+	for _, real := range slices.Backward(slices.Compact(dirs)) { // what lies deeper comes first
+		names, err := a.root.names(real)
+		if err != nil {
+			return disagreement(err)
+		}
+		if len(names) == 0 && !slices.ContainsFunc(a.devices, func(dir string) bool { return strings.HasPrefix(dir, real+"/") }) {
+			err = a.root.removeAll(real, nil)
+		} else if strings.HasPrefix(path.Base(real), whiteoutPrefix) {
+			a.root.times.plainDir(real)
+			err = a.root.describe(real, a.root.plainMeta())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // describe makes a directory of the root what the layer's one is.
 func (a *applier) describe(e layerEntry, real string) error {
-	if e.kind == plainDirKind {
-		return nil
-	}
-	meta, err := a.layer.meta(e.source)
+	a.root.times.setDir(real, e.time)
+	meta, err := a.tree(e).meta(e.source)
 	if err != nil {
 		return err
 	}
@@ -725,7 +832,11 @@ func (a *applier) keep(real string) {
 // whiteout removes from the layers below what a whiteout names. What the same layer has put there stays, wherever it
 // stands in the layer.
 func (a *applier) whiteout(e layerEntry, dir, base string) error {
-	if a.base { // nothing lies below; the file that marks it goes
+	if a.base { // nothing lies below; what marks it goes
+		if kind, err := a.root.kind(e.name); err != nil || kind == unix.S_IFDIR {
+			a.marks = append(a.marks, e.name)
+			return err
+		}
 		return a.root.removeAll(e.name, nil)
 	}
 	kept := func(real string) bool { return a.upper[real] }
@@ -738,7 +849,8 @@ func (a *applier) whiteout(e layerEntry, dir, base string) error {
 	}
 	name := strings.TrimPrefix(base, whiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
-		return errors.Errorf("%q is no whiteout of a file", e.name)
+		a.settings.warnf("the whiteout %s names no file: nothing is removed", quoted(e.name))
+		return nil
 	}
 	return a.root.removeAll(joinPath(parent, name), kept)
 }
@@ -766,14 +878,14 @@ func (a *applier) hardLink(e layerEntry, real string) error {
 	if err := a.root.removeAll(real, nil); err != nil {
 		return err
 	}
-	if ok {
+	switch {
+	case ok:
 		return a.root.link(target, real)
-	}
-	if e.source == "" { // the layer replaces both later
+	case e.source == "": // a device, or what a whiteout of this layer has removed
 		return nil
 	}
 	a.settings.warnf("the hard link %q leads to %q, which is not there: it is a file of its own", e.name, e.link)
-	return a.root.place(a.layer, e.source, real)
+	return a.place(e, real)
 }
 
 // relink makes a hard link of the first layer one again where ostree made a copy.

@@ -83,8 +83,11 @@ func stackTar(t testing.TB, items []tarItem) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for _, i := range items {
+	for n, i := range items {
 		h := i.Header
+		if h.ModTime.IsZero() { // one of its own, so that none is taken for another
+			h.ModTime = time.Unix(1e9+int64(n), int64(len(h.Name)*1000+n))
+		}
 		h.Size = int64(len(i.body))
 		h.Format = tar.FormatPAX
 		if err := w.WriteHeader(&h); err != nil {
@@ -168,6 +171,7 @@ type fsNode struct {
 	xattrs string
 	inode  uint64
 	links  uint64
+	time   time.Time
 
 	verbatim string // the text, in a node that a test made up
 }
@@ -201,7 +205,7 @@ func rootTree(t testing.TB, dir string) map[string]fsNode {
 			t.Errorf("%s: %v", path, err)
 			return
 		}
-		n := fsNode{mode: st.Mode & 0o7777, owner: fmt.Sprintf("%d:%d", st.Uid, st.Gid), inode: st.Ino, links: uint64(st.Nlink)} //nolint:unconvert // smaller on some machines
+		n := fsNode{mode: st.Mode & 0o7777, owner: fmt.Sprintf("%d:%d", st.Uid, st.Gid), inode: st.Ino, links: uint64(st.Nlink), time: time.Unix(st.Mtim.Unix())} //nolint:unconvert // smaller on some machines
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
 			b, err := os.ReadFile(path)
@@ -291,6 +295,30 @@ func compareTrees(t testing.TB, what string, got, want map[string]fsNode, text f
 		}
 		if got[name].inode != got[other].inode {
 			t.Errorf("%s: %q and %q should be one file", what, name, other)
+		}
+	}
+}
+
+// compareCopies holds a checkout by copies against what umoci has unpacked since began: beside what compareTrees does, that no two names are
+// one file which are two in want, and the times.
+func compareCopies(t testing.TB, what string, got, want map[string]fsNode, began time.Time, text func(fsNode) string) {
+	t.Helper()
+	compareTrees(t, what, got, want, text)
+	for name, w := range want {
+		g, ok := got[name]
+		if !ok || w.verbatim != "" {
+			continue
+		}
+		if w.kind != fs.ModeDir && g.links != w.links {
+			t.Errorf("%s: %q has %d names, and should have %d", what, name, g.links, w.links)
+		}
+		// umoci forgets the time of a directory in which it makes another that no layer names, or removes what a whiteout two
+		// levels above names.
+		if w.kind == fs.ModeDir && !w.time.Before(began) {
+			continue
+		}
+		if !g.time.Equal(w.time) {
+			t.Errorf("%s: %q is of %s, and should be of %s", what, name, g.time, w.time)
 		}
 	}
 }
@@ -407,10 +435,11 @@ func stackCases() []stackCase {
 		{name: "empty layers between", layers: stackOf(layerOf(), base, layerOf(), layerOf(tFile("n", "n")), layerOf())},
 		{name: "the same layer twice", layers: stackOf(base, layerOf(tWh("d"), tFile("top", "new")), base)},
 		{name: "the same whiteouts twice", layers: stackOf(base, layerOf(tWh("top")), layerOf(tFile("top", "2")), layerOf(tWh("top")))},
-		{
-			name: "one layer of whiteouts only", layers: stackOf(layerOf(tWh("x"), tOpaque("y"), tDir("z", 0o700), tWh("z/f"), tFile(".wh..wh.plnk", ""))),
-			but: []string{"y: dir 0755 0:0"},
-		}, // in the layer's tree it holds the whiteout; that nothing lies below is no reason to look
+		{name: "one layer of whiteouts only", layers: stackOf(layerOf(tWh("x"), tOpaque("y"), tDir("z", 0o700), tWh("z/f"), tFile(".wh..wh.plnk", "")))},
+		{name: "whiteouts that are something else", layers: stackOf(
+			append(base[:len(base):len(base)], tDir("x/.wh.y", 0o700), tFile("x/.wh.y/f", "f"), tDir(".wh.z", 0o700).x("user.a", "1"), tFile("p/q/.wh.r", ""), tDevice("p/.wh.s/n", tar.TypeFifo)),
+			layerOf(tDir(".wh.top", 0o700).own(1, 2), tFile(".wh.top/f", "below"), tSym("d/.wh.a", "b"), tFile("d/.wh.b", "not empty"), tHard("d/sub/.wh.c", "d/.wh.b"),
+				tFile(".wh..wh.plnk/1.2", "x"), tDir("d/sub/.wh..wh..opq", 0o755), tFile("d/sub/.wh..wh..opq/deep/f", "f"), tDevice(".wh.s", tar.TypeChar)))},
 		{name: "whiteouts only above", layers: over(tWh("top"), tWh("d/a"), tWh("d/sub"))},
 		{name: "whiteout of a file", layers: over(tDir("d", 0o755), tWh("d/a"))},
 		{name: "whiteout of a directory", layers: over(tWh("d"))},
@@ -447,10 +476,14 @@ func stackCases() []stackCase {
 		{name: "symlink to a directory becomes one", layers: over(tDir("s", 0o711), tFile("s/a", "mine"), tDir("abs", 0o700), tDir("dangling", 0o700))},
 		{name: "there and back", layers: stackOf(base, layerOf(tFile("d", "d")), layerOf(tSym("d", "top")), layerOf(tDir("d", 0o700)), layerOf(tSym("d", "x")), layerOf(tFile("d", "d")))},
 		{name: "symlink to another place", layers: stackOf(base, layerOf(tDir("e", 0o755), tSym("s", "e")), layerOf(tFile("s/f", "f")))},
-		{
-			name: "a path changes its meaning in the layer", layers: over(tFile("s/one", "1"), tDir("e", 0o755), tSym("s", "e"), tFile("e/two", "2")),
-			but: []string{"d/one: -"},
-		}, // the commit is of what the layer comes to by itself, where s/one is gone
+		{name: "a path changes its meaning in the layer", layers: over(tFile("s/one", "1"), tDir("e", 0o755), tSym("s", "e"), tFile("e/two", "2"))},
+		{name: "a link that is named again", layers: stackOf(layerOf(tDir("usr", 0o755), tDir("usr/lib", 0o750)), layerOf(
+			tSym("lib", "usr/lib"), tFile("lib/one", "1"), tSym("lib", "usr/lib"), tFile("lib/two", "2"), tSym("l", "usr/lib"), tFile("l/three", "3"), tFile("l", "file"),
+			tSym("m", "usr"), tFile("m/lib/four", "4"), tDir("m", 0o700), tFile("m/five", "5"), tSym("n", "m"), tFile("n/six", "6"), tSym("n", "usr"), tFile("n/seven", "7"),
+			tSym("o", "usr/lib"), tFile("o/eight", "8").mode(0o4750).own(5, 6).x("user.a", "a"), tWh("o"), tSym("o", "/usr"), tFile("o/nine", "9"), tHard("o/ten", "lib/one")))},
+		{name: "what the layer replaces, through a link below", layers: over(
+			tFile("s/one", "1").mode(0o6711).own(5, 6).x("user.a", "a"), tDir("s/dir", 0o2700).own(7, 8), tSym("s/link", "one").own(9, 9), tHard("s/hard", "s/one"),
+			tSym("s/l2", "/e"), tFile("s/l2/f", "f"), tDevice("s/a", tar.TypeChar), tDir("e", 0o755), tSym("s", "e"), tHard("s/again", "d/one"))},
 
 		{name: "new mode and owner of a directory", layers: over(tDir("d", 0o2701).own(7, 8), tDir("d/sub", 0o1777))},
 		{name: "attributes of a directory", layers: stackOf(
@@ -549,6 +582,7 @@ func TestCheckoutStacks(t *testing.T) {
 	cases := stackCases()
 	images := map[string]*testImage{}
 	bare := newTestRun(t, testOptions{mode: modeBare})
+	bare.divideFrom = divideFrom                               // the other modes divide every layer
 	only := newTestRun(t, testOptions{mode: modeBareUserOnly}) // for some, with --user-mode
 	layout := filepath.Join(t.TempDir(), "layout")
 	for i := range cases {
@@ -576,6 +610,7 @@ func TestCheckoutStacks(t *testing.T) {
 		runs[mode] = newTestRun(t, testOptions{repo: pullCommits(t, bare.repo.path, mode)})
 	}
 	t.Run("checkout", func(t *testing.T) {
+		began := time.Now()
 		for i, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
@@ -599,7 +634,7 @@ func TestCheckoutStacks(t *testing.T) {
 					if c.want != nil {
 						compareListed(t, mode, rootTree(t, dir), c.want)
 					} else {
-						compareTrees(t, mode, rootTree(t, dir), want, fsNode.String)
+						compareCopies(t, mode, rootTree(t, dir), want, began, fsNode.String)
 					}
 				}
 				if i%6 == 2 && c.want == nil && c.but == nil {
@@ -1052,6 +1087,37 @@ func TestCheckoutOptions(t *testing.T) {
 	}
 	dirMode := map[string]string{modeBare: "2751", modeBareUser: "2751", modeArchive: "2751", modeBareUserOnly: "0751"}
 	for mode, r := range runs {
+		t.Run("written "+mode, func(t *testing.T) {
+			for _, o := range []checkoutOptions{{}, {userMode: true}, {forceCopy: true}} {
+				dir, other := filepath.Join(t.TempDir(), "root"), filepath.Join(t.TempDir(), "root")
+				for _, d := range []string{other, dir} {
+					if err := r.checkoutTo(t, "simple", d, o); err != nil {
+						t.Fatal(err)
+					}
+				}
+				before := rootTree(t, other)
+				for name, n := range rootTree(t, dir) {
+					if n.kind != 0 {
+						continue
+					}
+					f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_APPEND, 0)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if _, err := f.WriteString("more"); err != nil {
+						t.Fatal(err)
+					}
+					if err := f.Chmod(0o777); err != nil {
+						t.Fatal(err)
+					}
+					if err := f.Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				compareCopies(t, "the other one", rootTree(t, other), before, time.Now(), fsNode.String)
+				fsck(t, r.repo.path)
+			}
+		})
 		t.Run("--user-mode "+mode, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "root")
 			if err := r.checkoutTo(t, "simple", dir, checkoutOptions{userMode: true}); err != nil {

@@ -300,6 +300,8 @@ type layerPlan struct {
 	index   int
 	emit    map[int][]tarstream.Entry // by the entry's place in the layer: first the thing itself, then hard links to it
 	dirs    map[int][]tarstream.Entry // all directories as they are in the end, by the place before which they must be there
+	implied []string                  // those of them that no entry names
+	leftOut []string                  // where devices, fifos and sockets would stand in the end
 	dangles map[string]string         // hard links to what the layer does not hold, and what they name
 	limits  layerLimits
 	made    int   // directories that no entry has named
@@ -311,6 +313,19 @@ type planNode struct {
 	length   int                  // bytes of a directory's path
 	children map[string]*planNode // of a directory
 	inode    *planInode           // nil for a directory that no entry named, and for what is left out
+}
+
+// holds tells whether a node lies below n, which may be nil.
+func (n *planNode) holds(node *planNode) bool {
+	if n == nil {
+		return false
+	}
+	for _, child := range n.children {
+		if child == node || child.holds(node) {
+			return true
+		}
+	}
+	return false
 }
 
 // planInode is a file, a symbolic link, or what a directory's entry says.
@@ -378,6 +393,8 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 			dir.children[base] = &planNode{kind: tarstream.File, inode: inode}
 		case target.kind == tarstream.Dir:
 			return errors.Errorf("the hard link %s leads to the directory %s", quoted(hdr.Name), quoted(e.Link))
+		case dir.children[base].holds(target):
+			return errors.Errorf("the hard link %s leads to %s, below the directory that it replaces", quoted(hdr.Name), quoted(e.Link))
 		default:
 			dir.children[base] = &planNode{kind: target.kind, inode: target.inode}
 		}
@@ -450,6 +467,8 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 			chain = append(chain, next)
 		case next.kind == tarstream.Dir:
 			chain = append(chain, next)
+		case strings.HasPrefix(part, whiteoutPrefix) && next.kind != tarstream.Dir:
+			return nil, errors.Errorf("%s lies below a whiteout", quoted(dir))
 		case next.kind == tarstream.Symlink:
 			if follows++; follows > maxLinkFollow {
 				return nil, errors.Errorf("%s leads through more than %d symbolic links", quoted(dir), maxLinkFollow)
@@ -474,6 +493,7 @@ func (p *layerPlan) finish() {
 	visit = func(name string, n *planNode) (place int) {
 		place = p.index
 		if n.kind == leftOut {
+			p.leftOut = append(p.leftOut, name)
 			return place
 		}
 		e := impliedDir(name, p.perms)
@@ -487,6 +507,8 @@ func (p *layerPlan) finish() {
 				first[n.inode] = name
 			}
 			p.emit[place] = append(p.emit[place], e)
+		} else if name != "" {
+			p.implied = append(p.implied, name)
 		}
 		for _, base := range slices.Sorted(maps.Keys(n.children)) {
 			place = min(place, visit(path.Join(name, base), n.children[base]))

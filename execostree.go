@@ -985,6 +985,8 @@ func checkoutArgs(rev, dir string, o checkoutOptions) []string {
 	}
 	if o.requireHardlinks {
 		args = append(args, "--require-hardlinks")
+	} else {
+		args = append(args, "--force-copy")
 	}
 	if o.subpath != "" {
 		args = append(args, "--subpath=/"+o.subpath)

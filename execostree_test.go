@@ -257,6 +257,11 @@ func TestArguments(t *testing.T) {
 			"tree with all", treeArgs("/d", treeOptions{owner: true, statOverride: "/s", consume: true, noXattrs: true}),
 			"--tree=dir=/d --owner-uid=0 --owner-gid=0 --no-xattrs --statoverride=/s --consume",
 		},
+		{"checkout", checkoutArgs("r", "/d", checkoutOptions{}), "--force-copy r /d"},
+		{
+			"checkout with all", checkoutArgs("r", "/d", checkoutOptions{userMode: true, requireHardlinks: true, subpath: "s/t", skipList: "/l"}),
+			"--user-mode --require-hardlinks --subpath=/s/t --skip-list=/l r /d",
+		},
 		{"cat", catArgs("r", []string{"a", "/b", "-c"}), "r /a /b /-c"},
 		{
 			"tar as root", untarArgs("/d", true),

@@ -612,18 +612,26 @@ func (e *tarEngine) abort() error {
 	return s.abort()
 }
 
+// wait ends the stream, and waits for tar to extract all of it.
+func (e *tarEngine) wait() error {
+	cerr := e.stdin.Close()
+	if err := e.process.wait(); err != nil {
+		return err
+	}
+	if cerr != nil {
+		return errors.WithStack(cerr)
+	}
+	if strings.Contains(e.process.stderr.String(), tarLostAttribute) {
+		return e.process.failed("the files cannot have all attributes here")
+	}
+	return nil
+}
+
 // finish waits for tar, makes what it extracted readable for ostree, and says how to commit it with the modes that the
 // layer has.
 func (e *tarEngine) finish() (tree layerTree, err error) {
-	cerr := e.stdin.Close()
-	if err := e.process.wait(); err != nil {
+	if err := e.wait(); err != nil {
 		return tree, err
-	}
-	if cerr != nil {
-		return tree, errors.WithStack(cerr)
-	}
-	if strings.Contains(e.process.stderr.String(), tarLostAttribute) {
-		return tree, e.process.failed("the files cannot have all attributes here")
 	}
 	j, perms := e.st.settings.journal, e.st.perms
 	overrides, err := perms.fixTree(e.dir)

@@ -214,7 +214,8 @@ func (p *program) app() *cli.App {
 				Description: "ostree-image checkout debian:12 /srv/debian\nostree-image checkout --user-mode debian:12 ./rootfs",
 				Flags: []cli.Flag{
 					&cli.BoolFlag{Name: "user-mode", Aliases: []string{"U"}, Usage: "set no owners and no attributes", Destination: &g.checkout.userMode},
-					&cli.BoolFlag{Name: "require-hardlinks", Aliases: []string{"H"}, Usage: "fail rather than copy a file out of the repository", Destination: &g.checkout.requireHardlinks},
+					&cli.BoolFlag{Name: "require-hardlinks", Aliases: []string{"H"}, Usage: "take the repository's own files as hard links, which must not be written; fail rather than copy one", Destination: &g.checkout.requireHardlinks},
+					&cli.BoolFlag{Name: "force-copy", Aliases: []string{"C"}, Usage: "copy each file, as is done without --require-hardlinks", Destination: &g.checkout.forceCopy},
 				},
 				Before: wantArgs(2, 2), Action: p.checkout,
 			},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -23,6 +24,8 @@ type rootFS struct {
 	restore  map[string]uint32 // modes of directories that were opened up for work, by their real paths
 	pinned   string            // the real path of a directory that stays open
 	asRoot   bool
+	times    *treeTimes  // what has which time in the end, nil where that is of no interest
+	name     string      // what scripts call the tree
 	steps    *stepScript // writes down what is done, nil without a record
 }
 
@@ -254,6 +257,7 @@ func (r *rootFS) mkdir(real string) error {
 		return errors.Wrapf(err, "making the directory %q", real)
 	}
 	r.steps.run(real, "mkdir")
+	r.times.plainDir(real)
 	child, err := r.dir(real)
 	if err != nil {
 		return err
@@ -338,6 +342,7 @@ func (r *rootFS) empty(real string, keep func(real string) bool) error {
 
 // forget drops what is remembered of a path that is about to change.
 func (r *rootFS) forget(real string, kind uint32) {
+	r.times.drop(real)
 	switch kind {
 	case unix.S_IFDIR:
 		if fd, ok := r.dirs[real]; ok {
@@ -367,7 +372,7 @@ func (r *rootFS) place(from *rootFS, source, real string) error {
 	if err != nil {
 		return err
 	}
-	r.steps.move(source, real)
+	r.steps.move(from.name, source, real)
 	return errors.Wrapf(unix.Renameat(fromFd, sourceBase, fd, base), "placing %q", real)
 }
 
@@ -404,6 +409,7 @@ func (r *rootFS) link(target, real string) error {
 		return err
 	}
 	r.steps.link(target, real)
+	r.times.link(target, real)
 	return errors.Wrapf(unix.Linkat(targetFd, targetBase, fd, base, 0), "linking %q to %q", real, target)
 }
 
@@ -411,6 +417,15 @@ func (r *rootFS) link(target, real string) error {
 type dirMeta struct {
 	uid, gid, mode uint32
 	xattrs         map[string]string // those of the kinds that layers keep
+}
+
+// plainMeta is what a directory has that no layer describes.
+func (r *rootFS) plainMeta() dirMeta {
+	m := dirMeta{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), mode: 0o755}
+	if r.asRoot {
+		m.uid, m.gid = 0, 0
+	}
+	return m
 }
 
 // meta returns what the directory at a real path has.

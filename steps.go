@@ -17,8 +17,9 @@ import (
 
 // The trees that a script of steps works on, as variables that the record's script sets.
 const (
-	treeRoot  = "ROOT"  // the root file system that is made
-	treeLayer = "LAYER" // the layer that is applied to it
+	treeRoot     = "ROOT"     // the root file system that is made
+	treeLayer    = "LAYER"    // the layer that is applied to it
+	treeReplaced = "REPLACED" // what that layer brings and replaces itself
 )
 
 // stepScript writes down what a checkout does to a tree between the commands, as a script of the record. It is not safe for
@@ -38,7 +39,7 @@ type stepScript struct {
 
 const (
 	stepHeader  = "# What the program itself did to the tree $" + treeRoot + ", of files of $" + treeLayer + ".\nset -eu\n"
-	movesAtOnce = 200
+	pathsAtOnce = 200
 )
 
 // steps begins a script. A nil recorder returns nil.
@@ -79,14 +80,19 @@ func (s *stepScript) run(real string, words ...string) {
 	s.print(shellquote.Words(words...) + " " + inTree(treeRoot, real) + "\n")
 }
 
-// move writes that a file of the layer goes to a directory of the root under the name that it has.
-func (s *stepScript) move(source, real string) {
+// move writes that a file of another tree comes into the root.
+func (s *stepScript) move(tree, source, real string) {
 	if s == nil {
 		return
 	}
 	from, name := splitPath(source)
-	to, _ := splitPath(real)
-	if from != s.from || to != s.to || len(s.moved) >= movesAtOnce {
+	to, base := splitPath(real)
+	if tree != treeLayer || name != base {
+		s.run(real, "rm", "-f")
+		s.print("mv " + inTree(tree, source) + " " + inTree(treeRoot, real) + "\n")
+		return
+	}
+	if from != s.from || to != s.to || len(s.moved) >= pathsAtOnce {
 		s.flush()
 	}
 	s.from, s.to = from, to
@@ -100,6 +106,16 @@ func (s *stepScript) link(target, real string) {
 	}
 	s.flush()
 	s.print("ln -f " + inTree(treeRoot, target) + " " + inTree(treeRoot, real) + "\n")
+}
+
+// touch writes the modification time of things in the root.
+func (s *stepScript) touch(at fileTime, paths []string) {
+	s.flush()
+	s.print("touch -h -d @" + timeText(at))
+	for _, real := range paths {
+		s.print(" " + inTree(treeRoot, real))
+	}
+	s.print("\n")
 }
 
 // describe writes what a directory is given. Of the attributes, all are set anew.

@@ -106,11 +106,11 @@ func allCases(scale float64) []benchCase {
 		},
 		{
 			name: "checkout", what: "Checkout of the Debian image", modes: []string{"bare", "bare-user", "archive"},
-			aged: true, input: debian, contenders: []contender{checkout, checkoutUser, umociUnpack},
+			aged: true, input: debian, contenders: []contender{checkout, checkoutUser, checkoutLinks, umociUnpack},
 		},
 		{
 			name: "checkout-fresh", what: "The same on a new file system", modes: []string{"bare", "bare-user", "archive"}, slow: true,
-			input: debian, contenders: []contender{checkout, checkoutUser, umociUnpack},
+			input: debian, contenders: []contender{checkout, checkoutUser, checkoutLinks, umociUnpack},
 		},
 		{
 			name: "export", what: "Export of the Debian image to dir:, uncompressed", modes: []string{"bare", "bare-user", "archive"},
@@ -259,6 +259,10 @@ var (
 	checkoutUser = contender{
 		name: oursUser, modes: []string{"bare-user"}, prepare: withImage,
 		command: program("checkout", "--user-mode", "image:1", "root"),
+	}
+	checkoutLinks = contender{
+		name: "ostree-image checkout -H", modes: []string{"bare"}, prepare: withImage,
+		command: program("checkout", "--require-hardlinks", "image:1", "root"),
 	}
 	umociUnpack = contender{name: unpack, prepare: withImage, command: shell(`umoci unpack --image "$LAYOUT:image" root >/dev/null`)}
 	export      = contender{

@@ -48,11 +48,13 @@ ostree show --repo="$REPO" --raw ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e22
 ostree cat --repo="$REPO" ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 /content >/dev/null || missed 5
 # 5 took TIME
 # 6: check out ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
-ostree checkout --repo="$REPO" ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$WORK"/root
+ostree checkout --repo="$REPO" --force-copy ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$WORK"/root
 # 6 took TIME
 # 7: apply layer sha256:369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5
 ROOT="$WORK"/root LAYER="$WORK"/root sh "$BLOBS"/layer-0.sh
-# 8: the tree is finished
+# 8: set the times
+ROOT="$WORK"/root sh "$BLOBS"/times.sh
+# 9: the tree is finished
 rmdir "$OUT" 2>/dev/null || : ; mv "$WORK"/root "$OUT"
 checked
 ENDED=yes
