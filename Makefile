@@ -33,7 +33,7 @@ JOBS = $(shell nproc)
 # Names of Debian packages. What is there already is left alone, whoever put it there.
 PACKAGES_RUN = ostree tar gzip
 PACKAGES_TEST = $(PACKAGES_RUN) $(PACKAGES_LINT) bats parallel mmdebstrap debian-archive-keyring umoci skopeo docker-registry apache2-utils \
-	openssl python3 jq zstd bzip2 xz-utils attr libcap2-bin gnupg file faketime dash mount passwd procps util-linux bc buildah busybox tar-split gcc libc6-dev
+	openssl python3 jq zstd bzip2 xz-utils attr libcap2-bin gnupg file faketime dash mount passwd procps util-linux bc buildah busybox tar-split strace e2fsprogs xfsprogs gcc libc6-dev
 PACKAGES_LINT = shellcheck
 GOLANGCI_LINT = .tools/bin/golangci-lint
 GOLANGCI_LINT_VERSION = v2.15.0
@@ -87,8 +87,10 @@ fuzz: deps-build ## run each fuzz test for FUZZTIME (60s), and try 300 forgeries
 	OSTREE_IMAGE_STACKS=2000 $(GO) test -v -timeout 4h -tags '$(TAGS)' -run '^TestSearchStacks$$' .
 
 # The long forms of what integration/2*.bats try in short.
-test-crash: deps-test build ## kill 300 runs at random moments, and fill disks (as root; TRIAL='--seed 1')
+test-crash: deps-test build ## kill runs, cut the power, fill disks, have system calls fail (as root; TRIAL='--seed 1')
 	python3 integration/crash.py --program=$(BIN) $(TRIAL)
+	unshare --mount python3 integration/powercut.py --program=$(BIN) $(TRIAL)
+	python3 integration/inject.py --program=$(BIN) $(TRIAL)
 	unshare --mount python3 integration/disk.py --program=$(BIN) $(TRIAL)
 
 test-stress: deps-test build ## copy, remove and prune side by side for 5 minutes (as root; TRIAL='--seconds 600')

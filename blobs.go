@@ -153,6 +153,14 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 		}
 	}
 	if side, ok := s.find(sideRef(d)); ok {
+		// What a run left that was ended while it brought the blob of a layer that does without.
+		partial, err := s.repo.isPartial(ctx, side)
+		if err != nil {
+			return nil, errors.WithMessagef(err, "blob %s", d)
+		}
+		if partial && b.layer && b.record != "" {
+			return b, nil
+		}
 		b.side = side
 		names, err := s.repo.fileNames(ctx, side, "")
 		if err != nil {

@@ -842,7 +842,7 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 	unchanged := d.staging == nil && len(d.partial) == 0 && !hasStrays(d.refs)
 	if unchanged && d.isStored(ctx, d.refs, top, d.known.own) { // whatever others do, it was there, with all that it needs, a moment ago
 		d.sweep()
-		return nil
+		return d.sync() // the run that brought it may have been ended before
 	}
 	need, err := d.neededBlobs()
 	if err != nil {
@@ -884,7 +884,7 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 	}
 	if d.staging == nil && !unchanged && d.isStored(ctx, whole, top, nil) {
 		d.sweep()
-		return nil
+		return d.sync()
 	}
 	if image == "" {
 		if image, err = d.commitImage(top); err != nil {
@@ -1219,6 +1219,9 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	if err != nil {
 		return err
 	}
+	if err := st.check(ctx); err != nil {
+		return err
+	}
 	running := d.repo.transactions()
 	defer func() {
 		if err != nil {
@@ -1227,6 +1230,9 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	}()
 	if err := d.publishBlobs(ctx, refs, blobs, image); err != nil {
 		return errors.WithMessage(err, "publishing the blobs")
+	}
+	if err := d.sync(); err != nil { // before the image, which needs them
+		return err
 	}
 	var group errgroup.Group
 	group.SetLimit(d.settings.parallelImports())
@@ -1238,6 +1244,9 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 		return err
 	}
 	if err := d.repo.deleteRefs(ctx, "remove what does not belong to the layers", d.foreignSidecars(refs)...); err != nil {
+		return err
+	}
+	if err := d.sync(); err != nil {
 		return err
 	}
 	d.rememberProven()

@@ -290,18 +290,9 @@ func (r *repository) partialMark(commit string) string {
 // whole returns refs but those of commits that are marked as partial. A transaction that was killed leaves the mark on
 // what it had written, even where that is all there; fsck leaves such a commit out, and only another transaction takes the mark away.
 func (r *repository) whole(ctx context.Context, refs map[string]bool) (map[string]bool, error) {
-	entries, err := os.ReadDir(filepath.Dir(r.partialMark("")))
-	if os.IsNotExist(err) {
-		return refs, nil
-	}
+	marks, err := r.partialCommits()
 	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	marks := map[string]bool{} // the commits
-	for _, e := range entries {
-		if commit, ok := strings.CutSuffix(e.Name(), partialSuffix); ok {
-			marks[commit] = true
-		}
+		return nil, err
 	}
 	if len(marks) == 0 {
 		return refs, nil
@@ -822,8 +813,11 @@ func (r *repository) setRef(ctx context.Context, why, ref, commit string) error 
 
 // prune deletes the commits that no ref names, and all objects that no commit needs then. The commits go first and by
 // themselves: where one prune of all is killed, ostree may have deleted files of a commit that is still there, and fsck calls
-// that corruption.
+// that corruption. Before that, the refs that were removed must stay removed, whatever becomes of the power.
 func (r *repository) prune(ctx context.Context) error {
+	if err := r.sync(); err != nil {
+		return err
+	}
 	err := again(ctx, func() error {
 		return r.perform(ctx, "remove the commits that no ref names", "prune", "--refs-only", "--commit-only")
 	})

@@ -343,7 +343,7 @@ func (p *program) importFlags() []cli.Flag {
 		&cli.StringFlag{Name: "sign", Usage: "sign each commit with the secret `KEY`, where ostree can", Destination: &g.sign},
 		&cli.StringFlag{Name: "sign-type", Usage: "the `KIND` of that signature", Value: "ed25519", Destination: &g.signType},
 		&cli.StringFlag{Name: "gpg-homedir", Usage: "look for that key in `DIR`", Destination: &g.homedir},
-		&cli.BoolFlag{Name: "no-fsync", Usage: "do not wait until the repository is on disk", Destination: &g.noFsync},
+		&cli.BoolFlag{Name: "no-fsync", Usage: "do not wait for the disk: a loss of power soon after can take the image, or damage the repository", Destination: &g.noFsync},
 	}
 }
 

@@ -63,6 +63,9 @@ func removeImages(ctx context.Context, repo *repository, images []ostreeReferenc
 	if err := repo.deleteRefs(ctx, "remove the images", specs...); err != nil {
 		return err
 	}
+	if err := repo.sync(); err != nil { // before what they need goes
+		return err
+	}
 	if !prune {
 		return nil
 	}

@@ -12,6 +12,53 @@ load helpers
     [[ $status == 0 ]] || fail "status $status"
 }
 
+@test "the power fails [at flushes of the disk, and between them]" {
+    requires root
+    requires_tool ostree python3 losetup mkfs.ext4 unshare
+    [[ -c /dev/fuse && -c /dev/loop-control ]] || skip "this machine has no FUSE or no loop devices"
+    run timeout 600 unshare --mount python3 "$INTEGRATION/powercut.py" "--program=$OI" "--work=$SCRATCH" --points=12 --systems=ext4
+    echo "$output"
+    [[ $status == 0 ]] || fail "status $status"
+}
+
+@test "system calls that fail [of ostree commit, in an archive repository]" {
+    requires root
+    requires_tool ostree tar python3 strace
+    run timeout 600 python3 "$INTEGRATION/inject.py" "--program=$OI" "--work=$SCRATCH" --runs=6 --target="ostree commit" --calls=write --mode=archive
+    echo "$output"
+    [[ $status == 0 ]] || fail "status $status"
+}
+
+@test "system calls that fail [of any program]" {
+    requires root
+    requires_tool ostree tar python3 strace
+    run timeout 600 python3 "$INTEGRATION/inject.py" "--program=$OI" "--work=$SCRATCH" --runs=6
+    echo "$output"
+    [[ $status == 0 ]] || fail "status $status"
+}
+
+# What a run brings to a layer that is there, such as its compressed bytes, is no loss where that run was ended.
+@test "a sidecar that came only in part [is not needed where the layer does without]" {
+    requires_tool ostree
+    fixture small
+    local repo=$BATS_TEST_TMPDIR/repo layer side blob
+    new_repo "$repo" archive
+    oi "--repo=$repo" pull "oci:$FIXTURES/small/oci:small" small
+    oi "--repo=$repo" pull --preserve-digests "oci:$FIXTURES/small/oci:small" exact
+    oi "--repo=$repo" remove --no-prune exact
+    for layer in $(python3 "$INTEGRATION/image.py" layers "$FIXTURES/small/oci" small); do
+        side=ociimage/tarsplit/$layer
+        : >"$repo/state/$(ostree rev-parse "--repo=$repo" "$side").commitpartial"
+        blob=$(ostree ls -C "--repo=$repo" "$side" /blob | grep -o '[0-9a-f]\{64\}')
+        rm -- "$repo/objects/${blob:0:2}/${blob:2}.filez"
+    done
+    oi "--repo=$repo" verify small
+    oi "--repo=$repo" push small "dir:$BATS_TEST_TMPDIR/out"
+    oi "--repo=$repo" pull --preserve-digests "oci:$FIXTURES/small/oci:small" exact
+    oi "--repo=$repo" verify
+    assert_fsck "$repo"
+}
+
 # An ostree that hangs does not see that its input ends: only the kernel can tell it.
 @test "SIGKILL [a child that hangs dies with the program]" {
     requires root

@@ -61,7 +61,7 @@ class Place:
         self.crash.program.run(self.repo, *self.arguments())
 
     def repo_mode(self):
-        return trial.ostree("config", f"--repo={self.repo}", "get", "core.mode").strip()
+        return trial.ostree("config", f"--repo={self.repo}", "get", "core.mode").strip().removesuffix("-z2")  # of archive
 
     def state(self):
         return {**trial.state(self.repo), "tmpdir": os.listdir(self.tmp), "beside DIR": os.listdir(self.out)}

@@ -41,9 +41,11 @@ ostree commit --repo="$WORK"/stage --parent=none --timestamp=@0 --fsync=false --
 rm -rf "$WORK"/tree-2
 # 18: which of these refs there are
 ostree refs --repo="$REPO" --list ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 ociimage/tarsplit/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/tarsplit/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 ociimage/tiny_3Alatest >/dev/null || :
-# 19: publish the blobs
+# 19: check all objects
+ostree fsck --repo="$WORK"/stage --all --quiet >/dev/null || :
+# 20: publish the blobs
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 "$(ostree rev-parse --repo="$WORK"/stage ociimage/tiny_3Alatest)"
-# 20: which of these refs there are
+# 21: which of these refs there are
 ostree refs --repo="$REPO" --list ociimage/0dd6f96f5bba2633184a33dc6c60ef935113ecf7a40e32f3d549acefc6e47374 ociimage/369e3d49e9dbdfab69bee6ecbe1d7e01600e223cf7e8d559ae7913e971a982d5 >/dev/null || :
-# 21: publish the image
+# 22: publish the image
 ostree pull-local --repo="$REPO" --disable-fsync "$WORK"/stage ociimage/tiny_3Alatest
