@@ -168,7 +168,7 @@ func (j *journal) recorded(why, line string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.number++
-	j.record.print(fmt.Sprintf("# %d: %s\n%s\n", j.number, why, line))
+	j.record.print(fmt.Sprintf("# %d: %s\n%s\n", j.number, printable(why), line))
 }
 
 // ended writes down how long a command took, and why it did not end well.
@@ -222,7 +222,7 @@ func (j *journal) writeLines(why, logLine, recordLine string) int {
 	j.number++
 	comment := ""
 	if why != "" {
-		comment = fmt.Sprintf("# %d: %s\n", j.number, why)
+		comment = fmt.Sprintf("# %d: %s\n", j.number, printable(why))
 	}
 	j.record.print(comment + recordLine + "\n")
 	j.printHeader()

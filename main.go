@@ -357,6 +357,7 @@ func (p *program) before(c *cli.Context) error {
 	s.proven = newProvenCommits()
 	logrus.SetOutput(s.stderr)
 	logrus.SetLevel(logrus.WarnLevel)
+	logrus.SetFormatter(&logrus.TextFormatter{DisableColors: true}) // so it escapes what others wrote
 	var debug io.Writer
 	if s.debug {
 		debug = s.stderr

@@ -17,6 +17,7 @@ import (
 type pipeEnd struct {
 	fd    int
 	pause time.Duration
+	clock *commandClock // of the process at the other end
 }
 
 // pipeRate is faster than any process fills or empties a pipe, in bytes a second.
@@ -54,11 +55,21 @@ func newPipe(toProcess bool) (theirs *os.File, ours *pipeEnd, err error) {
 
 // try calls f until it does not say that the pipe is full, or empty.
 func (p *pipeEnd) try(f func() (int, error)) (int, error) {
+	waiting := false
+	defer func() {
+		if waiting {
+			p.clock.leave()
+		}
+	}()
 	for pause := p.pause; ; {
 		n, err := f()
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
+			if !waiting {
+				waiting = true
+				p.clock.enter()
+			}
 			time.Sleep(pause)
 			pause = min(2*pause, longestPause*p.pause)
 		case err != nil:

@@ -276,11 +276,11 @@ func listCommands(out io.Writer, commands []*recordedCommand) error {
 		if took != "" {
 			took = " (" + took + ")"
 		}
-		if _, err := fmt.Fprintf(out, "%4d  %s%s\n", c.number, c.why, took); err != nil {
+		if _, err := fmt.Fprintf(out, "%4d  %s%s\n", c.number, printable(c.why), printable(took)); err != nil {
 			return errors.Wrap(err, "writing the list")
 		}
 		for _, line := range c.lines {
-			if _, err := fmt.Fprintf(out, "      %s\n", line); err != nil {
+			if _, err := fmt.Fprintf(out, "      %s\n", printable(line)); err != nil {
 				return errors.Wrap(err, "writing the list")
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/pkg/errors"
+	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/shellquote"
 )
@@ -91,12 +92,16 @@ type process struct {
 	stderr tail
 	above  context.Context // the caller's
 	ctx    context.Context // ends with that, or with --command-timeout
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	killer *time.Timer // sends SIGKILL a while after SIGTERM
+	clock  *commandClock
 	number int
 	began  time.Time
 	took   time.Duration // once it has ended
 	run    *runner
+
+	mu     sync.Mutex
+	reaped bool // its number may be another process's
 }
 
 // inheriting makes every child from now on hold file open. The returned function ends that.
@@ -150,17 +155,17 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 		return nil, err
 	}
 	above := ctx
-	var cancel context.CancelFunc
+	ctx, cancel := context.WithCancelCause(ctx)
+	var clock *commandClock
 	if r.timeout > 0 {
-		ctx, cancel = context.WithTimeoutCause(ctx, r.timeout,
-			errors.Errorf("stopped after %s, the limit of --command-timeout", r.timeout))
-	} else {
-		ctx, cancel = context.WithCancel(ctx)
+		clock = newCommandClock(r.timeout, func() { cancel(errors.Errorf("stopped after %s, the limit of --command-timeout", r.timeout)) })
 	}
 	if c.errLimit == 0 {
 		c.errLimit = stderrTail
 	}
-	p := &process{stderr: tail{limit: c.errLimit}, tool: r.programs[c.tool], args: c.args, above: above, ctx: ctx, cancel: cancel, run: r}
+	p := &process{
+		stderr: tail{limit: c.errLimit}, tool: r.programs[c.tool], args: c.args, above: above, ctx: ctx, cancel: cancel, clock: clock, run: r,
+	}
 	p.cmd = exec.CommandContext(ctx, path, append(slices.Clip(c.args), c.unlogged...)...)
 	p.cmd.Args[0] = p.tool
 	p.cmd.Env = append(environment(), c.env...)
@@ -173,9 +178,8 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	p.cmd.WaitDelay = waitDelay
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	p.cmd.Cancel = func() error {
-		group := -p.cmd.Process.Pid
-		p.killer = time.AfterFunc(killAfter, func() { _ = syscall.Kill(group, syscall.SIGKILL) })
-		return syscall.Kill(group, syscall.SIGTERM)
+		p.killer = time.AfterFunc(killAfter, p.kill)
+		return p.signal(syscall.SIGTERM)
 	}
 	if !c.hidden {
 		p.number = r.journal.command(entry{
@@ -185,7 +189,7 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	p.began = time.Now()
 	if err := r.onSpawnThread(p.begin); err != nil {
 		terr := &toolError{Tool: p.tool, Args: c.args, ExitCode: -1, Err: startCause(ctx, err, c.args)}
-		cancel() // only now: the cause is to be an ended context only where that was the cause
+		cancel(nil) // only now: the cause is to be an ended context only where that was the cause
 		p.ended(terr)
 		return nil, terr
 	}
@@ -232,8 +236,22 @@ func (r *runner) onSpawnThread(start func() error) error {
 }
 
 // kill ends the whole process group at once. wait is still to be called.
-func (p *process) kill() {
-	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+func (p *process) kill() { _ = p.signal(syscall.SIGKILL) }
+
+// signal sends a signal to the whole process group, unless the process was waited for: then another may have its number.
+func (p *process) signal(sig syscall.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return os.ErrProcessDone
+	}
+	return syscall.Kill(-p.cmd.Process.Pid, sig)
+}
+
+// awaitEnd returns when the process has ended, and its number is still its own.
+func (p *process) awaitEnd() {
+	for errors.Is(unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+	}
 }
 
 // wait waits for the end of the process. Any end but exit status 0 is a *toolError; where the caller's context ended it,
@@ -246,28 +264,34 @@ func (p *process) wait() error {
 
 // outcome is wait without a word to the journal.
 func (p *process) outcome() error {
+	p.clock.enter()
+	p.awaitEnd()
+	p.clock.leave()
+	p.mu.Lock()
+	if p.ctx.Err() != nil { // the rest of the group: a child of the command's own can be deaf to SIGTERM
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+	}
+	p.reaped = true
+	p.mu.Unlock()
 	err := p.cmd.Wait()
 	p.took = time.Since(p.began)
 	if p.killer != nil {
-		p.killer.Stop() // or it might meet another process of that number
-	}
-	if p.ctx.Err() != nil {
-		p.kill() // the rest of the group: a child of the command's own can be deaf to SIGTERM
+		p.killer.Stop()
 	}
 	if err == nil {
-		p.cancel()
+		p.cancel(nil)
 		return nil
 	}
 	if p.above.Err() != nil { // the command is not to blame: something else ended the run
 		cause := context.Cause(p.above)
-		p.cancel()
+		p.cancel(nil)
 		return cause
 	}
 	cause := err
 	if p.ctx.Err() != nil {
 		cause = context.Cause(p.ctx)
 	}
-	p.cancel()
+	p.cancel(nil)
 	return &toolError{Tool: p.tool, Args: p.args, ExitCode: p.cmd.ProcessState.ExitCode(), Stderr: p.stderr.String(), Err: cause}
 }
 
@@ -358,6 +382,7 @@ func (r *runner) reader(ctx context.Context, c command) (*processReader, error) 
 		_ = out.Close()
 		return nil, err
 	}
+	out.clock = p.clock
 	return &processReader{p: p, out: out}, nil
 }
 
@@ -368,9 +393,6 @@ type processReader struct {
 	err   error
 
 	explain func(error) error // of how the process ended, nil for none
-
-	mu     sync.Mutex
-	waited bool // its number may be another process's
 }
 
 func (pr *processReader) Read(b []byte) (int, error) {
@@ -381,7 +403,7 @@ func (pr *processReader) Read(b []byte) (int, error) {
 	if err != nil {
 		pr.ended = true
 		pr.err = err
-		if werr := pr.wait(); werr != nil {
+		if werr := pr.p.wait(); werr != nil {
 			pr.err = werr
 			if pr.explain != nil {
 				pr.err = pr.explain(werr)
@@ -394,28 +416,15 @@ func (pr *processReader) Read(b []byte) (int, error) {
 	return 0, pr.err
 }
 
-func (pr *processReader) wait() error {
-	pr.mu.Lock()
-	pr.waited = true
-	pr.mu.Unlock()
-	return pr.p.wait()
-}
-
 // kill ends the process at once. It may come while another goroutine reads.
-func (pr *processReader) kill() {
-	pr.mu.Lock()
-	defer pr.mu.Unlock()
-	if !pr.waited {
-		pr.p.kill()
-	}
-}
+func (pr *processReader) kill() { pr.p.kill() }
 
 func (pr *processReader) Close() error {
 	if !pr.ended {
 		pr.ended = true
 		pr.err = os.ErrClosed
 		pr.p.kill()
-		_ = pr.wait()
+		_ = pr.p.wait()
 	}
 	return pr.out.Close()
 }
@@ -433,6 +442,7 @@ func (r *runner) writer(ctx context.Context, c command, stdout io.Writer) (*proc
 		_ = in.Close()
 		return nil, nil, err
 	}
+	in.clock = p.clock
 	return p, in, nil
 }
 

@@ -173,6 +173,56 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// TestTimeOfTheCommand: what a command waits for, and what nobody waits for yet, is no time of its own.
+func TestTimeOfTheCommand(t *testing.T) {
+	t.Parallel()
+	const limit = 2 * time.Second
+	r := newRunner(fakeTool(t, "ostree", fakeRule{Match: "commit", Read: -1, Stdout: "done"}, fakeRule{Match: "cat", Stdout: "all"}), "tar", limit, &journal{})
+	out := &limitedBuffer{limit: 100}
+	p, stdin, err := r.writer(t.Context(), command{tool: toolOSTree, args: []string{"commit"}}, out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := r.reader(t.Context(), command{tool: toolOSTree, args: []string{"cat"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 4 { // a slow network
+		if _, err := stdin.Write([]byte("x")); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(limit / 3)
+	}
+	if err := stdin.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := p.wait(); err != nil {
+		t.Error(err)
+	}
+	sameText(t, "what it printed", string(out.bytes), "done")
+	all, err := io.ReadAll(stream)
+	if err != nil {
+		t.Error(err)
+	}
+	sameText(t, "what was read late", string(all), "all")
+}
+
+// TestNoSignalToOthers: the number of a process that was waited for may be another's.
+func TestNoSignalToOthers(t *testing.T) {
+	t.Parallel()
+	r, _ := fakeRunner(t, 0, fakeRule{})
+	p, err := r.start(t.Context(), command{tool: toolOSTree, args: []string{"verb"}}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.wait(); err != nil {
+		t.Error(err)
+	}
+	if err := p.signal(syscall.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("a signal to it: %v", err)
+	}
+}
+
 // TestDeafReader: a process whose stream is read ahead, and no longer wanted, ends at once.
 func TestDeafReader(t *testing.T) {
 	t.Parallel()

@@ -71,7 +71,7 @@ func (s *settings) notef(format string, args ...any) {
 // debugf says what only a search for an error needs.
 func (s *settings) debugf(format string, args ...any) {
 	if s.debug {
-		s.progress.print("# " + fmt.Sprintf(format, args...) + "\n")
+		s.progress.print("# " + printable(fmt.Sprintf(format, args...)) + "\n")
 	}
 }
 

@@ -128,6 +128,26 @@ interrupted() {
     interrupted TERM 143 tar --unpack=tar
 }
 
+# Who starts it with nohup(1) goes away and wants it to go on.
+@test "SIGHUP [ignored, it stays so]" {
+    local status=0
+    RATE=30000000
+    slow_proxy "${REGISTRY##*:}" "$RATE"
+    nohup "$OI" --insecure-policy "--repo=$REPO" pull --src-tls-verify=false "docker://$proxy/debian/debian:1" debian \
+        >"$BATS_TEST_TMPDIR/out" 2>"$BATS_TEST_TMPDIR/err" </dev/null 3>&- &
+    pid=$!
+    local i
+    for ((i = 0; i < 100; i++)); do
+        ! has_child ostree || break
+        sleep 0.1
+    done
+    kill -HUP "$pid"
+    wait "$pid" || status=$?
+    pid=''
+    [[ $status == 0 ]] || fail "status $status: $(cat "$BATS_TEST_TMPDIR/err")"
+    oi "--repo=$REPO" verify debian
+}
+
 @test "SIGTERM [a child that does not listen]" {
     printf '#!/bin/sh\ncase $1 in commit) trap "" TERM; cat >/dev/null; sleep 300 ;; *) exec ostree "$@" ;; esac\n' >"$BATS_TEST_TMPDIR/ostree"
     chmod 755 -- "$BATS_TEST_TMPDIR/ostree"

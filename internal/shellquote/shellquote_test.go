@@ -2,13 +2,15 @@ package shellquote
 
 import (
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 var hostile = []string{
 	"", "plain", "a b", "a'b", "'", "''", "a\nb", "\n", "\n\n", "a\n", "\nb", "$HOME", "`id`", "$(id)", `\`, `a\nb`, `"`, "~", "~root",
-	"*", "?", "[a]", "a;b", "a&b", "a|b", "<x", ">x", "#c", "!x", "{a,b}", "a\tb", "\x01\x1b[31m", "\xff\xfe", "é✓", "-n", "--", "=x", "NL", "$NL",
+	"*", "?", "[a]", "a;b", "a&b", "a|b", "<x", ">x", "#c", "!x", "{a,b}", "a\tb", "\x01\x1b[31m", "\xff\xfe", "é✓", "\u202e", "a\u00a0b", "\x7f", "\x1b1", "\n\x01\n", "\xff\n", "-n", "--", "=x", "NL", "$NL",
 	"a'\n'b", "--add-metadata-string=docker.manifest={\n  \"a\": 'b'\n}",
 }
 
@@ -17,6 +19,9 @@ func roundTrip(t testing.TB, shell string, words []string) []string {
 	script := Prelude + "\nfor a in " + Words(words...) + "; do printf '%s\\0' \"$a\"; done\n"
 	if n := strings.Count(script, "\n"); n != 2 {
 		t.Fatalf("script has %d lines, want 2: %q", n, script)
+	}
+	if i := strings.IndexFunc(script, func(r rune) bool { return r != '\n' && !strconv.IsPrint(r) || r == utf8.RuneError }); i >= 0 {
+		t.Fatalf("a terminal would act on %q", script[i:])
 	}
 	cmd := exec.Command(shell)
 	cmd.Stdin = strings.NewReader(script)
