@@ -223,8 +223,14 @@ func (r *repository) refsLater(ctx context.Context) func() (map[string]bool, err
 			wait = nil
 			return err
 		})
-		return linesOf(out), err
+		return usable(linesOf(out)), err
 	}
+}
+
+// usable returns refs without those of a remote whose name begins with "-": ostree itself takes none as an argument.
+func usable(refs map[string]bool) map[string]bool {
+	maps.DeleteFunc(refs, func(ref string, _ bool) bool { return strings.HasPrefix(ref, "-") })
+	return refs
 }
 
 // refsAmong returns those of the given refs that the repository itself has. It takes no longer the more others there are.

@@ -646,11 +646,41 @@ func (p *program) references(c *cli.Context) (*repository, []ostreeReference, er
 }
 
 func (p *program) remove(c *cli.Context) error {
-	repo, refs, err := p.references(c)
-	if err != nil {
+	var repo *repository
+	var images []removal
+	for _, text := range c.Args().Slice() {
+		image, path, err := p.removal(text)
+		if err != nil {
+			return err
+		}
+		switch {
+		case repo == nil:
+			repo = &repository{path: path, run: p.settings.runner, locking: p.settings.lockOptions()}
+		case repo.path != path:
+			return usagef("%s: the images are in two repositories, %s and %s", c.Command.Name, repo.path, path)
+		}
+		images = append(images, image)
+	}
+	if err := p.settings.useRepository(c.Context, repo); err != nil {
 		return err
 	}
-	return removeImages(c.Context, repo, refs, !p.global.noPrune)
+	return removeImages(c.Context, p.settings, repo, images, !p.global.noPrune)
+}
+
+// removal reads a name or ref, and the repository that it lies in. What others have put there can have a name that no image
+// would be given, or one that another image has under another remote.
+func (p *program) removal(text string) (image removal, repo string, err error) {
+	name, path, err := ostreeTransport{p.settings}.split(strings.TrimPrefix(text, transportName+":"))
+	if err != nil {
+		return image, "", err
+	}
+	ref, err := newReference(ostreeTransport{p.settings}, name, path)
+	if err == nil {
+		return removal{image: ref}, ref.repo, nil
+	}
+	image = removal{text: name, invalid: err}
+	repo, err = normalizeRepo(path)
+	return image, repo, err
 }
 
 func (p *program) prune(c *cli.Context) error {
@@ -662,7 +692,7 @@ func (p *program) prune(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	blobs, err := pruneRepository(c.Context, repo, p.global.dryRun, func(commits []string) {
+	blobs, err := pruneRepository(c.Context, p.settings, repo, p.global.dryRun, func(commits []string) {
 		if !p.global.dryRun {
 			p.settings.notef("%d commits that no ref names are removed, too, whoever made them", len(commits))
 			return

@@ -41,16 +41,21 @@ func (t ostreeTransport) ParseReference(text string) (types.ImageReference, erro
 }
 
 func (t ostreeTransport) parse(text string) (ostreeReference, error) {
-	name, path, named := strings.Cut(text, "@/")
-	if named {
-		path = "/" + path
-	} else {
-		var err error
-		if path, err = t.settings.defaultRepo(); err != nil {
-			return ostreeReference{}, err
-		}
+	name, path, err := t.split(text)
+	if err != nil {
+		return ostreeReference{}, err
 	}
 	return newReference(t, name, path)
+}
+
+// split parts an image's name from the path of its repository, which is the default one where none is named.
+func (t ostreeTransport) split(text string) (name, path string, err error) {
+	name, path, named := strings.Cut(text, "@/")
+	if named {
+		return name, "/" + path, nil
+	}
+	path, err = t.settings.defaultRepo()
+	return name, path, err
 }
 
 // newReference returns the reference of an image in the repository at path. The name becomes NAME:latest where it has

@@ -17,7 +17,31 @@ import (
 
 // DeleteImage removes the image, and the blobs that no image needs any more.
 func (r ostreeReference) DeleteImage(ctx context.Context, _ *types.SystemContext) error {
-	return removeImages(ctx, r.repository(), []ostreeReference{r}, true)
+	return removeImages(ctx, r.transport.settings, r.repository(), []removal{{image: r}}, true)
+}
+
+// removal is an image to remove: by a name that an image can be given, by any other under which list shows it, or by its ref.
+type removal struct {
+	image   ostreeReference // where it is the first
+	text    string          // the others, "" for the first
+	invalid error           // why text is no name, nil for a ref
+}
+
+// find returns the refspec of the image.
+func (r removal) find(store *blobStore) (string, error) {
+	if r.text == "" {
+		return store.findImage(r.image)
+	}
+	names, specs := store.images()
+	for i, name := range names {
+		if r.text == specs[i] || r.text == name || r.text == printable(name) {
+			return specs[i], nil
+		}
+	}
+	if r.invalid != nil {
+		return "", r.invalid
+	}
+	return "", notFoundf("no image %s in the repository %s; see ostree-image list", r.text, store.repo.path)
 }
 
 // prunedBlob is a blob that prune removes. Its JSON keys are part of the program's interface.
@@ -27,8 +51,8 @@ type prunedBlob struct {
 }
 
 // removeImages removes images, all or none, and where prune is set the blobs that no image needs then. Commits that have no
-// ref and are none of these stay.
-func removeImages(ctx context.Context, repo *repository, images []ostreeReference, prune bool) error {
+// ref and are none of these stay, and so does all that an image may need which cannot be read.
+func removeImages(ctx context.Context, s *settings, repo *repository, images []removal, prune bool) error {
 	unlock, err := repo.lock(ctx)
 	if err != nil {
 		return repo.explainPath(err)
@@ -44,7 +68,7 @@ func removeImages(ctx context.Context, repo *repository, images []ostreeReferenc
 	}
 	var specs []string
 	for _, image := range images {
-		spec, err := store.findImage(image)
+		spec, err := image.find(store)
 		if err != nil {
 			return err
 		}
@@ -69,7 +93,12 @@ func removeImages(ctx context.Context, repo *repository, images []ostreeReferenc
 	if !prune {
 		return nil
 	}
-	blobs, err := pruneBlobs(ctx, repo, false)
+	blobs, err := pruneBlobs(ctx, s, repo, false)
+	var check checkError
+	if errors.As(damage(err), &check) { // the images are removed all the same
+		s.warnf("what the images needed takes space until the next prune: %v", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -81,7 +110,7 @@ func removeImages(ctx context.Context, repo *repository, images []ostreeReferenc
 
 // pruneRepository removes the blobs that no image needs, and the commits that no ref names; or just says which. unnamed is
 // told of these commits, if any, before one is removed.
-func pruneRepository(ctx context.Context, repo *repository, dryRun bool, unnamed func(commits []string)) ([]prunedBlob, error) {
+func pruneRepository(ctx context.Context, s *settings, repo *repository, dryRun bool, unnamed func(commits []string)) ([]prunedBlob, error) {
 	if !dryRun { // whoever may only read can look
 		unlock, err := repo.lock(ctx)
 		if err != nil {
@@ -97,7 +126,7 @@ func pruneRepository(ctx context.Context, repo *repository, dryRun bool, unnamed
 	if len(commits) > 0 {
 		unnamed(commits)
 	}
-	blobs, err := pruneBlobs(ctx, repo, dryRun)
+	blobs, err := pruneBlobs(ctx, s, repo, dryRun)
 	if err != nil || dryRun {
 		return blobs, err
 	}
@@ -106,7 +135,7 @@ func pruneRepository(ctx context.Context, repo *repository, dryRun bool, unnamed
 
 // pruneBlobs removes the refs of the blobs that no image needs, or just names them. The caller holds the lock, and prunes the repository
 // afterwards.
-func pruneBlobs(ctx context.Context, repo *repository, dryRun bool) ([]prunedBlob, error) {
+func pruneBlobs(ctx context.Context, s *settings, repo *repository, dryRun bool) ([]prunedBlob, error) {
 	refs, err := repo.refs(ctx)
 	if err != nil {
 		return nil, err
@@ -116,7 +145,7 @@ func pruneBlobs(ctx context.Context, repo *repository, dryRun bool) ([]prunedBlo
 			return nil, err
 		}
 	}
-	needed, err := neededHex(ctx, repo, refs)
+	needed, err := neededHex(ctx, s, repo, refs)
 	if err != nil {
 		return nil, errors.WithMessage(err, "nothing is pruned, since an image cannot be read")
 	}
@@ -196,8 +225,9 @@ func splitSpec(spec string) (remote, ref string) {
 	return "", spec
 }
 
-// neededHex returns the hex digits of all blobs that some image needs, local or pulled from a remote.
-func neededHex(ctx context.Context, repo *repository, refs map[string]bool) (map[string]bool, error) {
+// neededHex returns the hex digits of all blobs that some image needs, local or pulled from a remote. What is no image at all,
+// though its ref is an image's, needs none, and is named.
+func neededHex(ctx context.Context, s *settings, repo *repository, refs map[string]bool) (map[string]bool, error) {
 	needed := map[string]bool{}
 	var mu sync.Mutex
 	group, ctx := errgroup.WithContext(ctx)
@@ -210,6 +240,11 @@ func neededHex(ctx context.Context, repo *repository, refs map[string]bool) (map
 		}
 		group.Go(func() error {
 			blobs, err := repo.imageBlobs(ctx, spec)
+			var nonsense *nonsenseError
+			if errors.As(err, &nonsense) {
+				s.warnf("%s is no image, and needs no blobs: %v", spec, err)
+				return nil
+			}
 			if err != nil {
 				return errors.WithMessagef(err, "image %s", name)
 			}
@@ -232,10 +267,13 @@ func (r *repository) imageBlobs(ctx context.Context, rev string) ([]types.BlobIn
 	}
 	blob, mimeType, err := r.readManifest(ctx, info)
 	if err != nil {
+		if ok, herr := r.hasFile(ctx, info.checksum, fileManifest); herr == nil && !ok && info.metadata[keyManifest] == "" {
+			return nil, &nonsenseError{errors.New("its commit has no manifest")}
+		}
 		return nil, damage(err)
 	}
 	if !manifest.MIMETypeIsMultiImage(mimeType) {
-		return manifestBlobs(blob, mimeType)
+		return understoodBlobs(info, blob, mimeType)
 	}
 	instances, err := r.instances(ctx, info.checksum)
 	if err != nil {
@@ -245,11 +283,29 @@ func (r *repository) imageBlobs(ctx context.Context, rev string) ([]types.BlobIn
 	for _, i := range instances {
 		more, err := manifestBlobs(i.blob, i.mimeType)
 		if err != nil {
-			return nil, err
+			return nil, &nonsenseError{err} // its digest is right
 		}
 		blobs = append(blobs, more...)
 	}
 	return blobs, nil
+}
+
+// nonsenseError says that a commit which is whole is no image.
+type nonsenseError struct{ err error }
+
+func (e *nonsenseError) Error() string { return e.err.Error() }
+
+// Unwrap makes it one of the errors that have an exit status of their own.
+func (e *nonsenseError) Unwrap() error { return checkError{e.Error()} }
+
+// understoodBlobs is manifestBlobs of a manifest out of a commit. One that is whole, by its digest, and that nobody
+// understands is nonsense; another is damaged.
+func understoodBlobs(info commitInfo, blob []byte, mimeType string) ([]types.BlobInfo, error) {
+	blobs, err := manifestBlobs(blob, mimeType)
+	if err != nil && info.metadata[keyDigest] != "" {
+		return nil, &nonsenseError{err}
+	}
+	return blobs, err
 }
 
 // instance is one image of a multi-architecture image.

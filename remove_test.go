@@ -24,11 +24,11 @@ import (
 // removeAll removes images by name.
 func (r *testRun) removeAll(t testing.TB, prune bool, names ...string) error {
 	t.Helper()
-	var refs []ostreeReference
+	var images []removal
 	for _, n := range names {
-		refs = append(refs, r.reference(t, n))
+		images = append(images, removal{image: r.reference(t, n)})
 	}
-	return removeImages(t.Context(), r.repo, refs, prune)
+	return removeImages(t.Context(), r.settings, r.repo, images, prune)
 }
 
 // allWell holds that every image that is there verifies, and that there are n.
@@ -87,12 +87,12 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 			}
 			r.allWell(t, 1)
 			blobs := r.commits(t)
-			would, err := pruneRepository(t.Context(), r.repo, true, func([]string) {})
+			would, err := pruneRepository(t.Context(), r.settings, r.repo, true, func([]string) {})
 			if err != nil || len(would) != 2 { // the layer that only small has, and its config
 				t.Errorf("prune would remove %v: %v", would, err)
 			}
 			sameCommits(t, "after a dry run", r.commits(t), blobs, func(string) string { return "" })
-			did, err := pruneRepository(t.Context(), r.repo, false, func([]string) {})
+			did, err := pruneRepository(t.Context(), r.settings, r.repo, false, func([]string) {})
 			if err != nil || !slices.Equal(did, would) {
 				t.Errorf("prune has removed %v: %v", did, err)
 			}
@@ -180,7 +180,7 @@ func TestRemoveKeepsUnnamedCommits(t *testing.T) {
 
 			for _, dry := range []bool{true, false} {
 				var named []string
-				if _, err := pruneRepository(t.Context(), r.repo, dry, func(commits []string) { named = commits }); err != nil {
+				if _, err := pruneRepository(t.Context(), r.settings, r.repo, dry, func(commits []string) { named = commits }); err != nil {
 					t.Fatal(err)
 				}
 				want := append([]string{strings.TrimSpace(old)}, unnamed...)
@@ -330,7 +330,10 @@ func TestWaitsForLock(t *testing.T) {
 	}{
 		{"copy", func() error { return d.Commit(t.Context(), nil) }},
 		{"remove", func() error { return r.removeAll(t, true, "a") }},
-		{"prune", func() error { _, err := pruneRepository(t.Context(), r.repo, false, func([]string) {}); return err }},
+		{"prune", func() error {
+			_, err := pruneRepository(t.Context(), r.settings, r.repo, false, func([]string) {})
+			return err
+		}},
 	} {
 		unlock, err := r.repo.lock(t.Context())
 		if err != nil {
@@ -405,7 +408,7 @@ func TestRemoveWhileCopying(t *testing.T) {
 	})
 	group.Go(func() {
 		for time.Now().Before(end) {
-			if _, err := pruneRepository(context.Background(), r.repo, false, func([]string) {}); err != nil {
+			if _, err := pruneRepository(context.Background(), r.settings, r.repo, false, func([]string) {}); err != nil {
 				t.Errorf("prune: %v", err)
 			}
 			count("pruned")

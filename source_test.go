@@ -415,7 +415,7 @@ func TestLyingInstance(t *testing.T) {
 	if exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), "the manifest of instance "+lie.String()) {
 		t.Errorf("it is read: %v", err)
 	}
-	if _, err := pruneRepository(t.Context(), r.repo, false, func([]string) {}); exitStatus(t.Context(), err) != exitCheck {
+	if _, err := pruneRepository(t.Context(), r.settings, r.repo, false, func([]string) {}); exitStatus(t.Context(), err) != exitCheck {
 		t.Errorf("prune: %v", err)
 	}
 	if results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 1); err != nil || len(results) != 1 || results[0].OK {

@@ -176,7 +176,7 @@ func TestDamagedObject(t *testing.T) {
 				}
 				r := newTestRun(t, testOptions{repo: repo})
 				before := objects(t, repo)
-				_, perr := pruneRepository(t.Context(), r.repo, false, func([]string) {})
+				_, perr := pruneRepository(t.Context(), r.settings, r.repo, false, func([]string) {})
 				if after := objects(t, repo); !slices.Equal(before, after) {
 					t.Errorf("prune (%v) has removed objects: %q", perr, without(before, after))
 				}

@@ -166,7 +166,10 @@ func TestLeftByOthers(t *testing.T) {
 		{"a copy of what is there", func() error { return r.importImage(t, "a", smallImage(t)) }},
 		{"another copy", func() error { return r.importImage(t, "c", otherImage(t)) }},
 		{"remove", func() error { return r.removeAll(t, false, "b") }},
-		{"prune", func() error { _, err := pruneRepository(t.Context(), r.repo, false, func([]string) {}); return err }},
+		{"prune", func() error {
+			_, err := pruneRepository(t.Context(), r.settings, r.repo, false, func([]string) {})
+			return err
+		}},
 	} {
 		const dead, stray = "ostree-image-dead", "ociimage/tmp.AbC123"
 		mkdir(t, filepath.Join(r.repo.tmp(), dead), workMark, "blob")

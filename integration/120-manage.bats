@@ -193,6 +193,64 @@ END
     assert_equal "$(ostree refs "--repo=$REPO" | grep -c ociimage)" 4
 }
 
+@test "what others have named: remove takes any name that list shows, and any ref" {
+    local good name
+    good=$(ostree rev-parse "--repo=$REPO" ociimage/one_3Alatest)
+    ostree refs "--repo=$REPO" "--create=ociimage/Upper_3A1" "$good"
+    ostree refs "--repo=$REPO" "--create=ociimage/_1B_5B2J_3A1" "$good"
+    ostree refs "--repo=$REPO" "--create=ociimage/two_20words_3A1" "$good"
+    ostree remote add "--repo=$REPO" --no-gpg-verify their https://127.0.0.1:1/
+    ostree remote add "--repo=$REPO" --no-gpg-verify -- --raw https://127.0.0.1:1/ || :
+    mkdir -p -- "$REPO/refs/remotes/their/ociimage" "$REPO/refs/remotes/--raw/ociimage"
+    echo "$good" >"$REPO/refs/remotes/their/ociimage/one_3Alatest"
+    echo "$good" >"$REPO/refs/remotes/--raw/ociimage/one_3Alatest"
+    oi "--repo=$REPO" list
+    oi -2 "--repo=$REPO" remove 'Other:1'
+    oi -2 "--repo=$REPO" remove 'ociimage/Other_3A1'
+    for name in Upper:1 '\x1b[2J:1' ociimage/two_20words_3A1 their:ociimage/one_3Alatest; do
+        oi "--repo=$REPO" remove -- "$name"
+    done
+    oi "--repo=$REPO" list --format=json
+    assert_equal "$(jq -r '.[].name' <<<"$output" | xargs)" "one:latest three:latest two:latest"
+    oi "--repo=$REPO" prune
+    rm -r -- "$REPO/refs/remotes/--raw" # fsck of ostree itself refuses it
+    oi "--repo=$REPO" verify
+}
+
+@test "what is no image at all does not stop prune, and removes like any" {
+    local commit
+    mkdir -- "$T/tree"
+    echo '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"digest":"nonsense"},"layers":[]}' >"$T/tree/manifest.json"
+    commit=$(ostree commit "--repo=$REPO" --branch=ociimage/strange_3A1 "--tree=dir=$T/tree" \
+        "--add-metadata-string=docker.digest=sha256:$(sha256sum <"$T/tree/manifest.json" | cut -d ' ' -f 1)")
+    rm -- "$T/tree/manifest.json"
+    ostree commit "--repo=$REPO" --branch=ociimage/Empty_3A1 "--tree=dir=$T/tree" >/dev/null
+    oi "--repo=$REPO" remove --no-prune two
+    oi "--repo=$REPO" prune
+    assert_stderr_has 'ociimage/strange_3A1 is no image'
+    assert_stderr_has 'ociimage/Empty_3A1 is no image'
+    assert_equal "$(ostree rev-parse "--repo=$REPO" ociimage/strange_3A1)" "$commit"
+    [[ $output == *ociimage/* ]] || fail "nothing is pruned: $output"
+    oi "--repo=$REPO" remove strange:1 Empty:1
+    oi "--repo=$REPO" prune
+    [[ $stderr != *'no image'* ]] || fail "it is still there: $stderr"
+    oi "--repo=$REPO" verify
+    assert_fsck "$REPO"
+}
+
+@test "a corrupt image does not stop the removal of others" {
+    local commit
+    commit=$(ostree rev-parse "--repo=$REPO" ociimage/one_3Alatest)
+    damage "$commit.commit"
+    : >"$REPO/objects/${commit:0:2}/${commit:2}.commit"
+    oi "--repo=$REPO" remove two
+    assert_stderr_has 'image one:latest'
+    oi "--repo=$REPO" remove one
+    oi "--repo=$REPO" prune
+    oi "--repo=$REPO" verify
+    assert_fsck "$REPO"
+}
+
 @test "copies, removals and prunes at the same time" {
     local i end=$((SECONDS + 15)) pids=()
     for i in 1 2; do
