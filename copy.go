@@ -94,7 +94,7 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 	}
 	var written []byte
 	for attempt := 0; ; attempt++ {
-		written, err = copy.Image(ctx, policy, destination, source, options)
+		written, err = s.copyOnce(ctx, policy, source, destination, options)
 		if err == nil {
 			break
 		}
@@ -123,6 +123,25 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 		}
 	}
 	return nil
+}
+
+// copyOnce copies an image, and gives up where a registry sends nothing any more.
+func (s *settings) copyOnce(
+	ctx context.Context, policy *signature.PolicyContext, source, destination types.ImageReference, options *copy.Options,
+) ([]byte, error) {
+	if _, ok := destination.(ostreeReference); !ok {
+		return copy.Image(ctx, policy, destination, source, options)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.idle = newIdleWatch(source, s.idleTimeout, cancel)
+	defer s.idle.end()
+	written, err := copy.Image(ctx, policy, destination, source, options)
+	var idle *idleError
+	if err != nil && errors.As(context.Cause(ctx), &idle) {
+		err = idle
+	}
+	return written, err
 }
 
 // writeDigestFile writes --digestfile. A symbolic link there may be anyone's, and is not followed, but those of open files.

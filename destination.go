@@ -41,6 +41,7 @@ type destination struct {
 	ctx      context.Context // ends with the first failed import, and with Close
 	fail     context.CancelCauseFunc
 	queue    *importQueue
+	idle     *idleWatch     // learns when this is at work
 	longer   sync.WaitGroup // layers whose import can still take long
 
 	// What the repository is asked at the start. The answers come while the source is opened.
@@ -59,6 +60,7 @@ type destination struct {
 	blobs     map[digest.Digest]*destinationBlob
 	exactBlob bool // layers are kept as they come
 	configs   map[digest.Digest][]byte
+	sizes     map[digest.Digest]int64 // of blobs, as the manifest names them
 	manifests map[digest.Digest]*destinationManifest
 	order     []digest.Digest // of manifests
 	top       digest.Digest   // the manifest that the image's name stands for
@@ -93,7 +95,8 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 	d := &destination{
 		ref: ref, settings: s, sys: sys, repo: ref.repository(),
 		queue: newImportQueue(s.parallelImports()), exactBlob: s.preserveDigests,
-		blobs: map[digest.Digest]*destinationBlob{}, configs: map[digest.Digest][]byte{}, manifests: map[digest.Digest]*destinationManifest{},
+		blobs: map[digest.Digest]*destinationBlob{}, configs: map[digest.Digest][]byte{}, sizes: map[digest.Digest]int64{},
+		manifests: map[digest.Digest]*destinationManifest{}, idle: s.idle,
 	}
 	if err := s.useRepository(ctx, d.repo); err != nil {
 		return nil, err
@@ -207,11 +210,23 @@ func (d *destination) stagingArea() (*staging, error) {
 // PutBlob stages a blob and verifies it. A layer is imported meanwhile and after: what goes wrong there ends the copy,
 // at the latest in Commit.
 func (d *destination) PutBlob(ctx context.Context, stream io.Reader, info types.BlobInfo, _ types.BlobInfoCache, isConfig bool) (types.BlobInfo, error) {
+	defer d.idle.work()()
 	if err := d.opened(); err != nil {
 		return types.BlobInfo{}, err
 	}
+	return d.putBlob(ctx, d.idle.stream(stream), info, isConfig)
+}
+
+func (d *destination) putBlob(ctx context.Context, stream io.Reader, info types.BlobInfo, isConfig bool) (types.BlobInfo, error) {
 	if info.Digest == "" {
 		return d.putUnknown(ctx, stream, info, isConfig)
+	}
+	if info.Size < 0 { // the registry does not say
+		d.mu.Lock()
+		if size, ok := d.sizes[info.Digest]; ok {
+			info.Size = size
+		}
+		d.mu.Unlock()
 	}
 	// Before it becomes a part of a path.
 	if err := info.Digest.Validate(); err != nil {
@@ -236,10 +251,11 @@ func (d *destination) putUnknown(ctx context.Context, stream io.Reader, info typ
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
+	limit := d.settings.limits.bytes
 	if isConfig {
-		stream = io.LimitReader(stream, maxConfigBytes+1)
+		limit = maxConfigBytes
 	}
-	staged, file, err := newStagedBlob(st.blobDir(), info)
+	staged, file, err := newStagedBlob(st.blobDir(), info, limit)
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
@@ -255,7 +271,7 @@ func (d *destination) putUnknown(ctx context.Context, stream io.Reader, info typ
 	}
 	defer func() { _ = in.Close() }()
 	info.Digest, info.Size = staged.digest, staged.size()
-	return d.PutBlob(ctx, in, info, nil, isConfig)
+	return d.putBlob(ctx, in, info, isConfig)
 }
 
 // cause returns what ended the copy where that is over, since err is then only what that led to.
@@ -287,7 +303,7 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
-	staged, file, err := newStagedBlob(st.blobDir(), info)
+	staged, file, err := newStagedBlob(st.blobDir(), info, d.settings.limits.bytes)
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
@@ -504,6 +520,7 @@ func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile
 // TryReusingBlob finds a blob that is complete in the repository: its size and diffID are known, and its bytes can be
 // given back. A layer that an older layout left without that is imported anew.
 func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _ types.BlobInfoCache, _ bool) (bool, types.BlobInfo, error) {
+	defer d.idle.work()()
 	if err := info.Digest.Validate(); err != nil {
 		return false, types.BlobInfo{}, errors.Wrapf(err, "blob digest %q", info.Digest)
 	}
@@ -511,6 +528,9 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 		return false, types.BlobInfo{}, err
 	}
 	d.mu.Lock()
+	if info.Size >= 0 { // as the manifest names it
+		d.sizes[info.Digest] = info.Size
+	}
 	b := d.blobs[info.Digest]
 	known, exactBlob := d.refs[blobRef(info.Digest)] && !d.partial[sideRef(info.Digest)], d.exactBlob
 	d.mu.Unlock()
@@ -808,6 +828,7 @@ func (d *destination) putNamedIndex(ctx context.Context, source types.UnparsedIm
 
 // Commit publishes the image.
 func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) error {
+	defer d.idle.work()()
 	if err := d.opened(); err != nil {
 		return err
 	}

@@ -343,6 +343,7 @@ func (p *program) importFlags() []cli.Flag {
 		&cli.StringFlag{Name: "sign", Usage: "sign each commit with the secret `KEY`, where ostree can", Destination: &g.sign},
 		&cli.StringFlag{Name: "sign-type", Usage: "the `KIND` of that signature", Value: "ed25519", Destination: &g.signType},
 		&cli.StringFlag{Name: "gpg-homedir", Usage: "look for that key in `DIR`", Destination: &g.homedir},
+		&cli.DurationFlag{Name: "idle-timeout", Usage: "give up where a registry has sent nothing for `DURATION`; 0s never", Value: defaultIdleTimeout, Destination: &g.idleTimeout},
 		&cli.BoolFlag{Name: "no-fsync", Usage: "do not wait for the disk: a loss of power soon after can take the image, or damage the repository", Destination: &g.noFsync},
 	}
 }
@@ -437,6 +438,9 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 		all: g.all, format: g.format, removeSignatures: g.removeSignatures, signBy: g.signBy, digestFile: g.digestFile, retries: g.retries,
 	}
 	s.preserveDigests, s.noFsync, s.parallelCopies = g.preserve, g.noFsync, g.parallel
+	if g.idleTimeout < 0 {
+		return copyOptions{}, usagef("--idle-timeout %s: it cannot be negative", g.idleTimeout)
+	}
 	s.dealTo, s.dealFrom = min(s.parallelImports(), maxParts), dealFrom
 	if g.unpack != "" {
 		s.unpack = engineName(g.unpack)

@@ -350,7 +350,7 @@ func FuzzRoundTrip(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		layer := fuzzLayer(data)
 		d := digest.FromBytes(layer)
-		staged, file, err := newStagedBlob(st.blobDir(), types.BlobInfo{Digest: d, Size: int64(len(layer))})
+		staged, file, err := newStagedBlob(st.blobDir(), types.BlobInfo{Digest: d, Size: int64(len(layer))}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

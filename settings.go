@@ -42,6 +42,7 @@ type settings struct {
 	sign             string        // the key that signs the commits by signType, "" for none
 	signType         string        // a kind of signature that this ostree may have, such as ed25519
 	lockTimeout      time.Duration // how long to wait for a repository's lock, 0 for any time
+	idleTimeout      time.Duration // how long a registry may send nothing, 0 for any time
 
 	stderr   io.Writer
 	journal  *journal
@@ -49,6 +50,7 @@ type settings struct {
 	progress *progress
 	proven   *provenCommits
 	reimport reimports
+	idle     *idleWatch // of the copy that runs, nil for none
 
 	said sync.Map // the warnings that were given
 }

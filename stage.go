@@ -20,6 +20,7 @@ const copyBuffer = 256 << 10
 type stagedBlob struct {
 	path string
 	want types.BlobInfo // Digest "" or Size -1 where unknown
+	most int64          // bytes where the size is unknown, 0 for any number
 	turn *turn          // of its import, once that has begun
 
 	mu      sync.Mutex
@@ -30,13 +31,13 @@ type stagedBlob struct {
 	digest  digest.Digest // of what arrived, once ended well
 }
 
-// newStagedBlob makes an empty blob in dir.
-func newStagedBlob(dir string, want types.BlobInfo) (*stagedBlob, *os.File, error) {
+// newStagedBlob makes an empty blob in dir. most is how many bytes it may get where its size is unknown, 0 for any number.
+func newStagedBlob(dir string, want types.BlobInfo, most int64) (*stagedBlob, *os.File, error) {
 	f, err := os.CreateTemp(dir, "blob-")
 	if err != nil {
 		return nil, nil, errors.Wrap(err, "staging a blob")
 	}
-	b := &stagedBlob{path: f.Name(), want: want}
+	b := &stagedBlob{path: f.Name(), want: want, most: most}
 	b.more = sync.NewCond(&b.mu)
 	return b, f, nil
 }
@@ -87,10 +88,14 @@ func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.
 			b.mu.Lock()
 			b.written += int64(n)
 			over := b.want.Size >= 0 && b.written > b.want.Size
+			endless := b.want.Size < 0 && b.most > 0 && b.written > b.most
 			b.more.Broadcast()
 			b.mu.Unlock()
 			if over {
 				return checkf("blob %s is larger than the %d bytes that its manifest names", b.want.Digest, b.want.Size)
+			}
+			if endless {
+				return errors.Errorf("blob %s, whose size nobody names, has more than %d bytes, the limit of --max-layer-size", b.want.Digest, b.most)
 			}
 		}
 		if err == io.EOF {

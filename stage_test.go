@@ -62,7 +62,7 @@ func TestStagedBlob(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			b, f, err := newStagedBlob(t.TempDir(), tt.want)
+			b, f, err := newStagedBlob(t.TempDir(), tt.want, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -109,7 +109,7 @@ func checkReader(t *testing.T, b *stagedBlob, content, wantErr string) {
 
 // TestReadersFollow: each reader gets what has arrived without waiting for the rest.
 func TestReadersFollow(t *testing.T) {
-	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1})
+	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestReadersFollow(t *testing.T) {
 }
 
 func TestStagingStops(t *testing.T) {
-	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1})
+	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // TestStagedFileCut: what somebody else makes shorter is not taken for whole.
 func TestStagedFileCut(t *testing.T) {
-	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1})
+	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,4 +192,17 @@ func TestStagedFileCut(t *testing.T) {
 	defer func() { _ = r.Close() }()
 	_, err = io.ReadAll(r)
 	sameText(t, "error", errText(err), "staged blob "+b.path+" became shorter")
+}
+
+// TestEndlessBlob: a blob whose size nobody names ends where a layer may have no more.
+func TestEndlessBlob(t *testing.T) {
+	t.Parallel()
+	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1}, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = b.fill(t.Context(), strings.NewReader(strings.Repeat("x", 1001)), f)
+	if err == nil || !strings.Contains(err.Error(), "more than 1000 bytes, the limit of --max-layer-size") {
+		t.Errorf("error %v", err)
+	}
 }
