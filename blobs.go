@@ -348,6 +348,24 @@ func (s *blobStore) headers(ctx context.Context, b *storedBlob, f func(*tar.Head
 	return nil
 }
 
+// mostPaths returns how many files and directories a blob's tree may have: a layer's by its headers, with room for what links
+// lead to. Of a layer without what its exact bytes need nothing says how many.
+func (s *blobStore) mostPaths(ctx context.Context, b *storedBlob) (int, error) {
+	const room = 4
+	switch {
+	case !b.layer:
+		return listedPaths, nil
+	case !b.canRebuild():
+		return room * listedPaths, nil
+	}
+	most := listedPaths
+	err := s.headers(ctx, b, func(hdr *tar.Header) error {
+		most += room * (1 + strings.Count(hdr.Name, "/"))
+		return nil
+	})
+	return most, err
+}
+
 // recordHeaders calls f for the header of each entry that tar-split data has. A header is what stands before an entry and
 // behind the padding of the one before. What stands behind the last entry is the end of the archive and what follows that: it
 // is none, whatever it looks like. tar-split's own IterateHeaders would read it as headers.

@@ -356,12 +356,17 @@ func (r *repository) metadataKey(ctx context.Context, ref, key string) (value st
 	return value, true, nil
 }
 
+// maxCommitText is how many bytes of text a commit is read of. Ours have less than two arguments of a program.
+const maxCommitText = 16 << 20
+
 // commitInfo returns what the commit of a ref or checksum says, with one process.
 func (r *repository) commitInfo(ctx context.Context, rev string) (commitInfo, error) {
 	r.reads(ctx, rev)
-	out, err := r.query(ctx, "all that "+rev+" says", "show", "--raw", rev)
+	c := r.command("all that "+rev+" says", "show", "--raw", rev)
+	c.read, c.outLimit = true, maxCommitText
+	out, err := r.run.output(ctx, c)
 	if err != nil {
-		return commitInfo{}, err
+		return commitInfo{}, r.explain(err)
 	}
 	info, err := parseCommit(string(out))
 	return info, errors.WithMessagef(err, "reading the commit of %s", rev)
@@ -920,9 +925,13 @@ func (r *repository) unnamedOnce(ctx context.Context) (commits []string, err err
 	return commits, nil
 }
 
+// listedPaths is of how many files and directories a tree is listed without a question whether it may have as many.
+const listedPaths = 1 << 17
+
 // list calls f for each line of what ostree ls says of all files of a commit: type and mode, owner, group, size, path. Any object but a file's
-// content that is missing or cannot be read is an error.
-func (r *repository) list(ctx context.Context, rev string, f func(line string)) error {
+// content that is missing or cannot be read is an error. A few directories that name one another twice stand for more paths
+// than anybody can list: where there are many, most is asked how many there may be. nil is for trees of a few.
+func (r *repository) list(ctx context.Context, rev string, most func() (int, error), f func(line string)) error {
 	r.reads(ctx, rev)
 	c := r.command("list all files of "+rev, "ls", "-R", rev)
 	c.read = true
@@ -932,7 +941,16 @@ func (r *repository) list(ctx context.Context, rev string, f func(line string)) 
 	}
 	defer func() { _ = out.Close() }()
 	lines := bufio.NewScanner(out)
-	for lines.Scan() {
+	limit := listedPaths
+	for n := 1; lines.Scan(); n++ {
+		if n == listedPaths && most != nil {
+			if limit, err = most(); err != nil {
+				return err
+			}
+		}
+		if n > limit {
+			return checkf("the tree of %s has more than %d files and directories, which is more than it may have", rev, limit)
+		}
 		f(lines.Text())
 	}
 	return r.explain(lines.Err())

@@ -14,12 +14,16 @@ import (
 // A string becomes a string; a byte string or an array of bytes a []byte; a number a uint64 or an int64; an array or a tuple
 // a []any; a dictionary a map[string]any, whose keys must be strings; a variant what it holds.
 type gvariant struct {
-	text  string
-	at    int
-	depth int
+	text   string
+	at     int
+	depth  int
+	values int // that were read
 }
 
-const gvariantMaxDepth = 64
+const (
+	gvariantMaxDepth  = 64
+	gvariantMaxValues = 1 << 20 // each takes some ten times as much memory as text
+)
 
 // parseGVariant reads the one value that text holds, which may end with a newline.
 func parseGVariant(text string) (any, error) {
@@ -71,6 +75,9 @@ func (p *gvariant) value() (any, error) {
 	defer func() { p.depth-- }()
 	if p.depth > gvariantMaxDepth {
 		return nil, p.errorf("nested more than %d deep", gvariantMaxDepth)
+	}
+	if p.values++; p.values > gvariantMaxValues {
+		return nil, p.errorf("more than %d values", gvariantMaxValues)
 	}
 	p.skipBlanks()
 	if p.at >= len(p.text) {

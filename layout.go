@@ -64,6 +64,12 @@ func isBlobHex(s string) bool {
 	return (len(s) == 64 || len(s) == 96 || len(s) == 128) && strings.Trim(s, "0123456789abcdef") == ""
 }
 
+// blobDigest returns the digest that has these hex digits, which isBlobHex has seen.
+func blobDigest(hex string) digest.Digest {
+	algorithm := map[int]digest.Algorithm{64: digest.SHA256, 96: digest.SHA384, 128: digest.SHA512}[len(hex)]
+	return digest.NewDigestFromEncoded(algorithm, hex)
+}
+
 // layerTypes are the media types of tar layers, without what says how they are compressed.
 var layerTypes = []string{
 	manifest.DockerV2SchemaLayerMediaTypeUncompressed,

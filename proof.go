@@ -156,7 +156,7 @@ func (s *blobStore) scanLayer(ctx context.Context, b *storedBlob, sink entrySink
 	defer func() { _ = stream.Close() }()
 	scan := &layerScan{sink: &boundedSink{sink: sink, left: maxHeaderMemory}}
 	if !b.hasRecord() { // it may have sparse files, which come to no more than the tree has
-		sizes, err := s.repo.fileSizes(ctx, b.spec)
+		sizes, err := s.repo.fileSizes(ctx, b.spec, func() (int, error) { return s.mostPaths(ctx, b) })
 		if err != nil {
 			return nil, err
 		}

@@ -169,7 +169,7 @@ func pruneBlobs(ctx context.Context, s *settings, repo *repository, dryRun bool)
 			return nil, err
 		}
 	}
-	if err := repo.checkMetadata(ctx, without(slices.Collect(maps.Keys(refs)), specs)); err != nil {
+	if err := repo.checkMetadata(ctx, refs, without(slices.Collect(maps.Keys(refs)), specs)); err != nil {
 		return nil, errors.WithMessage(err, "nothing is pruned")
 	}
 	if len(specs) == 0 {
@@ -195,7 +195,8 @@ func without(list, others []string) []string {
 
 // checkMetadata makes sure that the images and blobs that stay can be read down to their last file. What prune keeps is what commits and
 // directories name, and it takes them at their word: it would delete what a broken one named before, or one that is lost.
-func (r *repository) checkMetadata(ctx context.Context, specs []string) error {
+func (r *repository) checkMetadata(ctx context.Context, refs map[string]bool, specs []string) error {
+	store := &blobStore{repo: r, refs: refs}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for _, spec := range specs {
@@ -203,7 +204,7 @@ func (r *repository) checkMetadata(ctx context.Context, specs []string) error {
 			continue
 		}
 		group.Go(func() error {
-			err := r.list(ctx, spec, func(string) {})
+			err := r.list(ctx, spec, store.mostOf(ctx, spec), func(string) {})
 			var access *accessError
 			if errors.As(err, &access) {
 				return err
@@ -215,6 +216,22 @@ func (r *repository) checkMetadata(ctx context.Context, specs []string) error {
 		})
 	}
 	return group.Wait()
+}
+
+// mostOf returns how many files and directories the tree of a ref may have: a layer many, all others a few.
+func (s *blobStore) mostOf(ctx context.Context, spec string) func() (int, error) {
+	_, ref := splitSpec(spec)
+	hex, ok := blobHex(ref)
+	if !ok {
+		return nil
+	}
+	return func() (int, error) {
+		b, err := s.beside(spec).blob(ctx, blobDigest(hex))
+		if err != nil {
+			return 0, err
+		}
+		return s.mostPaths(ctx, b)
+	}
 }
 
 // splitSpec parts a refspec into its remote, "" for none, and its ref.

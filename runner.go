@@ -82,6 +82,7 @@ type command struct {
 	unlogged []string // last arguments, not for the journal either: keys, which nobody who runs it again has
 
 	errLimit int // bytes of standard error that an error keeps, 0 for stderrTail
+	outLimit int // bytes of standard output that are read into memory, 0 for outputLimit
 }
 
 // process is a running command. The caller calls wait, exactly once; kill may come at any time.
@@ -323,6 +324,9 @@ func (r *runner) output(ctx context.Context, c command) ([]byte, error) { return
 // that the command may take ends with the command.
 func (r *runner) later(ctx context.Context, c command) func() ([]byte, error) {
 	out := &limitedBuffer{limit: outputLimit}
+	if c.outLimit > 0 {
+		out.limit = c.outLimit
+	}
 	p, err := r.start(ctx, c, nil, out)
 	ended := make(chan struct{})
 	go func() {

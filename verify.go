@@ -215,10 +215,11 @@ var listedFile = regexp.MustCompile(`^([-l])0[0-7]{4} +[0-9]+ +[0-9]+ +([0-9]+) 
 
 // fileSizes returns the sizes that a commit gives its files, but those with a name of two lines. In an archive repository they stand in
 // headers that no checksum covers.
-func (r *repository) fileSizes(ctx context.Context, rev string) (map[string]int64, error) {
+// most is that of list.
+func (r *repository) fileSizes(ctx context.Context, rev string, most func() (int, error)) (map[string]int64, error) {
 	sizes := map[string]int64{}
 	var wrong error
-	err := r.list(ctx, rev, func(line string) {
+	err := r.list(ctx, rev, most, func(line string) {
 		m := listedFile.FindStringSubmatch(line)
 		if m == nil {
 			return
@@ -238,7 +239,7 @@ func (r *repository) fileSizes(ctx context.Context, rev string) (map[string]int6
 
 // checkSizes compares the sizes that the tree of a layer gives its files with those in the layer's headers.
 func (v *verifier) checkSizes(ctx context.Context, store *blobStore, b *storedBlob) error {
-	listed, err := v.repo.fileSizes(ctx, b.spec)
+	listed, err := v.repo.fileSizes(ctx, b.spec, func() (int, error) { return store.mostPaths(ctx, b) })
 	if err != nil {
 		return err
 	}
@@ -272,7 +273,7 @@ func (v *verifier) checkTree(ctx context.Context, store *blobStore, b *storedBlo
 	case !b.layer || spec == b.side:
 		return v.checkPlainSizes(ctx, spec)
 	case !b.canRebuild():
-		_, err := v.repo.fileSizes(ctx, spec)
+		_, err := v.repo.fileSizes(ctx, spec, func() (int, error) { return store.mostPaths(ctx, b) })
 		return err
 	}
 	return v.checkSizes(ctx, store, b)
@@ -280,7 +281,7 @@ func (v *verifier) checkTree(ctx context.Context, store *blobStore, b *storedBlo
 
 // checkPlainSizes compares the sizes that a commit of a few files gives them with what they are.
 func (v *verifier) checkPlainSizes(ctx context.Context, rev string) error {
-	listed, err := v.repo.fileSizes(ctx, rev)
+	listed, err := v.repo.fileSizes(ctx, rev, nil)
 	if err != nil || len(listed) == 0 {
 		return err
 	}

@@ -141,6 +141,65 @@ with gzip.open(sys.argv[1], "wb", 1) as out: exec(sys.argv[2])' "$SCRATCH_DIR/re
     says_so 'leads out of the layer'
 }
 
+# bomb REF gives the commit of REF a root below which each of 43 directories names the next one twice.
+bomb() {
+    python3 - "$REPO" "$1" "$(ostree ls -d -C "--repo=$REPO" "$1" / | grep -o '[0-9a-f]\{64\}' | tr '\n' ' ')" <<'END'
+import hashlib, os, sys
+repo, ref, (root, meta) = sys.argv[1], os.path.join(sys.argv[1], "refs/heads", sys.argv[2]), map(bytes.fromhex, sys.argv[3].split())
+def put(content, kind):
+    name = hashlib.sha256(content).hexdigest()
+    os.makedirs(os.path.join(repo, "objects", name[:2]), exist_ok=True)
+    with open(os.path.join(repo, "objects", name[:2], f"{name[2:]}.{kind}"), "wb") as f:
+        f.write(content)
+    return bytes.fromhex(name)
+tree = put(b"\0", "dirtree")  # a GVariant (a(say)a(sayay)): no file, no directory
+for _ in range(43):
+    one, two = (name + b"\0" + tree + meta + bytes([34, 2]) for name in (b"a", b"b"))
+    tree = put(one + two + bytes([len(one), len(one + two)]) + b"\0", "dirtree")
+with open(ref) as f:
+    name = f.read().strip()
+with open(os.path.join(repo, "objects", name[:2], name[2:] + ".commit"), "rb") as f:
+    commit = f.read()
+assert commit.count(root) == 1
+with open(ref, "w") as f:
+    f.write(put(commit.replace(root, tree), "commit").hex() + "\n")
+END
+}
+
+@test "lying [directories that name the next one twice]" {
+    bomb "ociimage/$LAYER"
+    says_so 'the repository is damaged'
+    bounded 4 prune
+    bounded 0 remove good
+}
+
+@test "lying [directories that name the next one twice, in an image]" {
+    bomb ociimage/bad_3Alatest
+    bounded 4 verify bad
+    bounded 4 prune
+    bounded 0 remove good
+    bounded 0 remove bad
+    bounded 0 prune
+}
+
+@test "lying [directories that name the next one twice, in a layer of 2017]" {
+    must ostree commit "--repo=$REPO" --branch="ociimage/$LAYER" --parent=none "--tree=ref=ociimage/$LAYER" \
+        --add-metadata-string=docker.size=4611686018427387904
+    bomb "ociimage/$LAYER"
+    bounded 4 prune
+    bounded 0 remove good
+}
+
+@test "lying [a commit of many numbers, and one that is deep]" {
+    local metadata tree=()
+    mkdir -- "$SCRATCH_DIR/tree"
+    for metadata in "numbers=[$(printf '%0.s1,' {1..40000})1]" "deep=$(printf '%0.s<' {1..40})1$(printf '%0.s>' {1..40})"; do
+        tree+=("--add-metadata=$metadata")
+        must ostree commit "--repo=$REPO" --branch=ociimage/bad_3Alatest "--tree=dir=$VICTIM" "${tree[@]}"
+        lists_rest
+    done
+}
+
 @test "lying [a name that means something to a terminal]" {
     cp -- "$REPO/refs/heads/ociimage/good_3Alatest" "$REPO/refs/heads/ociimage/_1B_5B2J_3A1"
     oi "--repo=$REPO" list

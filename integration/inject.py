@@ -53,8 +53,10 @@ class Inject(crash.Crash):
                 raise trial.Failure(f"no end within {trial.LIMIT} s") from e
             if done.returncode == 0:
                 self.counts["succeeded"] += 1
-                state = place.state()
-                trial.same("refs", state["refs"], whole["refs"])
+                refs, want = place.state()["refs"], whole["refs"]
+                if command == "remove":  # which only warns where the blobs have to stay for now
+                    refs, want = ([ref for ref in some if "_3A" in ref] for some in (refs, want))
+                trial.same("refs", refs, want)
             else:
                 self.counts["failed"] += 1
                 if not done.stderr.strip() and calls != "write":  # which is how it would say so
