@@ -29,6 +29,8 @@ type repository struct {
 	hidden bool     // its commands serve the record, and are not written down
 	sign   []string // the options of commit that sign what gets a ref
 
+	keysFile, signType string // what else signs it, see signByFile; "" for nothing
+
 	locking lockOptions
 }
 
@@ -699,7 +701,23 @@ func (r *repository) commit(ctx context.Context, o commitOptions, tree ...string
 	if err != nil {
 		return "", r.explain(err)
 	}
-	return commitChecksum(out)
+	sum, err := commitChecksum(out)
+	if err == nil && o.branch != "" {
+		err = r.signByFile(ctx, sum)
+	}
+	return sum, err
+}
+
+// signByFile signs a commit by the keys in a file, which is how no key stands among the arguments of a program, for everybody to
+// read. Whoever runs the command again need not have that file.
+func (r *repository) signByFile(ctx context.Context, commit string) error {
+	if r.keysFile == "" {
+		return nil
+	}
+	c := r.command("sign commit "+commit, "sign", "--sign-type="+r.signType, "--keys-file="+r.keysFile, commit)
+	c.absent = true
+	_, err := r.run.output(ctx, c)
+	return r.explain(err)
 }
 
 func commitChecksum(out []byte) (string, error) {

@@ -81,7 +81,7 @@ func newStaging(ctx context.Context, s *settings, target *repository, mode strin
 	if !s.noFsync {
 		st.behind = newWriteBehind(ctx, st.work.path)
 	}
-	st.repo = &repository{path: st.work.join("stage"), run: s.runner, sign: s.signArgs()}
+	st.repo = &repository{path: st.work.join("stage"), run: s.runner, sign: s.signArgs(), keysFile: s.keysFile, signType: s.signType}
 	go func() {
 		defer close(st.prepared)
 		st.err = errors.WithMessage(st.prepare(ctx), "making the staging repository")
@@ -324,6 +324,9 @@ func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o commitOptio
 	}
 	e := streamEngine{held: tree.stream, start: func() (*streamCommit, error) { return st.repo.commitStream(ctx, o, tree.input) }}
 	committed, err := e.finish()
+	if err == nil {
+		err = st.repo.signByFile(ctx, committed.commit)
+	}
 	return committed.commit, errors.WithMessagef(err, "layer %s", b.name())
 }
 

@@ -340,7 +340,8 @@ func (p *program) importFlags() []cli.Flag {
 		&cli.StringFlag{Name: "max-manifest-size", Usage: "refuse a manifest of more than `SIZE`", Value: "4MiB", Destination: &g.maxManifestSize},
 		&cli.StringFlag{Name: "timestamp", Usage: "give all commits the time `now|SECONDS` (default: the same for the same image)", EnvVars: []string{"SOURCE_DATE_EPOCH"}, Destination: &g.timestamp},
 		&cli.StringFlag{Name: "gpg-sign", Usage: "sign each commit with the GPG key `KEY-ID`", Destination: &g.gpgSign},
-		&cli.StringFlag{Name: "sign", Usage: "sign each commit with the secret `KEY`, where ostree can", Destination: &g.sign},
+		&cli.StringFlag{Name: "sign", Usage: "sign each commit with the secret `KEY`, where ostree can; all users can see it in the list of processes", Destination: &g.sign},
+		&cli.StringFlag{Name: "keys-file", Usage: "sign each commit with the secret keys in `FILE`, a line each", Destination: &g.keysFile},
 		&cli.StringFlag{Name: "sign-type", Usage: "the `KIND` of that signature", Value: "ed25519", Destination: &g.signType},
 		&cli.StringFlag{Name: "gpg-homedir", Usage: "look for that key in `DIR`", Destination: &g.homedir},
 		&cli.DurationFlag{Name: "idle-timeout", Usage: "give up where a registry has sent nothing for `DURATION`; 0s never", Value: defaultIdleTimeout, Destination: &g.idleTimeout},
@@ -425,10 +426,22 @@ func (p *program) systemContext(e endpoint, tlsGiven bool) (*types.SystemContext
 			return nil, usagef("the credentials are not USER:PASSWORD")
 		}
 		sys.DockerAuthConfig = &types.DockerAuthConfig{Username: user, Password: password}
-		p.settings.journal.hide(e.creds, password)
+		p.settings.journal.hide(userAndPassword(e.creds)...)
+	}
+	for _, path := range authFiles(sys.AuthFilePath) {
+		p.settings.journal.hide(authSecrets(path)...)
 	}
 	p.settings.journal.hide(e.registryToken)
 	return sys, nil
+}
+
+// mayRead tells why a file cannot be read.
+func mayRead(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	return errors.WithStack(f.Close())
 }
 
 // copySettings reads the options of a copy.
@@ -450,14 +463,25 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 	default:
 		return o, usagef("--unpack %q: it is auto, stream or tar", g.unpack)
 	}
-	if g.sign == "" && c.IsSet("sign-type") {
-		return o, usagef("--sign-type is the kind of signature of --sign, which is not given")
+	if g.sign != "" && g.keysFile != "" {
+		return o, usagef("--sign and --keys-file exclude each other")
 	}
-	if g.sign != "" && g.signType == "" {
+	if g.sign == "" && g.keysFile == "" && c.IsSet("sign-type") {
+		return o, usagef("--sign-type is the kind of signature of --sign or --keys-file, which are not given")
+	}
+	if (g.sign != "" || g.keysFile != "") && g.signType == "" {
 		return o, usagef("--sign-type is empty: it is ed25519, or what else this ostree has")
 	}
 	s.journal.hide(g.sign)
 	var err error
+	if g.keysFile != "" {
+		if s.keysFile, err = filepath.Abs(g.keysFile); err != nil {
+			return o, errors.WithStack(err)
+		}
+		if err := mayRead(s.keysFile); err != nil { // ostree signs with the keys of a file that is missing, which are none
+			return o, errors.WithMessage(err, "--keys-file")
+		}
+	}
 	if g.homedir != "" {
 		if g.gpgSign == "" {
 			return o, usagef("--gpg-homedir says where the key of --gpg-sign is, which is not given")

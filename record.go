@@ -412,11 +412,16 @@ func (s *recordedStream) end(whole bool) (err error) {
 	return errors.WithMessage(err, "writing the record")
 }
 
-var userinfo = regexp.MustCompile(`://[^/@\s"']+@`)
+var (
+	userinfo = regexp.MustCompile(`://[^/@\s"']+@`)
+	// A query can be what lets everybody in who has it, such as the signature of a URL that storage gives out.
+	urlQuery = regexp.MustCompile(`(?i)(\bhttps?://[^\s"'<>?]*\?)[^\s"'<>]+`)
+)
 
 // redact takes what may be secret out of a text.
 func redact(text string, secrets []string) string {
 	text = userinfo.ReplaceAllString(text, "://***@")
+	text = urlQuery.ReplaceAllString(text, "$1***")
 	for _, s := range secrets {
 		if s != "" {
 			text = strings.ReplaceAll(text, s, "***")

@@ -40,6 +40,7 @@ type settings struct {
 	gpgHomedir       string        // where that key is, "" for gpg's own place
 	gpgVerify        bool          // verify wants good signatures
 	sign             string        // the key that signs the commits by signType, "" for none
+	keysFile         string        // the file of the keys that sign the commits by signType, "" for none
 	signType         string        // a kind of signature that this ostree may have, such as ed25519
 	lockTimeout      time.Duration // how long to wait for a repository's lock, 0 for any time
 	idleTimeout      time.Duration // how long a registry may send nothing, 0 for any time
@@ -83,7 +84,7 @@ func (s *settings) lockOptions() lockOptions {
 }
 
 // signs tells whether commits are to be signed.
-func (s *settings) signs() bool { return s.gpgSign != "" || s.sign != "" }
+func (s *settings) signs() bool { return s.gpgSign != "" || s.sign != "" || s.keysFile != "" }
 
 // signArgs are the options of ostree commit that sign a commit.
 func (s *settings) signArgs() []string {
@@ -106,7 +107,7 @@ func (s *settings) checkSigning(ctx context.Context, destination types.ImageRefe
 		return nil
 	}
 	if _, ok := destination.(ostreeReference); !ok {
-		return usagef("--gpg-sign and --sign sign commits, and %s: makes none; --sign-by signs an image", destination.Transport().Name())
+		return usagef("--gpg-sign, --sign and --keys-file sign commits, and %s: makes none; --sign-by signs an image", destination.Transport().Name())
 	}
 	features, err := ostreeVersion(ctx, s.runner)
 	if err != nil {
@@ -115,8 +116,8 @@ func (s *settings) checkSigning(ctx context.Context, destination types.ImageRefe
 	if s.gpgSign != "" && !features.has("gpgme") {
 		return errors.Errorf("--gpg-sign: this ostree (%s) is built without the feature gpgme", features.version)
 	}
-	if s.sign != "" && !slices.ContainsFunc(features.features, func(f string) bool { return strings.Contains(f, s.signType) }) {
-		return errors.Errorf("--sign: this ostree (%s) is built without the feature sign-%s; --gpg-sign may be had instead", features.version, s.signType)
+	if (s.sign != "" || s.keysFile != "") && !slices.ContainsFunc(features.features, func(f string) bool { return strings.Contains(f, s.signType) }) {
+		return errors.Errorf("--sign and --keys-file: this ostree (%s) is built without the feature sign-%s; --gpg-sign may be had instead", features.version, s.signType)
 	}
 	return nil
 }

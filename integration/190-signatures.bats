@@ -76,7 +76,7 @@ teardown() {
     assert_stderr_lacks c2VjcmV0
     assert_untouched "$REPO" ''
     oi -2 "--repo=$REPO" pull --sign-type=ed25519 "oci:$SCRATCH_DIR/oci:x" x
-    assert_error '--sign, which is not given'
+    assert_error '--sign or --keys-file, which are not given'
     oi -2 copy --sign=c2VjcmV0 "oci:$SCRATCH_DIR/oci:x" "dir:$SCRATCH_DIR/out"
     assert_error 'dir: makes none'
 
@@ -100,6 +100,24 @@ EOF
     oi "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" "--log-commands=$SCRATCH_DIR/log" pull --sign=c2VjcmV0 "oci:$SCRATCH_DIR/oci:x" x
     assert_equal "$(grep -c -- '--sign=c2VjcmV0 --sign-type=ed25519' "$SCRATCH_DIR/ostree.calls")" "$(refs "$REPO" | wc -l)" "commits that are to be signed"
     ! grep -q c2VjcmV0 "$SCRATCH_DIR/log" || fail "the key is in the log"
+
+    # By a file, whose keys are in nobody's arguments.
+    echo c2VjcmV0 >"$SCRATCH_DIR/keys"
+    cat >"$SCRATCH_DIR/ostree" <<'EOF'
+#!/bin/sh
+echo "$*" >>"$0.calls"
+case $1 in
+--version) ostree --version && echo ' - sign-ed25519' ;;
+sign) ;;
+*) exec ostree "$@" ;;
+esac
+EOF
+    : >"$SCRATCH_DIR/ostree.calls"
+    oi -1 "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" pull "--keys-file=$SCRATCH_DIR/none" "oci:$SCRATCH_DIR/oci:x" x
+    assert_error "$SCRATCH_DIR/none"
+    oi "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" "--log-commands=$SCRATCH_DIR/log" pull "--keys-file=$SCRATCH_DIR/keys" "oci:$SCRATCH_DIR/oci:x" x
+    assert_equal "$(grep -c -- "^sign .*--sign-type=ed25519 --keys-file=$SCRATCH_DIR/keys [0-9a-f]*\$" "$SCRATCH_DIR/ostree.calls")" "$(refs "$REPO" | wc -l)"
+    ! grep -q c2VjcmV0 "$SCRATCH_DIR/log" "$SCRATCH_DIR/ostree.calls" || fail "the key is to be seen"
 }
 
 @test "policy.json: accepted, rejected, unsigned, in and out" {
