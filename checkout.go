@@ -86,6 +86,7 @@ func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers [
 		if err == nil && target.inside { // the end of the private directory has changed it
 			err = times.setRoot(target.dir)
 		}
+		target.unpin()
 	}()
 	j := s.journal
 	j.name(target.work.path, "WORK")
@@ -94,7 +95,7 @@ func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers [
 	c.perms = permissionsFor(mode, os.Geteuid(), os.Getegid())
 	c.perms.forTar = true
 	if err := c.build(ctx, layers); err != nil {
-		return noRoom(err, filepath.Dir(target.work.path))
+		return noRoom(err, filepath.Dir(target.work.path)+"/")
 	}
 	j.shell("the tree is finished", fmt.Sprintf("rmdir %[2]s 2>/dev/null || : ; mv %[1]s %[2]s", j.path(c.root()), j.path(target.dir)))
 	return target.publish(c.root())
@@ -143,60 +144,101 @@ type checkoutTarget struct {
 	dir    string
 	inside bool
 	work   *workDir
+	pins   []*pinnedDir
 }
 
-func openTarget(dir string, r *runner) (*checkoutTarget, error) {
+func openTarget(dir string, r *runner) (_ *checkoutTarget, err error) {
 	if dir == "" {
 		return nil, usagef("checkout: the directory has no name")
 	}
-	dir, err := filepath.Abs(dir)
-	if err != nil {
+	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, errors.WithStack(err)
 	}
-	t := &checkoutTarget{dir: dir}
-	info, err := os.Lstat(dir)
+	t := &checkoutTarget{}
+	defer func() {
+		if err != nil {
+			t.unpin()
+		}
+	}()
+	parent, err := t.pin(r.pin(filepath.Dir(dir)))
+	if err != nil {
+		return nil, errors.WithMessage(err, "checking out")
+	}
+	t.dir = filepath.Join(parent.at, filepath.Base(dir))
+	if dir == "/" {
+		t.dir = parent.within()
+	}
+	info, err := os.Lstat(t.dir)
 	switch {
 	case err == nil && !info.IsDir():
 		return nil, errors.Errorf("%s is there, and is no directory", dir)
 	case err == nil:
-		sweepCheckouts(dir)
-		names, err := os.ReadDir(dir)
+		here, err := t.pin(r.pin(dir))
+		if err != nil {
+			return nil, err
+		}
+		sweepCheckouts(here.at)
+		names, err := os.ReadDir(here.at)
 		if err != nil {
 			return nil, errors.WithStack(err)
 		}
 		if len(names) > 0 {
 			return nil, errors.Errorf("the directory %s is not empty", dir)
 		}
-		t.inside = !canReplace(dir, info)
+		if t.inside = !canReplace(t.dir, info); t.inside {
+			parent, t.dir = here, here.within()
+		}
 	case !os.IsNotExist(err):
 		return nil, errors.WithStack(err)
-	}
-	parent := filepath.Dir(dir)
-	if t.inside {
-		parent = dir
 	}
 	t.work, err = newCheckoutDir(parent, r)
 	return t, errors.WithMessage(err, "checking out")
 }
 
+// pin keeps what is pinned until unpin.
+func (t *checkoutTarget) pin(p *pinnedDir, err error) (*pinnedDir, error) {
+	if err == nil {
+		t.pins = append(t.pins, p)
+	}
+	return p, err
+}
+
+func (t *checkoutTarget) unpin() {
+	for _, p := range t.pins {
+		p.unpin()
+	}
+}
+
 const checkoutPrefix = ".ostree-image-checkout-"
 
 // newCheckoutDir makes the private directory of a checkout. It lies in one of its own, since newWorkDir takes all that bears a
-// certain name for a dead run's: that may look nowhere where others keep their files.
-func newCheckoutDir(parent string, r *runner) (*workDir, error) {
-	sweepCheckouts(parent)
+// certain name for a dead run's: that may look nowhere where others keep their files. Only this user may enter that one, and it is
+// pinned: others may own the parent, and see its name in the list of processes.
+func newCheckoutDir(parent *pinnedDir, r *runner) (*workDir, error) {
+	sweepCheckouts(parent.at)
 	for tries := 1; ; tries++ {
-		private, err := os.MkdirTemp(parent, checkoutPrefix)
+		path, err := os.MkdirTemp(parent.at, checkoutPrefix)
 		if err != nil {
 			return nil, errors.WithStack(err)
 		}
-		spread(private)
-		work, err := newWorkDir(private, r)
+		private, err := r.pinBelow(parent, filepath.Base(path))
+		if errors.Is(err, fs.ErrNotExist) && tries < sweptTries {
+			continue // swept
+		}
+		if err != nil {
+			return nil, err
+		}
+		spread(private.at)
+		work, err := newWorkDir(private.at, r)
 		if err == nil {
-			work.done = append(work.done, func() { _ = os.Remove(private) })
+			work.done = append(work.done, func() {
+				private.unpin()
+				_ = unix.Rmdir(path)
+			})
 			return work, nil
 		}
-		if swept := os.IsNotExist(os.Remove(private)); !swept || tries == sweptTries {
+		private.unpin()
+		if swept := errors.Is(unix.Rmdir(path), unix.ENOENT); !swept || tries == sweptTries {
 			return nil, err
 		}
 	}
@@ -218,8 +260,15 @@ func sweepCheckouts(parent string) {
 			continue
 		}
 		path := filepath.Join(parent, e.Name())
-		sweepWorkDirs(path)
-		_ = os.Remove(path) // fails where something is left; another checkout that has just made it makes another
+		dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|oNoFollow, 0) // whatever is put there now is not swept
+		if err != nil {
+			continue
+		}
+		if now, err := dir.Stat(); err == nil && os.SameFile(info, now) {
+			sweepWorkDirs(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+		}
+		_ = dir.Close()
+		_ = unix.Rmdir(path) // fails where something is left; another checkout that has just made it makes another
 	}
 }
 
@@ -236,7 +285,7 @@ func canReplace(dir string, info os.FileInfo) bool {
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &at); err == nil && at.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 {
 		return at.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0
 	}
-	parent, err := os.Lstat(filepath.Dir(dir)) // before Linux 5.8
+	parent, err := os.Stat(filepath.Dir(dir)) // before Linux 5.8
 	if err != nil {
 		return false
 	}
@@ -248,7 +297,7 @@ func canReplace(dir string, info os.FileInfo) bool {
 // publish makes the finished tree the target: at once, or, where that must stay the directory that it is, by moving what the tree holds.
 func (t *checkoutTarget) publish(root string) error {
 	if !t.inside {
-		return errors.WithMessagef(moveEntry(root, t.dir), "moving the finished tree to %s", t.dir)
+		return errors.WithMessage(moveEntry(root, t.dir), "moving the finished tree to its place")
 	}
 	names, err := os.ReadDir(root)
 	if err != nil {
@@ -269,7 +318,7 @@ func (t *checkoutTarget) publish(root string) error {
 		for _, m := range moved {
 			_ = removeTree(m)
 		}
-		return errors.WithMessagef(err, "moving the finished tree into %s", t.dir)
+		return errors.WithMessage(err, "moving the finished tree into its place")
 	}
 	return nil
 }
@@ -284,13 +333,19 @@ func moveEntry(from, to string) error {
 	if os.Geteuid() == 0 || !mode.IsDir() || mode&0o200 != 0 {
 		return errors.WithStack(unix.Rename(from, to)) // os.Rename would refuse a directory that is there
 	}
-	if err := os.Chmod(from, mode|0o200); err != nil {
+	dir, err := unix.Open(from, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return errors.WithStack(err)
+	}
+	defer func() { _ = unix.Close(dir) }()
+	moved := fmt.Sprintf("/proc/self/fd/%d", dir) // whatever is put there afterwards
+	if err := os.Chmod(moved, mode|0o200); err != nil {
 		return errors.WithStack(err)
 	}
 	if err := unix.Rename(from, to); err != nil {
 		return errors.WithStack(err)
 	}
-	return errors.WithStack(os.Chmod(to, mode))
+	return errors.WithStack(os.Chmod(moved, mode))
 }
 
 // copyDirMeta gives one directory the owner, the mode and the attributes of another.

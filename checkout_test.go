@@ -1001,20 +1001,25 @@ func TestCheckoutTarget(t *testing.T) {
 	})
 	t.Run("what a killed checkout left goes", func(t *testing.T) {
 		parent := t.TempDir()
-		w, err := newCheckoutDir(parent, run.runner)
+		pinned, err := run.runner.pin(parent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pinned.unpin()
+		w, err := newCheckoutDir(pinned, run.runner)
 		if err != nil {
 			t.Fatal(err)
 		}
 		mkdir(t, w.join("root"))
 		_ = w.lock.Close() // as the end of the process does
-		other, err := newCheckoutDir(parent, run.runner)
+		other, err := newCheckoutDir(pinned, run.runner)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := run.checkoutTo(t, "simple", parent+"/root", checkoutOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		onlyEntries(t, parent, "root", filepath.Base(filepath.Dir(other.path)))
+		onlyEntries(t, parent, "root", directoryName(t, filepath.Dir(other.path)))
 		if err := other.remove(); err != nil {
 			t.Error(err)
 		}
@@ -1024,6 +1029,16 @@ func TestCheckoutTarget(t *testing.T) {
 		}
 	})
 	fsck(t, run.repo.path)
+}
+
+// directoryName returns the name of the directory that a link of /proc leads to.
+func directoryName(t *testing.T, link string) string {
+	t.Helper()
+	path, err := os.Readlink(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Base(path)
 }
 
 // TestSweepCheckouts: of what has the name of a checkout's directory, only what a checkout makes goes.

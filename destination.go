@@ -947,8 +947,12 @@ func (d *destination) refsNow(need []digest.Digest) (map[string]bool, error) {
 // removes none.
 func (d *destination) sweep() {
 	d.repo.sweep()
-	if d.settings.tmpdir != "" && checkParent(d.settings.tmpdir) == nil {
-		sweepWorkDirs(d.settings.tmpdir)
+	if d.settings.tmpdir == "" {
+		return
+	}
+	if dir, err := d.settings.openTmpdir(); err == nil {
+		sweepWorkDirs(dir.at)
+		dir.unpin()
 	}
 }
 

@@ -39,6 +39,7 @@ type staging struct {
 	target   *repository
 	work     *workDir // in the target's tmp/, holds all below
 	blobWork *workDir // of --tmpdir, nil where the blobs lie in work
+	tmpdir   *pinnedDir
 	repo     *repository
 	mode     string
 	engine   engineName
@@ -70,8 +71,8 @@ func newStaging(ctx context.Context, s *settings, target *repository, mode strin
 	}
 	s.journal.name(st.work.path, "WORK")
 	if s.tmpdir != "" {
-		if err = checkParent(s.tmpdir); err == nil {
-			st.blobWork, err = newWorkDir(s.tmpdir, s.runner)
+		if st.tmpdir, err = s.openTmpdir(); err == nil {
+			st.blobWork, err = newWorkDir(st.tmpdir.at, s.runner)
 		}
 		if err != nil {
 			_ = st.remove()
@@ -175,6 +176,9 @@ func (st *staging) remove() error {
 	var err error
 	if st.blobWork != nil {
 		err = st.blobWork.remove()
+	}
+	if st.tmpdir != nil {
+		st.tmpdir.unpin()
 	}
 	if werr := st.work.remove(); err == nil {
 		err = werr

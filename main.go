@@ -63,7 +63,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		if errors.As(context.Cause(ctx), &sig) { // whatever failed, this is why
 			err = sig
 		}
-		_, _ = fmt.Fprintf(stderr, "ostree-image: %s\n", oneLine(err))
+		text := oneLine(err)
+		if p.settings != nil && p.settings.runner != nil {
+			text = p.settings.runner.shown(text)
+		}
+		_, _ = fmt.Fprintf(stderr, "ostree-image: %s\n", text)
 	}
 	return status
 }

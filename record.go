@@ -17,6 +17,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pkg/errors"
+	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/shellquote"
 )
@@ -103,11 +104,23 @@ func newRecorder(dir string, run *runner) (rec *recorder, err error) {
 			return nil, errors.Errorf("--record: %s belongs to somebody else, who could change what is written there", dir)
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(dir, recordBlobs), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return nil, errors.Wrap(err, "--record")
 	}
-	// Whoever could change it would have the user run his commands.
-	if err := os.Chmod(dir, 0o700); err != nil {
+	above, err := run.pin(filepath.Dir(dir))
+	if err != nil {
+		return nil, errors.WithMessage(err, "--record")
+	}
+	defer above.unpin()
+	if err := unix.Mkdirat(above.fd, filepath.Base(dir), 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, errors.Wrapf(err, "--record: making %s", dir)
+	}
+	here, err := run.pinBelow(above, filepath.Base(dir))
+	if err != nil {
+		return nil, errors.WithMessage(err, "--record")
+	}
+	dir = here.at // private: whoever could change it would have the user run his commands
+	if err := os.Mkdir(filepath.Join(dir, recordBlobs), 0o700); err != nil {
 		return nil, errors.Wrap(err, "--record")
 	}
 	rec = &recorder{dir: dir, run: run}

@@ -39,6 +39,7 @@ type runner struct {
 	inherit  []*os.File // every child gets these: locks that end with the last process that holds them
 
 	mu      sync.Mutex
+	names   []string          // pairs of the path of a pinned directory, and how the user named it
 	found   map[string]string // the programs' paths, looked up once
 	threads sync.Once
 	spawn   chan func()

@@ -57,6 +57,19 @@ func checkParent(dir string) error {
 	return nil
 }
 
+// openTmpdir pins the directory of --tmpdir.
+func (s *settings) openTmpdir() (*pinnedDir, error) {
+	dir, err := s.runner.pin(s.tmpdir)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkParent(dir.at); err != nil {
+		dir.unpin()
+		return nil, err
+	}
+	return dir, nil
+}
+
 // newWorkDir makes a work directory below parent, after it has removed those that dead runs left there.
 func newWorkDir(parent string, r *runner) (*workDir, error) {
 	sweepWorkDirs(parent)

@@ -119,13 +119,18 @@ func TestWorkDirsAtOnce(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()
 	r := newRunner("true", "true", 0, &journal{})
+	pinned, err := r.pin(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pinned.unpin()
 	var group errgroup.Group
 	for i := range 8 {
 		group.Go(func() error {
 			for range 50 {
 				newDir := newWorkDir
 				if i%2 == 1 {
-					newDir = newCheckoutDir
+					newDir = func(string, *runner) (*workDir, error) { return newCheckoutDir(pinned, r) }
 				}
 				w, err := newDir(parent, r)
 				if err != nil {

@@ -1,0 +1,184 @@
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pkg/errors"
+	"golang.org/x/sys/unix"
+)
+
+// pinnedDir is a directory that stays the one that it is, whoever moves or replaces what leads to it: its path goes through a
+// descriptor of this process, which the children of the process can use, too.
+type pinnedDir struct {
+	fd    int
+	at    string // its path, that of a link
+	shown string // how the user named it
+}
+
+// pin opens a directory, step by step: a symbolic link is followed only where nobody else can have made it, or can change it.
+// The caller calls unpin. What others see of a directory below is up to its mode.
+func (r *runner) pin(path string) (*pinnedDir, error) {
+	fd, err := openDirectly(path)
+	if err != nil {
+		return nil, err
+	}
+	return r.pinned(fd, path)
+}
+
+// pinBelow opens a directory of this user's in a pinned one, which must be empty, and makes it private.
+func (r *runner) pinBelow(parent *pinnedDir, name string) (*pinnedDir, error) {
+	shown := filepath.Join(parent.shown, name)
+	fd, err := unix.Openat(parent.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, errors.WithStack(&fs.PathError{Op: "open", Path: shown, Err: err})
+	}
+	p, err := r.pinned(fd, shown)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Lstat(p.within())
+	if err == nil && !ownedByUser(info) {
+		err = errors.Errorf("%s is not the directory that was made there: somebody has put another in its place", shown)
+	}
+	if err == nil {
+		err = os.Chmod(p.within(), 0o700)
+	}
+	if err == nil {
+		var entries []os.DirEntry
+		if entries, err = os.ReadDir(p.at); err == nil && len(entries) > 0 {
+			err = errors.Errorf("%s is not empty, as it was made: somebody has put another in its place", shown)
+		}
+	}
+	if err != nil {
+		p.unpin()
+		return nil, errors.WithStack(err)
+	}
+	return p, nil
+}
+
+// pinned is a directory that is open. Where there is no /proc it is known by its path, which others must not be able to change.
+func (r *runner) pinned(fd int, path string) (*pinnedDir, error) {
+	p := &pinnedDir{fd: fd, at: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), shown: path}
+	var open, there unix.Stat_t
+	err := unix.Fstat(fd, &open)
+	if err == nil && (unix.Stat(p.at, &there) != nil || open.Dev != there.Dev || open.Ino != there.Ino) {
+		p.at = path
+		for dir := filepath.Dir(path); err == nil && dir != "/"; dir = filepath.Dir(dir) {
+			err = checkParent(dir)
+		}
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, errors.WithStack(err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.names = append(r.names, p.at, path)
+	return p, nil
+}
+
+// within is the path of the directory itself, not of the link.
+func (p *pinnedDir) within() string { return p.at + "/." }
+
+func (p *pinnedDir) unpin() { _ = unix.Close(p.fd) }
+
+// shown returns text with the paths of pinned directories as the user named them.
+func (r *runner) shown(text string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := len(r.names) - 2; i >= 0; i -= 2 { // a descriptor's number may be used again: the last counts
+		for _, after := range []string{"/./", "/", ":", "\"", " "} {
+			text = strings.ReplaceAll(text, r.names[i]+after, r.names[i+1]+strings.TrimPrefix(after, "/."))
+		}
+	}
+	return text
+}
+
+// mostLinks is how many symbolic links a path may have, as the kernel has it (path_resolution(7)).
+const mostLinks = 40
+
+// openDirectly opens the directory at an absolute path (O_PATH).
+func openDirectly(path string) (fd int, err error) {
+	const flags = unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	open := func(at int, name string) int {
+		if err == nil {
+			var next int
+			if next, err = unix.Openat(at, name, flags, 0); err == nil {
+				return next
+			}
+			err = &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+		return -1
+	}
+	dir := open(unix.AT_FDCWD, "/")
+	defer func() {
+		if err != nil {
+			_ = unix.Close(dir)
+			dir, err = -1, errors.WithStack(err)
+		}
+	}()
+	todo, links := strings.Split(path, "/"), 0
+	for len(todo) > 0 && err == nil {
+		name := todo[0]
+		todo = todo[1:]
+		if name == "" || name == "." {
+			continue
+		}
+		next := open(dir, name)
+		if err != nil {
+			return dir, err
+		}
+		var st, above unix.Stat_t
+		if err = unix.Fstat(next, &st); err == nil {
+			err = unix.Fstat(dir, &above)
+		}
+		switch {
+		case err != nil:
+		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
+			_ = unix.Close(dir)
+			dir = next
+			continue
+		case st.Mode&unix.S_IFMT != unix.S_IFLNK:
+			err = &fs.PathError{Op: "open", Path: path, Err: unix.ENOTDIR}
+		case !isTrusted(st, above):
+			err = errors.Errorf("%s leads through the symbolic link %s, which another user could have lead elsewhere", path, name)
+		default:
+			if links++; links > mostLinks {
+				err = &fs.PathError{Op: "open", Path: path, Err: unix.ELOOP}
+				break
+			}
+			var target string
+			if target, err = readLink(next); err != nil {
+				break
+			}
+			if strings.HasPrefix(target, "/") {
+				_ = unix.Close(dir)
+				dir = open(unix.AT_FDCWD, "/")
+			}
+			todo = append(strings.Split(target, "/"), todo...)
+		}
+		_ = unix.Close(next)
+	}
+	return dir, err
+}
+
+// isTrusted tells whether only root and this user can have made a link, and can put another thing in its place.
+func isTrusted(link, dir unix.Stat_t) bool {
+	ours := func(st unix.Stat_t) bool { return st.Uid == 0 || int(st.Uid) == os.Geteuid() }
+	shared := dir.Mode&0o002 != 0 || dir.Mode&0o020 != 0 && int(dir.Gid) != os.Getegid()
+	return ours(link) && ours(dir) && (!shared || dir.Mode&unix.S_ISVTX != 0)
+}
+
+// readLink returns the target of a link that is open.
+func readLink(fd int) (string, error) {
+	target := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(fd, "", target)
+	if err != nil {
+		return "", err
+	}
+	return string(target[:n]), nil
+}
