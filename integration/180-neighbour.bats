@@ -47,6 +47,57 @@ held() {
     assert_untouched "$REPO" "$before"
 }
 
+# beside_swapper DIR COMMAND… runs a command again and again while the other user swaps what comes up in DIR.
+beside_swapper() {
+    local dir=$1 i runs=0 pid
+    shift
+    as_user timeout 60 python3 "$INTEGRATION/hostile/swapper.py" "$dir" "$SCRATCH_DIR/victim" 8 >"$SCRATCH_DIR/swaps" 3>&- &
+    pid=$!
+    for ((i = 0; i < 1000; i++)); do
+        kill -0 "$pid" 2>/dev/null || break
+        "$@" >/dev/null 2>&1 || :
+        ((++runs))
+    done
+    wait "$pid"
+    echo "$runs runs, $(cat "$SCRATCH_DIR/swaps") swaps"
+    (($(cat "$SCRATCH_DIR/swaps") > 0)) || fail "nothing came up"
+}
+
+@test "neighbour [one who owns the directory that root checks out into]" {
+    oi "--repo=$REPO" pull "$IMAGE" x
+    local dir=$SCRATCH_DIR/theirs
+    mkdir -- "$dir"
+    chown -- "$UNPRIVILEGED" "$dir"
+    beside_swapper "$dir" "$OI" --insecure-policy --quiet "--repo=$REPO" checkout x "$dir/root"
+    held
+    # And where all is quiet it works, and is told by the name that the user gave.
+    rm -rf -- "${dir:?}"/* "$dir"/.[!.]*
+    oi "--repo=$REPO" checkout x "$dir/root"
+    oi -1 "--repo=$REPO" checkout x "$dir/root"
+    assert_error "$dir/root is not empty"
+    rm -r -- "$dir/root"
+    as_user ln -s "$SCRATCH_DIR" "$dir/link"
+    oi -1 "--repo=$REPO" checkout x "$dir/link/root"
+    assert_error "symbolic link link"
+    ln -s "$SCRATCH_DIR" "$SCRATCH_DIR/ours"
+    oi "--repo=$REPO" checkout x "$SCRATCH_DIR/ours/theirs/root"
+    held
+}
+
+@test "neighbour [one who owns the directory that --tmpdir or a record lies in]" {
+    local dir=$SCRATCH_DIR/theirs
+    mkdir -- "$dir"
+    chown -- "$UNPRIVILEGED" "$dir"
+    again() {
+        mkdir -- "$dir/tmp" && "$OI" --insecure-policy --quiet "--repo=$REPO" "--tmpdir=$dir/tmp" "--record=$dir/record" pull "$IMAGE" x
+        rm -rf -- "$dir/tmp" "$dir/record"
+        "$OI" --quiet "--repo=$REPO" remove x
+    }
+    beside_swapper "$dir" again
+    assert_equal "$(tree)" "$BEFORE" "the victim"
+    assert_no_children "$REPO"
+}
+
 @test "neighbour [names planted in a --tmpdir that all can write]" {
     local name planted
     mkdir -m 1777 -- "$SCRATCH_DIR/tmp"
