@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -1448,6 +1449,9 @@ func among(refs map[string]bool, wanted []string) map[string]bool {
 func (d *destination) pullStaged(ctx context.Context, st *staging, before map[string]bool, why string, refs ...string) error {
 	err := again(ctx, func() error { return d.repo.pullLocal(ctx, st.repo.path, !d.settings.noFsync, why, refs...) })
 	if err != nil {
+		if _, serr := os.Stat(filepath.Join(st.repo.path, "config")); os.IsNotExist(serr) {
+			return st.repo.vanished()
+		}
 		return err
 	}
 	// ostree takes a ref that only a remote has for the local one, and does not write it where it names the same commit.

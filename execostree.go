@@ -27,6 +27,7 @@ type repository struct {
 	path   string // absolute
 	run    *runner
 	hidden bool     // its commands serve the record, and are not written down
+	staged bool     // it is one of this run's own, for what is not yet published
 	sign   []string // the options of commit that sign what gets a ref
 
 	keysFile, signType string // what else signs it, see signByFile; "" for nothing
@@ -120,6 +121,9 @@ func compareVersions(a, b string) int {
 	return 0
 }
 
+// notThere is what ostree says of a repository that is not there, or not all of it.
+var notThere = regexp.MustCompile(`(?:opendir\(objects\)|openat\(config\)|opening repo: opendir\(.*\)): No such file or directory`)
+
 // explain turns what ostree says of a repository or a ref that is not there into the program's own errors.
 func (r *repository) explain(err error) error {
 	var terr *toolError
@@ -127,6 +131,8 @@ func (r *repository) explain(err error) error {
 		return err
 	}
 	switch s := terr.Stderr; {
+	case r.staged && notThere.MatchString(s):
+		return r.vanished()
 	case strings.Contains(s, "opendir(objects): No such file or directory"),
 		strings.Contains(s, "openat(config): No such file or directory"):
 		return notFoundf("%s is no OSTree repository; create one elsewhere with: ostree init --repo=PATH --mode=bare-user", r.path)
@@ -146,6 +152,11 @@ func (r *repository) explain(err error) error {
 var mayNotReadLine = regexp.MustCompile(`(?m)(?:open|openat|opendir)(?:\(.*\))?: Permission denied$`)
 
 func mayNotRead(text string) bool { return mayNotReadLine.MatchString(text) }
+
+// vanished is the error of a staging area that is gone.
+func (r *repository) vanished() error {
+	return errors.Errorf("the staging area %s is gone, or a part of it: something has removed it while it was in use", r.path)
+}
 
 func (r *repository) command(why string, verb string, args ...string) command {
 	return command{tool: toolOSTree, args: append([]string{verb, "--repo=" + r.path}, args...), why: why, hidden: r.hidden}

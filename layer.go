@@ -82,7 +82,7 @@ func newStaging(ctx context.Context, s *settings, target *repository, mode strin
 	if !s.noFsync {
 		st.behind = newWriteBehind(ctx, st.work.path)
 	}
-	st.repo = &repository{path: st.work.join("stage"), run: s.runner, sign: s.signArgs(), keysFile: s.keysFile, signType: s.signType}
+	st.repo = &repository{path: st.work.join("stage"), run: s.runner, sign: s.signArgs(), keysFile: s.keysFile, signType: s.signType, staged: true}
 	go func() {
 		defer close(st.prepared)
 		st.err = errors.WithMessage(st.prepare(ctx), "making the staging repository")

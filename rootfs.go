@@ -23,6 +23,7 @@ type rootFS struct {
 	resolved map[string]string // real paths of directories by the names that led there
 	restore  map[string]uint32 // modes of directories that were opened up for work, by their real paths
 	pinned   string            // the real path of a directory that stays open
+	most     int               // how many directories are open at a time
 	asRoot   bool
 	times    *treeTimes  // what has which time in the end, nil where that is of no interest
 	name     string      // what scripts call the tree
@@ -34,9 +35,18 @@ const (
 	dirFlags    = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 )
 
+// openDirs is how many directories a tree may keep open: of the descriptors that the process may have, a part.
+func openDirs() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return maxOpenDirs
+	}
+	return max(4, int(min(maxOpenDirs, limit.Cur/8)))
+}
+
 // openRootFS opens the tree at the given path, which no other user can change.
 func openRootFS(root string, asRoot bool) (*rootFS, error) {
-	r := &rootFS{dirs: map[string]int{}, resolved: map[string]string{}, restore: map[string]uint32{}, asRoot: asRoot}
+	r := &rootFS{dirs: map[string]int{}, resolved: map[string]string{}, restore: map[string]uint32{}, asRoot: asRoot, most: openDirs()}
 	fd, err := r.openDir(unix.AT_FDCWD, root, "")
 	if err != nil {
 		return nil, errors.WithMessage(err, root)
@@ -77,7 +87,7 @@ func (r *rootFS) dir(real string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if len(r.dirs) >= maxOpenDirs {
+	if len(r.dirs) >= r.most {
 		for p, old := range r.dirs {
 			if p != "" && p != r.pinned {
 				_ = unix.Close(old)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/pkg/errors"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -19,8 +21,10 @@ const (
 	// workMark is the file that tells a work directory from one that somebody gave such a name.
 	workMark = ".ostree-image-work"
 
-	// touchInterval keeps a work directory in a repository's tmp/ younger than a day: ostree removes older ones there.
-	touchInterval = time.Hour
+	// In a repository's tmp/ ostree removes what is older than a day. A work directory has a time so far ahead that no clock which
+	// is set right meanwhile makes it old; whatever is put into it takes that time away, which comes back within touchInterval.
+	touchInterval = time.Second
+	timeAhead     = 10 * 365 * 24 * time.Hour
 	// sweptTries is how often a directory is made that others take for left over before it is locked.
 	sweptTries = 20
 )
@@ -125,8 +129,13 @@ func orSwept(err error, dir string) error {
 	return errors.WithStack(err)
 }
 
-// keepYoung sets the directory's time now and then.
+// keepYoung sets the directory's time again and again.
 func (w *workDir) keepYoung() (stop func()) {
+	touch := func() {
+		ahead := time.Now().Add(timeAhead)
+		_ = os.Chtimes(w.path, ahead, ahead)
+	}
+	touch()
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		tick := time.NewTicker(touchInterval)
@@ -135,8 +144,8 @@ func (w *workDir) keepYoung() (stop func()) {
 			select {
 			case <-ctx.Done():
 				return
-			case now := <-tick.C:
-				_ = os.Chtimes(w.path, now, now)
+			case <-tick.C:
+				touch()
 			}
 		}
 	}()
@@ -260,17 +269,48 @@ func ownedByUser(info fs.FileInfo) bool {
 	return ok && int(stat.Uid) == os.Geteuid()
 }
 
-// removeTree removes a directory of ours. A layer can hold directories that not even their owner may enter.
+// removeTree removes a directory of ours. A layer can hold directories that not even their owner may enter, and ones so deep that
+// there are not as many descriptors, or no path is as long.
 func removeTree(path string) error {
 	err := os.RemoveAll(path)
-	if err == nil || !errors.Is(err, fs.ErrPermission) {
-		return errors.WithStack(err)
-	}
-	_ = filepath.WalkDir(path, func(name string, d fs.DirEntry, _ error) error {
-		if d != nil && d.IsDir() {
-			_ = os.Chmod(name, 0o700)
-		}
+	if err == nil {
 		return nil
-	})
-	return errors.WithStack(os.RemoveAll(path))
+	}
+	for _, cause := range []error{fs.ErrPermission, unix.EMFILE, unix.ENFILE, unix.ENAMETOOLONG} {
+		if errors.Is(err, cause) {
+			flatten(path)
+			return errors.WithStack(os.RemoveAll(path))
+		}
+	}
+	return errors.WithStack(err)
+}
+
+// flatten moves all directories below one, however deep, into that one, and lets their owner do everything. What it cannot do the
+// removal meets again.
+func flatten(path string) {
+	_ = os.Chmod(path, 0o700)
+	todo := directories(path)
+	for n := 0; len(todo) > 0; {
+		dir := todo[0]
+		todo = todo[1:]
+		_ = os.Chmod(dir, 0o700)
+		for _, below := range directories(dir) {
+			_ = os.Chmod(below, 0o700) // its ".." changes
+			to := filepath.Join(path, fmt.Sprintf("%s%d", newWorkPrefix, n))
+			if n++; os.Rename(below, to) == nil {
+				todo = append(todo, to)
+			}
+		}
+	}
+}
+
+// directories returns the paths of the directories in one.
+func directories(path string) (dirs []string) {
+	entries, _ := os.ReadDir(path)
+	for _, e := range entries {
+		if e.IsDir() {
+			dirs = append(dirs, filepath.Join(path, e.Name()))
+		}
+	}
+	return dirs
 }

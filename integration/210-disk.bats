@@ -94,3 +94,76 @@ read_only() {
     assert_fsck "$REPO"
     drop_scratch
 }
+
+# before_publishing COMMAND… makes an ostree that runs a command before it publishes.
+before_publishing() {
+    {
+        printf '#!/bin/sh\n[ "$1" != pull-local ] || [ -e %q ] || { : >%q; sleep 2; ' "$SCRATCH_DIR/done" "$SCRATCH_DIR/done"
+        printf '%q ' "$@"
+        printf '; } >/dev/null || exit\nexec ostree "$@"\n'
+    } >"$SCRATCH_DIR/ostree"
+    chmod 755 -- "$SCRATCH_DIR/ostree"
+}
+
+@test "the clock is set while an image is copied [to three days later]" {
+    requires_tool faketime
+    fixture counts
+    new_scratch
+    new_repo "$REPO" bare-user
+    mkdir -- "$SCRATCH_DIR/tree"
+    # This ostree removes from the repository's tmp/ what is older than a day.
+    before_publishing faketime -f +3d ostree commit "--repo=$REPO" --branch=other "--tree=dir=$SCRATCH_DIR/tree"
+    oi "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" pull "oci:$FIXTURES/counts/oci:10" ten
+    [[ -e $SCRATCH_DIR/done ]] || fail "nothing was published by pull-local"
+    oi "--repo=$REPO" verify
+    drop_scratch
+}
+
+@test "the staging area is removed while an image is copied [and the error says so]" {
+    fixture counts
+    new_scratch
+    new_repo "$REPO" bare-user
+    before_publishing find "$REPO/tmp" -mindepth 2 -maxdepth 2 -name stage -exec rm -r {} +
+    oi -1 "--repo=$REPO" "--ostree=$SCRATCH_DIR/ostree" pull "oci:$FIXTURES/counts/oci:10" ten
+    assert_error "the staging area $REPO/tmp/ostree-image-"
+    assert_untouched "$REPO" ''
+    drop_scratch
+}
+
+@test "few descriptors [wide trees are no matter, deep ones ostree refuses]" {
+    new_scratch
+    new_repo "$REPO" bare-user
+    python3 - "$SCRATCH_DIR" <<'END'
+import io, sys, tarfile
+def layer(name, paths):
+    with tarfile.open(f"{sys.argv[1]}/plain-{name}.tar", "w") as t:
+        for path in paths:
+            info = tarfile.TarInfo(path)
+            info.size = 1
+            t.addfile(info, io.BytesIO(b"x"))
+for n in "12":
+    layer("wide" + n, [f"{d}/{n}" for d in range(900)])
+layer("deep", ["d/" * 1900 + "f"])
+END
+    must python3 "$INTEGRATION/image.py" oci "$SCRATCH_DIR/oci" wide "$SCRATCH_DIR/plain-wide1.tar" "$SCRATCH_DIR/plain-wide2.tar"
+    must python3 "$INTEGRATION/image.py" oci "$SCRATCH_DIR/oci" deep "$SCRATCH_DIR/plain-deep.tar"
+    ulimit -n 256
+    local engine name
+    for engine in stream tar; do
+        oi "--repo=$REPO" pull --unpack=$engine "oci:$SCRATCH_DIR/oci:wide" wide
+        oi "--repo=$REPO" verify
+        oi "--repo=$REPO" checkout wide "$SCRATCH_DIR/$engine"
+        assert_equal "$(find "$SCRATCH_DIR/$engine" -type f | wc -l)" 1800
+        oi "--repo=$REPO" push wide "dir:$SCRATCH_DIR/out-$engine"
+        oi "--repo=$REPO" remove wide
+    done
+    oi "--repo=$REPO" pull "oci:$SCRATCH_DIR/oci:deep" deep
+    oi -1 "--repo=$REPO" checkout deep "$SCRATCH_DIR/deep"
+    assert_error 'ulimit -n'
+    oi "--repo=$REPO" remove deep
+    oi -1 "--repo=$REPO" pull --unpack=tar "oci:$SCRATCH_DIR/oci:deep" deep
+    assert_error 'ulimit -n'
+    [[ -z $(find "$SCRATCH_DIR" -maxdepth 1 -name '.ostree-image-*') ]] || fail "something is left"
+    assert_clean "$REPO"
+    drop_scratch
+}
