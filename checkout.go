@@ -93,7 +93,10 @@ func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers [
 	j.name(target.dir, "OUT")
 	c := &checkout{store: store, settings: s, options: o, work: target.work, mode: mode, times: times}
 	c.perms = permissionsFor(mode, os.Geteuid(), os.Getegid())
-	c.perms.forTar = true
+	c.perms.forTar, c.perms.namespace = true, nil
+	if !o.userMode && mode != modeBareUserOnly {
+		c.perms.namespace = limitedNamespace(os.Geteuid(), "with --user-mode all files belong to you")
+	}
 	if err := c.build(ctx, layers); err != nil {
 		return noRoom(err, filepath.Dir(target.work.path)+"/")
 	}
@@ -483,8 +486,9 @@ func (c *checkout) fetch(ctx context.Context, b *storedBlob, i int) (entries []l
 			cancel()
 		}
 	}
-	if werr := wait(); werr != nil && (err == nil || !errors.Is(werr, context.Canceled)) {
-		err = werr
+	var foreign *foreignOwnerError // tells more than ostree does
+	if werr := wait(); werr != nil && !errors.As(err, &foreign) && (err == nil || !errors.Is(werr, context.Canceled)) {
+		err = c.perms.namespace.explain(werr)
 	}
 	return entries, err
 }
@@ -586,12 +590,14 @@ const (
 func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weights *treeWeights) ([]layerEntry, error) {
 	var entries []layerEntry
 	odd := false // noted here too: not every source of headers gives the error back
-	filter := newLayerFilter(permissions{}, nil)
+	var foreign *foreignOwnerError
+	filter := newLayerFilter(permissions{namespace: c.perms.namespace}, nil)
 	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
 		e, ok, err := filter.take(hdr)
 		if errors.Is(err, errOddLayer) {
 			odd = true
 		}
+		_ = errors.As(err, &foreign)
 		if err != nil {
 			return err
 		}
@@ -616,6 +622,9 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 	})
 	if odd {
 		weights.forget()
+	}
+	if foreign != nil {
+		return nil, foreign
 	}
 	switch {
 	case odd && base:

@@ -243,7 +243,7 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 		e.Xattrs = perms.xattrs(hdr.PAXRecords)
 	}
 	perms.own(&e)
-	return e, true, nil
+	return e, true, perms.namespace.check(hdr.Name, e.UID, e.GID)
 }
 
 // cleanName returns name without what leads nowhere ("/", "./", "//", "a/../"), or an error for one that no archiver extracts.

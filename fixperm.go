@@ -23,6 +23,8 @@ type permissions struct {
 	readable bool // the owner can read every file: u+r is added
 	forTar   bool // the clean stream is for GNU tar, see tarAttribute
 
+	namespace *userNamespace // whose owners alone there can be, nil for all
+
 	// What OSTree and tar make of the normalized stream by themselves. These say what a commit that is there holds.
 	canonical bool // as in bare-user-only: everything belongs to 0:0, without attributes, no more than 0755
 	rootOwned bool // everything belongs to 0:0, without file capabilities
@@ -35,6 +37,9 @@ func permissionsFor(mode string, euid, egid int) permissions {
 	if euid != 0 {
 		p.asOwn = mode == modeBare
 		p.readable = mode == modeBare || mode == modeBareUserOnly
+	}
+	if mode == modeBare {
+		p.namespace = limitedNamespace(euid, "use a repository of mode bare-user or archive, which notes owners without making them")
 	}
 	return p
 }

@@ -24,7 +24,6 @@ import (
 	"github.com/pkg/errors"
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -68,19 +67,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		if p.settings != nil && p.settings.runner != nil {
 			text = p.settings.runner.shown(text)
 		}
-		text += moreFiles(text)
+		text += advice(text)
 		_, _ = fmt.Fprintf(stderr, "ostree-image: %s\n", text)
 	}
 	return status
-}
-
-// moreFiles says what helps where a program has no more descriptors.
-func moreFiles(text string) string {
-	var limit unix.Rlimit
-	if !strings.Contains(strings.ToLower(text), "too many open files") || unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
-		return ""
-	}
-	return fmt.Sprintf(" (no more than %d files may be open at a time; raise that with: ulimit -n)", limit.Max)
 }
 
 // oneLine is the text of an error without line breaks.

@@ -35,18 +35,18 @@ const (
 	dirFlags    = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 )
 
-// openDirs is how many directories a tree may keep open: of the descriptors that the process may have, a part.
-func openDirs() int {
+// openFilesLimit is how many descriptors the process may have.
+func openFilesLimit() uint64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return maxOpenDirs
+		return 8 * maxOpenDirs
 	}
-	return max(4, int(min(maxOpenDirs, limit.Cur/8)))
+	return limit.Cur
 }
 
 // openRootFS opens the tree at the given path, which no other user can change.
 func openRootFS(root string, asRoot bool) (*rootFS, error) {
-	r := &rootFS{dirs: map[string]int{}, resolved: map[string]string{}, restore: map[string]uint32{}, asRoot: asRoot, most: openDirs()}
+	r := &rootFS{dirs: map[string]int{}, resolved: map[string]string{}, restore: map[string]uint32{}, asRoot: asRoot, most: int(max(4, min(maxOpenDirs, openFilesLimit()/8)))}
 	fd, err := r.openDir(unix.AT_FDCWD, root, "")
 	if err != nil {
 		return nil, errors.WithMessage(err, root)

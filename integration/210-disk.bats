@@ -167,3 +167,64 @@ END
     assert_clean "$REPO"
     drop_scratch
 }
+
+@test "a user namespace [the error names the file whose owner it has not, and what to do]" {
+    requires user
+    as_user unshare --map-root-user true || skip "this user cannot make a user namespace"
+    fixture small
+    local mode
+    new_scratch
+    mkdir -- "$SCRATCH_DIR/theirs"
+    chown -- "$UNPRIVILEGED" "$SCRATCH_DIR/theirs"
+    python3 - "$SCRATCH_DIR/plain-1.tar" <<'END'
+import io, sys, tarfile
+with tarfile.open(sys.argv[1], "w") as t:
+    for name, owner in ("root", 0), ("some/body", 1000):
+        info = tarfile.TarInfo(name)
+        info.size, info.uid, info.gid = 1, owner, owner
+        t.addfile(info, io.BytesIO(b"x"))
+END
+    must python3 "$INTEGRATION/image.py" oci "$SCRATCH_DIR/oci" x "$SCRATCH_DIR/plain-1.tar"
+    for mode in bare bare-user bare-user-only archive; do
+        REPO=$SCRATCH_DIR/theirs/$mode
+        as_user unshare --map-root-user ostree init "--repo=$REPO" "--mode=$mode"
+        if [[ $mode == bare ]]; then
+            run as_user unshare --map-root-user "$OI" --insecure-policy "--repo=$REPO" pull "oci:$SCRATCH_DIR/oci:x" x
+            [[ $status == 1 && $output == *'"some/body" belongs to 1000:1000'*'mode bare-user'* ]] || fail "status $status: $output"
+            continue
+        fi
+        must as_user unshare --map-root-user "$OI" --insecure-policy "--repo=$REPO" pull "oci:$SCRATCH_DIR/oci:x" x
+        run as_user unshare --map-root-user "$OI" "--repo=$REPO" checkout x "$SCRATCH_DIR/theirs/root"
+        if [[ $mode == bare-user-only ]]; then
+            [[ $status == 0 ]] || fail "status $status: $output"
+            rm -r -- "$SCRATCH_DIR/theirs/root"
+        else
+            [[ $status == 1 && $output == *'"some/body" belongs to 1000:1000'*--user-mode* ]] || fail "status $status: $output"
+        fi
+        must as_user unshare --map-root-user "$OI" "--repo=$REPO" checkout --user-mode x "$SCRATCH_DIR/theirs/root"
+        rm -r -- "$SCRATCH_DIR/theirs/root"
+    done
+    drop_scratch
+}
+
+@test "a file system without extended attributes [the error says so, and what to do]" {
+    new_scratch
+    new_repo "$REPO" bare-user
+    mkdir -- "$SCRATCH_DIR/disk"
+    python3 - "$SCRATCH_DIR/plain-1.tar" <<'END'
+import sys, tarfile
+with tarfile.open(sys.argv[1], "w", format=tarfile.PAX_FORMAT) as t:
+    info = tarfile.TarInfo("marked")
+    info.pax_headers = {"SCHILY.xattr.user.mark": "x"}
+    t.addfile(info)
+END
+    must python3 "$INTEGRATION/image.py" oci "$SCRATCH_DIR/oci" x "$SCRATCH_DIR/plain-1.tar"
+    oi "--repo=$REPO" pull "oci:$SCRATCH_DIR/oci:x" x
+    # shellcheck disable=SC2016 # the inner shell's
+    run unshare --mount bash -c 'mount -t ramfs none "$1" && "$2" "--repo=$3" checkout x "$1/root"' - "$SCRATCH_DIR/disk" "$OI" "$REPO"
+    [[ $status == 1 && $output == *'marked: '*'keeps no extended attributes'*--user-mode* ]] || fail "status $status: $output"
+    # shellcheck disable=SC2016 # the inner shell's
+    run unshare --mount bash -c 'mount -t ramfs none "$1" && "$2" "--repo=$3" checkout --user-mode x "$1/root"' - "$SCRATCH_DIR/disk" "$OI" "$REPO"
+    [[ $status == 0 ]] || fail "status $status: $output"
+    drop_scratch
+}
