@@ -150,9 +150,9 @@ func writeDigestFile(path string, sum digest.Digest) (err error) {
 	if path = filepath.Clean(path); path != "/dev/stdout" && path != "/dev/stderr" && filepath.Dir(path) != "/dev/fd" {
 		flags |= oNoFollow
 	}
-	f, err := os.OpenFile(path, flags, 0o644)
+	f, err := openFile(path, flags, 0o644)
 	if err != nil {
-		return errors.WithStack(err)
+		return err
 	}
 	defer closeWith(&err, f)
 	_, err = f.WriteString(sum.String())

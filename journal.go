@@ -62,7 +62,7 @@ BLOBS=${BLOBS:-.}
 func openJournal(path string, debug io.Writer) (*journal, error) {
 	j := &journal{debug: debug}
 	if path != "" {
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|oNoFollow, 0o600)
+		f, err := openFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|oNoFollow, 0o600)
 		if err != nil {
 			return nil, errors.Wrap(err, "opening the command log")
 		}

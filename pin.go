@@ -98,6 +98,25 @@ func (r *runner) shown(text string) string {
 	return text
 }
 
+// openFile is os.OpenFile for a file whose directory others may own a part of the way to: see pin. The last part of the path is
+// followed where it is a link, unless flags say otherwise.
+func openFile(path string, flags int, mode uint32) (*os.File, error) {
+	full, err := filepath.Abs(path)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	dir, err := openDirectly(filepath.Dir(full))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.Close(dir) }()
+	fd, err := unix.Openat(dir, filepath.Base(full), flags|unix.O_CLOEXEC, mode)
+	if err != nil {
+		return nil, errors.WithStack(&fs.PathError{Op: "open", Path: path, Err: err})
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
 // mostLinks is how many symbolic links a path may have, as the kernel has it (path_resolution(7)).
 const mostLinks = 40
 

@@ -79,6 +79,11 @@ beside_swapper() {
     as_user ln -s "$SCRATCH_DIR" "$dir/link"
     oi -1 "--repo=$REPO" checkout x "$dir/link/root"
     assert_error "symbolic link link"
+    oi -1 "--repo=$REPO" "--log-commands=$dir/link/log" list
+    assert_error "symbolic link link"
+    oi -1 "--repo=$REPO" pull "--digestfile=$dir/link/digest" "$IMAGE" x
+    assert_error "symbolic link link"
+    [[ ! -e $SCRATCH_DIR/log && ! -e $SCRATCH_DIR/digest ]] || fail "something was written there"
     ln -s "$SCRATCH_DIR" "$SCRATCH_DIR/ours"
     oi "--repo=$REPO" checkout x "$SCRATCH_DIR/ours/theirs/root"
     held
