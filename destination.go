@@ -253,8 +253,8 @@ func (d *destination) putUnknown(ctx context.Context, stream io.Reader, info typ
 		return types.BlobInfo{}, err
 	}
 	limit := d.settings.limits.bytes
-	if isConfig {
-		limit = maxConfigBytes
+	if isConfig { // a larger one is refused as any other
+		stream, limit = io.LimitReader(stream, maxConfigBytes+1), 0
 	}
 	staged, file, err := newStagedBlob(st.blobDir(), info, limit)
 	if err != nil {

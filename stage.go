@@ -95,7 +95,7 @@ func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.
 				return checkf("blob %s is larger than the %d bytes that its manifest names", b.want.Digest, b.want.Size)
 			}
 			if endless {
-				return errors.Errorf("blob %s, whose size nobody names, has more than %d bytes, the limit of --max-layer-size", b.want.Digest, b.most)
+				return errors.Errorf("a blob whose size nobody names (%s) has more than %d bytes, the limit of --max-layer-size", b.name(), b.most)
 			}
 		}
 		if err == io.EOF {
