@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/pkg/errors"
@@ -77,7 +78,7 @@ func (r *runner) pinned(fd int, path string) (*pinnedDir, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.names = append(r.names, p.at, path)
+	r.names[p.at] = path // a descriptor's number may be used again: the last counts
 	return p, nil
 }
 
@@ -86,16 +87,19 @@ func (p *pinnedDir) within() string { return p.at + "/." }
 
 func (p *pinnedDir) unpin() { _ = unix.Close(p.fd) }
 
+// descriptorPath is the path of a pinned directory.
+var descriptorPath = regexp.MustCompile(`/proc/[0-9]+/fd/[0-9]+`)
+
 // shown returns text with the paths of pinned directories as the user named them.
 func (r *runner) shown(text string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i := len(r.names) - 2; i >= 0; i -= 2 { // a descriptor's number may be used again: the last counts
-		for _, after := range []string{"/./", "/", ":", "\"", " "} {
-			text = strings.ReplaceAll(text, r.names[i]+after, r.names[i+1]+strings.TrimPrefix(after, "/."))
+	return descriptorPath.ReplaceAllStringFunc(text, func(path string) string {
+		if name, ok := r.names[path]; ok {
+			return name
 		}
-	}
-	return text
+		return path
+	})
 }
 
 // openFile is os.OpenFile for a file whose directory others may own a part of the way to: see pin. The last part of the path is
@@ -187,9 +191,15 @@ func openDirectly(path string) (fd int, err error) {
 
 // isTrusted tells whether only root and this user can have made a link, and can put another thing in its place.
 func isTrusted(link, dir unix.Stat_t) bool {
-	ours := func(st unix.Stat_t) bool { return st.Uid == 0 || int(st.Uid) == os.Geteuid() }
 	shared := dir.Mode&0o002 != 0 || dir.Mode&0o020 != 0 && int(dir.Gid) != os.Getegid()
-	return ours(link) && ours(dir) && (!shared || dir.Mode&unix.S_ISVTX != 0)
+	return isTrustedUser(link.Uid) && isTrustedUser(dir.Uid) && (!shared || dir.Mode&unix.S_ISVTX != 0)
+}
+
+// isTrustedUser tells whether a user is this one, or root: whoever owns the root directory is that too, since in a user namespace
+// root has another number.
+func isTrustedUser(uid uint32) bool {
+	var root unix.Stat_t
+	return uid == 0 || int(uid) == os.Geteuid() || unix.Stat("/", &root) == nil && uid == root.Uid
 }
 
 // readLink returns the target of a link that is open.

@@ -39,7 +39,7 @@ type runner struct {
 	inherit  []*os.File // every child gets these: locks that end with the last process that holds them
 
 	mu      sync.Mutex
-	names   []string          // pairs of the path of a pinned directory, and how the user named it
+	names   map[string]string // how the user named the pinned directories, by their paths
 	found   map[string]string // the programs' paths, looked up once
 	threads sync.Once
 	spawn   chan func()
@@ -51,6 +51,7 @@ func newRunner(ostree, tar string, timeout time.Duration, j *journal) *runner {
 		timeout:  timeout,
 		journal:  j,
 		found:    map[string]string{},
+		names:    map[string]string{},
 		spawn:    make(chan func()),
 	}
 }

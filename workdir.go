@@ -51,8 +51,8 @@ func checkParent(dir string) error {
 	if !ok || !info.IsDir() {
 		return errors.Errorf("%s is no directory", dir)
 	}
-	if uid := int(stat.Uid); uid != 0 && uid != os.Geteuid() {
-		return errors.Errorf("%s belongs to the user %d, who could put other files in the place of ours", dir, uid)
+	if !isTrustedUser(stat.Uid) {
+		return errors.Errorf("%s belongs to the user %d, who could put other files in the place of ours", dir, stat.Uid)
 	}
 	shared := info.Mode().Perm()&0o002 != 0 || info.Mode().Perm()&0o020 != 0 && int(stat.Gid) != os.Getegid()
 	if shared && info.Mode()&fs.ModeSticky == 0 {
