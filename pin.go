@@ -110,6 +110,10 @@ func openFile(path string, flags int, mode uint32) (*os.File, error) {
 		return nil, errors.WithStack(err)
 	}
 	dir, err := openDirectly(filepath.Dir(full))
+	var failed *fs.PathError
+	if errors.As(err, &failed) {
+		err = errors.WithStack(&fs.PathError{Op: "open", Path: path, Err: failed.Err})
+	}
 	if err != nil {
 		return nil, err
 	}
