@@ -864,7 +864,7 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 	unchanged := d.staging == nil && len(d.partial) == 0 && !hasStrays(d.refs)
 	if unchanged && d.isStored(ctx, d.refs, top, d.known.own) { // whatever others do, it was there, with all that it needs, a moment ago
 		d.sweep()
-		return d.sync() // the run that brought it may have been ended before
+		return d.sync(d.ref.ref()) // the run that brought it may have been ended before
 	}
 	need, err := d.neededBlobs()
 	if err != nil {
@@ -906,7 +906,7 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 	}
 	if d.staging == nil && !unchanged && d.isStored(ctx, whole, top, nil) {
 		d.sweep()
-		return d.sync()
+		return d.sync(d.ref.ref())
 	}
 	if image == "" {
 		if image, err = d.commitImage(top); err != nil {
@@ -1257,7 +1257,7 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	if err := d.publishBlobs(ctx, refs, blobs, image); err != nil {
 		return errors.WithMessage(err, "publishing the blobs")
 	}
-	if err := d.sync(); err != nil { // before the image, which needs them
+	if err := d.sync(blobs...); err != nil { // before the image, which needs them
 		return err
 	}
 	var group errgroup.Group
@@ -1272,7 +1272,7 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	if err := d.repo.deleteRefs(ctx, "remove what does not belong to the layers", d.foreignSidecars(refs)...); err != nil {
 		return err
 	}
-	if err := d.sync(); err != nil {
+	if err := d.sync(published...); err != nil {
 		return err
 	}
 	d.rememberProven()

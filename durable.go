@@ -10,24 +10,59 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sync returns when all that was written to the repository is on the disk. ostree syncs what it publishes and the file of a
-// ref, but not what names that file, so that a loss of power soon after it has ended takes the ref, or brings back one that was
-// removed. The directories of refs alone are not enough: ext4 without a journal loses the file's link count.
-func (r *repository) sync() (err error) {
-	f, err := os.Open(r.path)
+// sync returns when these refs are on the disk as they are now, and which of ours there are, and the marks of partial commits.
+// ostree syncs what it publishes and the content of a ref's file, but not what names that file, so that a loss of power soon after
+// it has ended takes the ref, or brings back one that was removed. The directories alone are not enough: ext4 without a
+// journal loses the link count of a file that was renamed into place.
+func (r *repository) sync(specs ...string) error {
+	var paths []string
+	for _, spec := range specs {
+		if remote, ref := splitSpec(spec); remote != "" {
+			paths = append(paths, filepath.Join("refs/remotes", remote, ref))
+		} else {
+			paths = append(paths, filepath.Join("refs/heads", ref))
+		}
+	}
+	tops := []string{"refs/heads"} // what has our refs
+	remotes, err := os.ReadDir(filepath.Join(r.path, "refs/remotes"))
+	if err != nil && !os.IsNotExist(err) {
+		return errors.WithStack(err)
+	}
+	for _, remote := range remotes {
+		if remote.IsDir() {
+			tops = append(tops, filepath.Join("refs/remotes", remote.Name()))
+		}
+	}
+	for _, top := range tops {
+		paths = append(paths, filepath.Join(top, splitPrefix), filepath.Join(top, refPrefix), top)
+	}
+	for _, path := range append(paths, "refs/remotes", "refs", "state") {
+		if err := syncFile(filepath.Join(r.path, path)); err != nil {
+			return errors.WithMessage(err, "waiting until the refs are on the disk")
+		}
+	}
+	return nil
+}
+
+// syncFile returns when a file or directory, which need not be there, is on the disk.
+func syncFile(path string) (err error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|oNoFollow|unix.O_NONBLOCK, 0)
+	if os.IsNotExist(err) {
+		return nil
+	}
 	if err != nil {
 		return errors.WithStack(err)
 	}
 	defer closeWith(&err, f)
-	return errors.Wrapf(unix.Syncfs(int(f.Fd())), "waiting until the repository %s is on the disk", r.path)
+	return errors.WithStack(f.Sync())
 }
 
 // sync waits for the disk unless the user does not want that.
-func (d *destination) sync() error {
+func (d *destination) sync(refs ...string) error {
 	if d.settings.noFsync {
 		return nil
 	}
-	return d.repo.sync()
+	return d.repo.sync(refs...)
 }
 
 // partialCommits returns the commits that are marked as partial.

@@ -95,7 +95,7 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []r
 	}
 	blobs, err := pruneBlobs(ctx, s, repo, false)
 	var check checkError
-	if errors.As(damage(err), &check) { // the images are removed all the same
+	if ctx.Err() == nil && errors.As(damage(err), &check) { // the images are removed all the same
 		s.warnf("what the images needed takes space until the next prune: %v", err)
 		return nil
 	}
@@ -206,7 +206,7 @@ func (r *repository) checkMetadata(ctx context.Context, refs map[string]bool, sp
 		group.Go(func() error {
 			err := r.list(ctx, spec, store.mostOf(ctx, spec), func(string) {})
 			var access *accessError
-			if errors.As(err, &access) {
+			if errors.As(err, &access) || ctx.Err() != nil {
 				return err
 			}
 			if err != nil {
