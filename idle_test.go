@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,14 +17,14 @@ import (
 )
 
 // lyingRegistry serves one image, whose layer is good, as how says.
-func lyingRegistry(t *testing.T, how string) (name string, sent func() int) {
+func lyingRegistry(t *testing.T, how string) (name string, sent func() int64) {
 	t.Helper()
 	layer := bytes.Repeat([]byte{0}, 20<<10) // an empty archive
 	config := []byte(fmt.Sprintf(`{"architecture":%q,"os":"linux","rootfs":{"type":"layers","diff_ids":[%q]}}`, runtime.GOARCH, digest.FromBytes(layer)))
 	manifest := []byte(fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[{"mediaType":%q,"digest":%q,"size":%d}]}`,
 		imgspecv1.MediaTypeImageManifest, imgspecv1.MediaTypeImageConfig, digest.FromBytes(config), len(config),
 		imgspecv1.MediaTypeImageLayer, digest.FromBytes(layer), len(layer)))
-	bytesSent := 0
+	var bytesSent atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		hang := func() { <-r.Context().Done() }
 		flush := func() { _ = http.NewResponseController(w).Flush() }
@@ -62,9 +63,9 @@ func lyingRegistry(t *testing.T, how string) (name string, sent func() int) {
 				}
 			case "endless":
 				flush() // so it names no length
-				for r.Context().Err() == nil && bytesSent < 1<<30 {
+				for r.Context().Err() == nil && bytesSent.Load() < 1<<30 {
 					n, _ := w.Write(layer)
-					bytesSent += n
+					bytesSent.Add(int64(n))
 				}
 			default:
 				flush()
@@ -75,7 +76,7 @@ func lyingRegistry(t *testing.T, how string) (name string, sent func() int) {
 		}
 	}))
 	t.Cleanup(server.Close)
-	return "docker://" + strings.TrimPrefix(server.URL, "http://") + "/x:1", func() int { return bytesSent }
+	return "docker://" + strings.TrimPrefix(server.URL, "http://") + "/x:1", func() int64 { return bytesSent.Load() }
 }
 
 // TestIdleRegistry: a registry that sends nothing more, or more than the manifest names, ends the copy, and nothing is left.
