@@ -154,12 +154,12 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 	}
 	if side, ok := s.find(sideRef(d)); ok {
 		// What a run left that was ended while it brought the blob of a layer that does without.
-		partial, err := s.repo.isPartial(ctx, side)
-		if err != nil {
-			return nil, errors.WithMessagef(err, "blob %s", d)
-		}
-		if partial && b.layer && b.record != "" {
-			return b, nil
+		if b.layer && b.record != "" {
+			if partial, err := s.repo.isPartial(ctx, side); err != nil {
+				return nil, errors.WithMessagef(err, "blob %s", d)
+			} else if partial {
+				return b, nil
+			}
 		}
 		b.side = side
 		names, err := s.repo.fileNames(ctx, side, "")
@@ -348,8 +348,9 @@ func (s *blobStore) headers(ctx context.Context, b *storedBlob, f func(*tar.Head
 	return nil
 }
 
-// mostPaths returns how many files and directories a blob's tree may have: a layer's by its headers, with room for what links
-// lead to. Of a layer without what its exact bytes need nothing says how many.
+// mostPaths returns how many files and directories a blob's tree may have: a layer's by its
+// headers, with room for what links lead to. Of a layer without what its exact bytes need nothing
+// says how many.
 func (s *blobStore) mostPaths(ctx context.Context, b *storedBlob) (int, error) {
 	const room = 4
 	switch {

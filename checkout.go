@@ -93,12 +93,12 @@ func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers [
 	j.name(target.dir, "OUT")
 	c := &checkout{store: store, settings: s, options: o, work: target.work, mode: mode, times: times}
 	c.perms = permissionsFor(mode, os.Geteuid(), os.Getegid())
-	c.perms.forTar, c.perms.namespace = true, nil
+	c.perms.forTar = true
 	if !o.userMode && mode != modeBareUserOnly {
-		c.perms.namespace = limitedNamespace(os.Geteuid(), "with --user-mode all files belong to you")
+		c.perms.namespace = limitedNamespace("with --user-mode all files belong to you")
 	}
 	if err := c.build(ctx, layers); err != nil {
-		return noRoom(err, filepath.Dir(target.work.path)+"/")
+		return noRoom(err, filepath.Dir(target.work.path))
 	}
 	j.shell("the tree is finished", fmt.Sprintf("rmdir %[2]s 2>/dev/null || : ; mv %[1]s %[2]s", j.path(c.root()), j.path(target.dir)))
 	return target.publish(c.root())
@@ -214,9 +214,10 @@ func (t *checkoutTarget) unpin() {
 
 const checkoutPrefix = ".ostree-image-checkout-"
 
-// newCheckoutDir makes the private directory of a checkout. It lies in one of its own, since newWorkDir takes all that bears a
-// certain name for a dead run's: that may look nowhere where others keep their files. Only this user may enter that one, and it is
-// pinned: others may own the parent, and see its name in the list of processes.
+// newCheckoutDir makes the private directory of a checkout. It lies in one of its own, since
+// newWorkDir takes all that bears a certain name for a dead run's: that may look nowhere where
+// others keep their files. Only this user may enter that one, and it is pinned: others may own the
+// parent, and see its name in the list of processes.
 func newCheckoutDir(parent *pinnedDir, r *runner) (*workDir, error) {
 	sweepCheckouts(parent.at)
 	for tries := 1; ; tries++ {
@@ -263,12 +264,13 @@ func sweepCheckouts(parent string) {
 			continue
 		}
 		path := filepath.Join(parent, e.Name())
-		dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|oNoFollow, 0) // whatever is put there now is not swept
+		// Whatever is put there now is not swept.
+		dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|oNoFollow, 0)
 		if err != nil {
 			continue
 		}
 		if now, err := dir.Stat(); err == nil && os.SameFile(info, now) {
-			sweepWorkDirs(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+			sweepWorkDirs(procPath(int(dir.Fd())))
 		}
 		_ = dir.Close()
 		_ = unix.Rmdir(path) // fails where something is left; another checkout that has just made it makes another
@@ -341,7 +343,7 @@ func moveEntry(from, to string) error {
 		return errors.WithStack(err)
 	}
 	defer func() { _ = unix.Close(dir) }()
-	moved := fmt.Sprintf("/proc/self/fd/%d", dir) // whatever is put there afterwards
+	moved := procPath(dir) // whatever is put there afterwards
 	if err := os.Chmod(moved, mode|0o200); err != nil {
 		return errors.WithStack(err)
 	}

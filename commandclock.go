@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// commandClock says when a command has run longer than it may. It goes only while this program waits for the command: what a
-// command waits for, such as a layer that comes over a slow network, is no time of its own. A nil clock never runs out. It is safe
-// for parallel use.
+// commandClock says when a command has run longer than it may. It goes only while this program
+// waits for the command: what a command waits for, such as a layer that comes over a slow network,
+// is no time of its own. A nil clock never runs out. It is safe for parallel use.
 type commandClock struct {
 	runOut func()
 

@@ -127,7 +127,8 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 
 // copyOnce copies an image, and gives up where a registry sends nothing any more.
 func (s *settings) copyOnce(
-	ctx context.Context, policy *signature.PolicyContext, source, destination types.ImageReference, options *copy.Options,
+	ctx context.Context, policy *signature.PolicyContext,
+	source, destination types.ImageReference, options *copy.Options,
 ) ([]byte, error) {
 	if _, ok := destination.(ostreeReference); !ok {
 		return copy.Image(ctx, policy, destination, source, options)

@@ -96,8 +96,8 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 	d := &destination{
 		ref: ref, settings: s, sys: sys, repo: ref.repository(),
 		queue: newImportQueue(s.parallelImports()), exactBlob: s.preserveDigests,
-		blobs: map[digest.Digest]*destinationBlob{}, configs: map[digest.Digest][]byte{}, sizes: map[digest.Digest]int64{},
-		manifests: map[digest.Digest]*destinationManifest{}, idle: s.idle,
+		blobs: map[digest.Digest]*destinationBlob{}, configs: map[digest.Digest][]byte{},
+		sizes: map[digest.Digest]int64{}, manifests: map[digest.Digest]*destinationManifest{}, idle: s.idle,
 	}
 	if err := s.useRepository(ctx, d.repo); err != nil {
 		return nil, err
@@ -218,7 +218,10 @@ func (d *destination) PutBlob(ctx context.Context, stream io.Reader, info types.
 	return d.putBlob(ctx, d.idle.stream(stream), info, isConfig)
 }
 
-func (d *destination) putBlob(ctx context.Context, stream io.Reader, info types.BlobInfo, isConfig bool) (types.BlobInfo, error) {
+// putBlob is PutBlob for a repository that is open.
+func (d *destination) putBlob(
+	ctx context.Context, stream io.Reader, info types.BlobInfo, isConfig bool,
+) (types.BlobInfo, error) {
 	if info.Digest == "" {
 		return d.putUnknown(ctx, stream, info, isConfig)
 	}

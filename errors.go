@@ -115,6 +115,20 @@ func noRoom(err error, place string) error {
 	return err
 }
 
+// advice is what helps with an error that a tool or the kernel has in a few words of its own.
+func advice(text string) string {
+	lower := strings.ToLower(text)
+	switch {
+	case strings.Contains(lower, "too many open files"):
+		return fmt.Sprintf(" (no more than %d files may be open at a time; raise that with: ulimit -n)",
+			openFilesLimit())
+	case strings.Contains(lower, "setxattr") && strings.Contains(lower, "not supported"):
+		return " (the file system there keeps no extended attributes; checkout --user-mode needs none, " +
+			"nor does a repository of mode archive)"
+	}
+	return ""
+}
+
 // missingToolError is a program that is not there, or is too old to be used.
 type missingToolError struct {
 	Tool string
@@ -130,9 +144,9 @@ type signalError struct{ sig syscall.Signal }
 
 func (e signalError) Error() string { return "stopped by " + e.sig.String() }
 
-// notifyContext returns a context that SIGINT, SIGTERM or SIGHUP ends, with a signalError as its cause.
-// A second signal ends the program at once; the kernel then takes the children with it (Pdeathsig). A signal that the
-// program was started deaf to, as nohup(1) does it, stays ignored.
+// notifyContext returns a context that SIGINT, SIGTERM or SIGHUP ends, with a signalError as its
+// cause. A second signal ends the program at once; the kernel then takes the children with it
+// (Pdeathsig). A signal that the program was started deaf to, as nohup(1) does it, stays ignored.
 func notifyContext(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	ch := make(chan os.Signal, 2)

@@ -122,7 +122,8 @@ func compareVersions(a, b string) int {
 }
 
 // notThere is what ostree says of a repository that is not there, or not all of it.
-var notThere = regexp.MustCompile(`(?:opendir\(objects\)|openat\(config\)|opening repo: opendir\(.*\)): No such file or directory`)
+var notThere = regexp.MustCompile(
+	`(?:opendir\(objects\)|openat\(config\)|opening repo: opendir\(.*\)): No such file or directory`)
 
 // explain turns what ostree says of a repository or a ref that is not there into the program's own errors.
 func (r *repository) explain(err error) error {
@@ -155,7 +156,8 @@ func mayNotRead(text string) bool { return mayNotReadLine.MatchString(text) }
 
 // vanished is the error of a staging area that is gone.
 func (r *repository) vanished() error {
-	return errors.Errorf("the staging area %s is gone, or a part of it: something has removed it while it was in use", r.path)
+	return errors.Errorf("the staging area %s is gone, or a part of it: something has removed it while it was in use",
+		r.path)
 }
 
 func (r *repository) command(why string, verb string, args ...string) command {
@@ -240,7 +242,8 @@ func (r *repository) refsLater(ctx context.Context) func() (map[string]bool, err
 	}
 }
 
-// usable returns refs without those of a remote whose name begins with "-": ostree itself takes none as an argument.
+// usable returns refs without those of a remote whose name begins with "-": ostree itself takes
+// none as an argument.
 func usable(refs map[string]bool) map[string]bool {
 	maps.DeleteFunc(refs, func(ref string, _ bool) bool { return strings.HasPrefix(ref, "-") })
 	return refs
@@ -306,8 +309,37 @@ func (r *repository) partialMark(commit string) string {
 	return filepath.Join(r.path, "state", commit+partialSuffix)
 }
 
-// whole returns refs but those of commits that are marked as partial. A transaction that was killed leaves the mark on
-// what it had written, even where that is all there; fsck leaves such a commit out, and only another transaction takes the mark away.
+// partialCommits returns the commits that are marked as partial.
+func (r *repository) partialCommits() (map[string]bool, error) {
+	entries, err := os.ReadDir(filepath.Dir(r.partialMark("")))
+	if err != nil && !os.IsNotExist(err) {
+		return nil, errors.WithStack(err)
+	}
+	marks := map[string]bool{}
+	for _, e := range entries {
+		if commit, ok := strings.CutSuffix(e.Name(), partialSuffix); ok {
+			marks[commit] = true
+		}
+	}
+	return marks, nil
+}
+
+// isPartial tells whether a ref names a commit that is marked as partial.
+func (r *repository) isPartial(ctx context.Context, spec string) (bool, error) {
+	marks, err := r.partialCommits()
+	if err != nil || len(marks) == 0 {
+		return false, err
+	}
+	sums, err := r.revParse(ctx, spec)
+	if err != nil {
+		return false, err
+	}
+	return marks[sums[0]], nil
+}
+
+// whole returns refs but those of commits that are marked as partial. A transaction that was killed
+// leaves the mark on what it had written, even where that is all there; fsck leaves such a commit
+// out, and only another transaction takes the mark away.
 func (r *repository) whole(ctx context.Context, refs map[string]bool) (map[string]bool, error) {
 	marks, err := r.partialCommits()
 	if err != nil {
@@ -369,7 +401,8 @@ func (r *repository) metadataKey(ctx context.Context, ref, key string) (value st
 	return value, true, nil
 }
 
-// maxCommitText is how many bytes of text a commit is read of. Ours have less than two arguments of a program.
+// maxCommitText is how many bytes of text a commit is read of. Ours have less than two arguments of
+// a program.
 const maxCommitText = 16 << 20
 
 // commitInfo returns what the commit of a ref or checksum says, with one process.
@@ -712,23 +745,21 @@ func (r *repository) commit(ctx context.Context, o commitOptions, tree ...string
 	if err != nil {
 		return "", r.explain(err)
 	}
-	sum, err := commitChecksum(out)
-	if err == nil && o.branch != "" {
-		err = r.signByFile(ctx, sum)
-	}
-	return sum, err
+	return r.made(ctx, o, out)
 }
 
-// signByFile signs a commit by the keys in a file, which is how no key stands among the arguments of a program, for everybody to
-// read. Whoever runs the command again need not have that file.
-func (r *repository) signByFile(ctx context.Context, commit string) error {
-	if r.keysFile == "" {
-		return nil
+// made returns the checksum that ostree commit has printed, of a commit that is signed by then. The
+// keys in a file are how no key stands among the arguments of a program, for everybody to read;
+// whoever runs the command again need not have that file.
+func (r *repository) made(ctx context.Context, o commitOptions, out []byte) (string, error) {
+	sum, err := commitChecksum(out)
+	if err != nil || o.branch == "" || r.keysFile == "" {
+		return sum, err
 	}
-	c := r.command("sign commit "+commit, "sign", "--sign-type="+r.signType, "--keys-file="+r.keysFile, commit)
+	c := r.command("sign commit "+sum, "sign", "--sign-type="+r.signType, "--keys-file="+r.keysFile, sum)
 	c.absent = true
-	_, err := r.run.output(ctx, c)
-	return r.explain(err)
+	_, err = r.run.output(ctx, c)
+	return sum, r.explain(err)
 }
 
 func commitChecksum(out []byte) (string, error) {
@@ -744,6 +775,7 @@ type streamCommit struct {
 	process *process
 	stdin   *pipeEnd
 	out     *limitedBuffer
+	made    func(out []byte) (string, error) // see repository.made
 }
 
 // commitStream starts a commit whose tree is the tar stream that is written to the result. input is what the journal calls that stream. The
@@ -751,7 +783,10 @@ type streamCommit struct {
 func (r *repository) commitStream(ctx context.Context, o commitOptions, input string) (*streamCommit, error) {
 	c := r.commitCommand(o, "--tree=tar=-")
 	c.input = input
-	s := &streamCommit{out: &limitedBuffer{limit: 4 << 10}}
+	s := &streamCommit{
+		out:  &limitedBuffer{limit: 4 << 10},
+		made: func(out []byte) (string, error) { return r.made(ctx, o, out) },
+	}
 	p, stdin, err := r.run.writer(ctx, c, s.out)
 	if err != nil {
 		return nil, r.explain(err)
@@ -771,7 +806,7 @@ func (s *streamCommit) finish() (string, error) {
 	if cerr != nil {
 		return "", errors.WithStack(cerr)
 	}
-	return commitChecksum(s.out.bytes)
+	return s.made(s.out.bytes)
 }
 
 // abort ends the commit so that nothing comes of it. ostree is killed before its input ends: given a short stream it can
@@ -851,9 +886,10 @@ func (r *repository) setRef(ctx context.Context, why, ref, commit string) error 
 	return r.perform(ctx, why, "refs", "--force", "--create="+ref, commit)
 }
 
-// prune deletes the commits that no ref names, and all objects that no commit needs then. The commits go first and by
-// themselves: where one prune of all is killed, ostree may have deleted files of a commit that is still there, and fsck calls
-// that corruption. Before that, the refs that were removed must stay removed, whatever becomes of the power.
+// prune deletes the commits that no ref names, and all objects that no commit needs then. The
+// commits go first and by themselves: where one prune of all is killed, ostree may have deleted
+// files of a commit that is still there, and fsck calls that corruption. Before that, the refs that
+// were removed must stay removed, whatever becomes of the power.
 func (r *repository) prune(ctx context.Context) error {
 	if err := r.sync(); err != nil {
 		return err
@@ -954,12 +990,14 @@ func (r *repository) unnamedOnce(ctx context.Context) (commits []string, err err
 	return commits, nil
 }
 
-// listedPaths is of how many files and directories a tree is listed without a question whether it may have as many.
+// listedPaths is of how many files and directories a tree is listed without a question whether it
+// may have as many.
 const listedPaths = 1 << 17
 
-// list calls f for each line of what ostree ls says of all files of a commit: type and mode, owner, group, size, path. Any object but a file's
-// content that is missing or cannot be read is an error. A few directories that name one another twice stand for more paths
-// than anybody can list: where there are many, most is asked how many there may be. nil is for trees of a few.
+// list calls f for each line of what ostree ls says of all files of a commit: type and mode, owner,
+// group, size, path. Any object but a file's content that is missing or cannot be read is an error.
+// A few directories that name one another twice stand for more paths than anybody can list: where
+// there are many, most is asked how many there may be. nil is for trees of a few.
 func (r *repository) list(ctx context.Context, rev string, most func() (int, error), f func(line string)) error {
 	r.reads(ctx, rev)
 	c := r.command("list all files of "+rev, "ls", "-R", rev)
@@ -978,7 +1016,8 @@ func (r *repository) list(ctx context.Context, rev string, most func() (int, err
 			}
 		}
 		if n > limit {
-			return checkf("the tree of %s has more than %d files and directories, which is more than it may have", rev, limit)
+			return checkf("the tree of %s has more than %d files and directories, which is more than it may have",
+				rev, limit)
 		}
 		f(lines.Text())
 	}

@@ -38,9 +38,6 @@ func permissionsFor(mode string, euid, egid int) permissions {
 		p.asOwn = mode == modeBare
 		p.readable = mode == modeBare || mode == modeBareUserOnly
 	}
-	if mode == modeBare {
-		p.namespace = limitedNamespace(euid, "use a repository of mode bare-user or archive, which notes owners without making them")
-	}
 	return p
 }
 

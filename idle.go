@@ -23,9 +23,10 @@ func (e *idleError) Error() string {
 	return fmt.Sprintf("%s has sent nothing for %s, the limit of --idle-timeout", e.source, e.limit)
 }
 
-// idleWatch ends a copy from a registry that sends nothing any more. The library sets no such limit, so that a connection which
-// hangs would keep the copy, and the disk that it takes, for ever. What the destination does meanwhile takes its time: it says
-// when it is at work, and when it waits for a stream. A nil watch watches nothing. It is safe for parallel use.
+// idleWatch ends a copy from a registry that sends nothing any more. The library sets no such
+// limit, so that a connection which hangs would keep the copy, and the disk that it takes, for
+// ever. What the destination does meanwhile takes its time: it says when it is at work, and when it
+// waits for a stream. A nil watch watches nothing. It is safe for parallel use.
 type idleWatch struct {
 	limit time.Duration
 

@@ -79,7 +79,8 @@ func lyingRegistry(t *testing.T, how string) (name string, sent func() int64) {
 	return "docker://" + strings.TrimPrefix(server.URL, "http://") + "/x:1", func() int64 { return bytesSent.Load() }
 }
 
-// TestIdleRegistry: a registry that sends nothing more, or more than the manifest names, ends the copy, and nothing is left.
+// TestIdleRegistry: a registry that sends nothing more, or more than the manifest names, ends the
+// copy, and nothing is left.
 func TestIdleRegistry(t *testing.T) {
 	t.Parallel()
 	const limit = 2 * time.Second

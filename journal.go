@@ -270,6 +270,9 @@ func (j *journal) word(arg string) string {
 	return shellquote.Word(arg)
 }
 
+// keeps tells whether the journal writes anything that stays.
+func (j *journal) keeps() bool { return j.log != nil || j.record != nil }
+
 // hide makes sure that the journal never holds these texts.
 func (j *journal) hide(secrets ...string) {
 	j.mu.Lock()

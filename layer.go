@@ -66,6 +66,10 @@ func newStaging(ctx context.Context, s *settings, target *repository, mode strin
 		return nil, err
 	}
 	st.perms.forTar = st.engine == engineTar
+	if mode == modeBare {
+		st.perms.namespace = limitedNamespace(
+			"use a repository of mode bare-user or archive, which notes owners without making them")
+	}
 	if st.work, err = newWorkDir(target.tmp(), s.runner); err != nil {
 		return nil, errors.WithMessagef(err, "the repository %s cannot be written", target.path)
 	}
@@ -82,7 +86,10 @@ func newStaging(ctx context.Context, s *settings, target *repository, mode strin
 	if !s.noFsync {
 		st.behind = newWriteBehind(ctx, st.work.path)
 	}
-	st.repo = &repository{path: st.work.join("stage"), run: s.runner, sign: s.signArgs(), keysFile: s.keysFile, signType: s.signType, staged: true}
+	st.repo = &repository{
+		path: st.work.join("stage"), run: s.runner, staged: true,
+		sign: s.signArgs(), keysFile: s.keysFile, signType: s.signType,
+	}
 	go func() {
 		defer close(st.prepared)
 		st.err = errors.WithMessage(st.prepare(ctx), "making the staging repository")
@@ -328,9 +335,6 @@ func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o commitOptio
 	}
 	e := streamEngine{held: tree.stream, start: func() (*streamCommit, error) { return st.repo.commitStream(ctx, o, tree.input) }}
 	committed, err := e.finish()
-	if err == nil {
-		err = st.repo.signByFile(ctx, committed.commit)
-	}
 	return committed.commit, errors.WithMessagef(err, "layer %s", b.name())
 }
 

@@ -345,12 +345,25 @@ func (p *program) importFlags() []cli.Flag {
 		&cli.StringFlag{Name: "max-manifest-size", Usage: "refuse a manifest of more than `SIZE`", Value: "4MiB", Destination: &g.maxManifestSize},
 		&cli.StringFlag{Name: "timestamp", Usage: "give all commits the time `now|SECONDS` (default: the same for the same image)", EnvVars: []string{"SOURCE_DATE_EPOCH"}, Destination: &g.timestamp},
 		&cli.StringFlag{Name: "gpg-sign", Usage: "sign each commit with the GPG key `KEY-ID`", Destination: &g.gpgSign},
-		&cli.StringFlag{Name: "sign", Usage: "sign each commit with the secret `KEY`, where ostree can; all users can see it in the list of processes", Destination: &g.sign},
-		&cli.StringFlag{Name: "keys-file", Usage: "sign each commit with the secret keys in `FILE`, a line each", Destination: &g.keysFile},
+		&cli.StringFlag{
+			Name: "sign", Destination: &g.sign,
+			Usage: "sign each commit with the secret `KEY`, where ostree can; " +
+				"all users can see it in the list of processes",
+		},
+		&cli.StringFlag{
+			Name: "keys-file", Destination: &g.keysFile,
+			Usage: "sign each commit with the secret keys in `FILE`, a line each",
+		},
 		&cli.StringFlag{Name: "sign-type", Usage: "the `KIND` of that signature", Value: "ed25519", Destination: &g.signType},
 		&cli.StringFlag{Name: "gpg-homedir", Usage: "look for that key in `DIR`", Destination: &g.homedir},
-		&cli.DurationFlag{Name: "idle-timeout", Usage: "give up where a registry has sent nothing for `DURATION`; 0s never", Value: defaultIdleTimeout, Destination: &g.idleTimeout},
-		&cli.BoolFlag{Name: "no-fsync", Usage: "do not wait for the disk: a loss of power soon after can take the image, or damage the repository", Destination: &g.noFsync},
+		&cli.DurationFlag{
+			Name: "idle-timeout", Value: defaultIdleTimeout, Destination: &g.idleTimeout,
+			Usage: "give up where a registry has sent nothing for `DURATION`; 0s never",
+		},
+		&cli.BoolFlag{
+			Name: "no-fsync", Destination: &g.noFsync,
+			Usage: "do not wait for the disk: a loss of power soon after can take the image, or damage the repository",
+		},
 	}
 }
 
@@ -433,8 +446,10 @@ func (p *program) systemContext(e endpoint, tlsGiven bool) (*types.SystemContext
 		sys.DockerAuthConfig = &types.DockerAuthConfig{Username: user, Password: password}
 		p.settings.journal.hide(userAndPassword(e.creds)...)
 	}
-	for _, path := range authFiles(sys.AuthFilePath) {
-		p.settings.journal.hide(authSecrets(path)...)
+	if p.settings.journal.keeps() {
+		for _, path := range authFiles(sys.AuthFilePath) {
+			p.settings.journal.hide(authSecrets(path)...)
+		}
 	}
 	p.settings.journal.hide(e.registryToken)
 	return sys, nil
@@ -483,7 +498,8 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 		if s.keysFile, err = filepath.Abs(g.keysFile); err != nil {
 			return o, errors.WithStack(err)
 		}
-		if err := mayRead(s.keysFile); err != nil { // ostree signs with the keys of a file that is missing, which are none
+		// ostree signs with the keys of a file that is missing, which are none.
+		if err := mayRead(s.keysFile); err != nil {
 			return o, errors.WithMessage(err, "--keys-file")
 		}
 	}
@@ -581,7 +597,7 @@ func (p *program) repository(ctx context.Context) (*repository, error) {
 	if path, err = normalizeRepo(path); err != nil {
 		return nil, err
 	}
-	r := &repository{path: path, run: p.settings.runner, locking: p.settings.lockOptions()}
+	r := p.settings.repository(path)
 	return r, p.settings.useRepository(ctx, r)
 }
 
@@ -665,8 +681,10 @@ func (p *program) references(c *cli.Context) (*repository, []ostreeReference, er
 		if err != nil {
 			return nil, nil, err
 		}
-		if len(refs) > 0 && refs[0].repo != ref.repo {
-			return nil, nil, usagef("%s: the images are in two repositories, %s and %s", c.Command.Name, refs[0].repo, ref.repo)
+		if len(refs) > 0 {
+			if err := sameRepository(c, refs[0].repo, ref.repo); err != nil {
+				return nil, nil, err
+			}
 		}
 		refs = append(refs, ref)
 	}
@@ -678,6 +696,14 @@ func (p *program) references(c *cli.Context) (*repository, []ostreeReference, er
 	return repo, refs, p.settings.useRepository(c.Context, repo)
 }
 
+// sameRepository refuses a command about images of two repositories.
+func sameRepository(c *cli.Context, one, other string) error {
+	if one != other {
+		return usagef("%s: the images are in two repositories, %s and %s", c.Command.Name, one, other)
+	}
+	return nil
+}
+
 func (p *program) remove(c *cli.Context) error {
 	var repo *repository
 	var images []removal
@@ -686,11 +712,11 @@ func (p *program) remove(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		switch {
-		case repo == nil:
-			repo = &repository{path: path, run: p.settings.runner, locking: p.settings.lockOptions()}
-		case repo.path != path:
-			return usagef("%s: the images are in two repositories, %s and %s", c.Command.Name, repo.path, path)
+		if repo == nil {
+			repo = p.settings.repository(path)
+		}
+		if err := sameRepository(c, repo.path, path); err != nil {
+			return err
 		}
 		images = append(images, image)
 	}
@@ -700,8 +726,8 @@ func (p *program) remove(c *cli.Context) error {
 	return removeImages(c.Context, p.settings, repo, images, !p.global.noPrune)
 }
 
-// removal reads a name or ref, and the repository that it lies in. What others have put there can have a name that no image
-// would be given, or one that another image has under another remote.
+// removal reads a name or ref, and the repository that it lies in. What others have put there can
+// have a name that no image would be given, or one that another image has under another remote.
 func (p *program) removal(text string) (image removal, repo string, err error) {
 	name, path, err := ostreeTransport{p.settings}.split(strings.TrimPrefix(text, transportName+":"))
 	if err != nil {

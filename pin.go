@@ -12,16 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pinnedDir is a directory that stays the one that it is, whoever moves or replaces what leads to it: its path goes through a
-// descriptor of this process, which the children of the process can use, too.
+// pinnedDir is a directory that stays the one that it is, whoever moves or replaces what leads to
+// it: its path goes through a descriptor of this process, which the children of the process can
+// use, too.
 type pinnedDir struct {
 	fd    int
 	at    string // its path, that of a link
 	shown string // how the user named it
 }
 
-// pin opens a directory, step by step: a symbolic link is followed only where nobody else can have made it, or can change it.
-// The caller calls unpin. What others see of a directory below is up to its mode.
+// pin opens a directory, step by step: a symbolic link is followed only where nobody else can have
+// made it, or can change it. The caller calls unpin. What others see of a directory below is up to
+// its mode.
 func (r *runner) pin(path string) (*pinnedDir, error) {
 	fd, err := openDirectly(path)
 	if err != nil {
@@ -30,7 +32,8 @@ func (r *runner) pin(path string) (*pinnedDir, error) {
 	return r.pinned(fd, path)
 }
 
-// pinBelow opens a directory of this user's in a pinned one, which must be empty, and makes it private.
+// pinBelow opens a directory of this user's in a pinned one, which must be empty, and makes it
+// private.
 func (r *runner) pinBelow(parent *pinnedDir, name string) (*pinnedDir, error) {
 	shown := filepath.Join(parent.shown, name)
 	fd, err := unix.Openat(parent.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -61,9 +64,10 @@ func (r *runner) pinBelow(parent *pinnedDir, name string) (*pinnedDir, error) {
 	return p, nil
 }
 
-// pinned is a directory that is open. Where there is no /proc it is known by its path, which others must not be able to change.
+// pinned is a directory that is open. Where there is no /proc it is known by its path, which others
+// must not be able to change.
 func (r *runner) pinned(fd int, path string) (*pinnedDir, error) {
-	p := &pinnedDir{fd: fd, at: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), shown: path}
+	p := &pinnedDir{fd: fd, at: procPath(fd), shown: path}
 	var open, there unix.Stat_t
 	err := unix.Fstat(fd, &open)
 	if err == nil && (unix.Stat(p.at, &there) != nil || open.Dev != there.Dev || open.Ino != there.Ino) {
@@ -81,6 +85,9 @@ func (r *runner) pinned(fd int, path string) (*pinnedDir, error) {
 	r.names[p.at] = path // a descriptor's number may be used again: the last counts
 	return p, nil
 }
+
+// procPath is the path of what a descriptor of this process stands for, that of a link (proc(5)).
+func procPath(fd int) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd) }
 
 // within is the path of the directory itself, not of the link.
 func (p *pinnedDir) within() string { return p.at + "/." }
@@ -102,8 +109,8 @@ func (r *runner) shown(text string) string {
 	})
 }
 
-// openFile is os.OpenFile for a file whose directory others may own a part of the way to: see pin. The last part of the path is
-// followed where it is a link, unless flags say otherwise.
+// openFile is os.OpenFile for a file whose directory others may own a part of the way to: see pin.
+// The last part of the path is followed where it is a link, unless flags say otherwise.
 func openFile(path string, flags int, mode uint32) (*os.File, error) {
 	full, err := filepath.Abs(path)
 	if err != nil {
@@ -172,7 +179,8 @@ func openDirectly(path string) (fd int, err error) {
 		case st.Mode&unix.S_IFMT != unix.S_IFLNK:
 			err = &fs.PathError{Op: "open", Path: path, Err: unix.ENOTDIR}
 		case !isTrusted(st, above):
-			err = errors.Errorf("%s leads through the symbolic link %s, which another user could have lead elsewhere", path, name)
+			err = errors.Errorf("%s leads through the symbolic link %s, which another user could have lead elsewhere",
+				path, name)
 		default:
 			if links++; links > mostLinks {
 				err = &fs.PathError{Op: "open", Path: path, Err: unix.ELOOP}
@@ -193,14 +201,20 @@ func openDirectly(path string) (fd int, err error) {
 	return dir, err
 }
 
-// isTrusted tells whether only root and this user can have made a link, and can put another thing in its place.
+// isTrusted tells whether only root and this user can have made a link, and can put another thing
+// in its place.
 func isTrusted(link, dir unix.Stat_t) bool {
-	shared := dir.Mode&0o002 != 0 || dir.Mode&0o020 != 0 && int(dir.Gid) != os.Getegid()
-	return isTrustedUser(link.Uid) && isTrustedUser(dir.Uid) && (!shared || dir.Mode&unix.S_ISVTX != 0)
+	return isTrustedUser(link.Uid) && isTrustedUser(dir.Uid) && !isShared(dir.Mode, dir.Gid)
 }
 
-// isTrustedUser tells whether a user is this one, or root: whoever owns the root directory is that too, since in a user namespace
-// root has another number.
+// isShared tells whether others can put things into a directory of this mode and group, and take
+// away what is not theirs.
+func isShared(mode, gid uint32) bool {
+	return (mode&0o002 != 0 || mode&0o020 != 0 && int(gid) != os.Getegid()) && mode&unix.S_ISVTX == 0
+}
+
+// isTrustedUser tells whether a user is this one, or root: whoever owns the root directory is that
+// too, since in a user namespace root has another number.
 func isTrustedUser(uid uint32) bool {
 	var root unix.Stat_t
 	return uid == 0 || int(uid) == os.Geteuid() || unix.Stat("/", &root) == nil && uid == root.Uid

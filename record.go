@@ -427,7 +427,8 @@ func (s *recordedStream) end(whole bool) (err error) {
 
 var (
 	userinfo = regexp.MustCompile(`://[^/@\s"']+@`)
-	// A query can be what lets everybody in who has it, such as the signature of a URL that storage gives out.
+	// A query can be what lets everybody in who has it, such as the signature of a URL that storage
+	// gives out.
 	urlQuery = regexp.MustCompile(`(?i)(\bhttps?://[^\s"'<>?]*\?)[^\s"'<>]+`)
 )
 

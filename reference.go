@@ -48,7 +48,8 @@ func (t ostreeTransport) parse(text string) (ostreeReference, error) {
 	return newReference(t, name, path)
 }
 
-// split parts an image's name from the path of its repository, which is the default one where none is named.
+// split parts an image's name from the path of its repository, which is the default one where none
+// is named.
 func (t ostreeTransport) split(text string) (name, path string, err error) {
 	name, path, named := strings.Cut(text, "@/")
 	if named {
@@ -200,7 +201,7 @@ func (r ostreeReference) ref() string { return refPrefix + encodeName(r.image) }
 
 // repository returns the reference's repository.
 func (r ostreeReference) repository() *repository {
-	return &repository{path: r.repo, run: r.transport.settings.runner, locking: r.transport.settings.lockOptions()}
+	return r.transport.settings.repository(r.repo)
 }
 
 // encodeName makes an image name one component of a ref: every byte outside [A-Za-z0-9.-] becomes "_" and two upper-case

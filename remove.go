@@ -20,7 +20,8 @@ func (r ostreeReference) DeleteImage(ctx context.Context, _ *types.SystemContext
 	return removeImages(ctx, r.transport.settings, r.repository(), []removal{{image: r}}, true)
 }
 
-// removal is an image to remove: by a name that an image can be given, by any other under which list shows it, or by its ref.
+// removal is an image to remove: by a name that an image can be given, by any other under which
+// list shows it, or by its ref.
 type removal struct {
 	image   ostreeReference // where it is the first
 	text    string          // the others, "" for the first
@@ -110,7 +111,9 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []r
 
 // pruneRepository removes the blobs that no image needs, and the commits that no ref names; or just says which. unnamed is
 // told of these commits, if any, before one is removed.
-func pruneRepository(ctx context.Context, s *settings, repo *repository, dryRun bool, unnamed func(commits []string)) ([]prunedBlob, error) {
+func pruneRepository(
+	ctx context.Context, s *settings, repo *repository, dryRun bool, unnamed func(commits []string),
+) ([]prunedBlob, error) {
 	if !dryRun { // whoever may only read can look
 		unlock, err := repo.lock(ctx)
 		if err != nil {
@@ -218,7 +221,8 @@ func (r *repository) checkMetadata(ctx context.Context, refs map[string]bool, sp
 	return group.Wait()
 }
 
-// mostOf returns how many files and directories the tree of a ref may have: a layer many, all others a few.
+// mostOf returns how many files and directories the tree of a ref may have: a layer many, all
+// others a few.
 func (s *blobStore) mostOf(ctx context.Context, spec string) func() (int, error) {
 	_, ref := splitSpec(spec)
 	hex, ok := blobHex(ref)
@@ -242,8 +246,8 @@ func splitSpec(spec string) (remote, ref string) {
 	return "", spec
 }
 
-// neededHex returns the hex digits of all blobs that some image needs, local or pulled from a remote. What is no image at all,
-// though its ref is an image's, needs none, and is named.
+// neededHex returns the hex digits of all blobs that some image needs, local or pulled from a
+// remote. What is no image at all, though its ref is an image's, needs none, and is named.
 func neededHex(ctx context.Context, s *settings, repo *repository, refs map[string]bool) (map[string]bool, error) {
 	needed := map[string]bool{}
 	var mu sync.Mutex
@@ -284,7 +288,8 @@ func (r *repository) imageBlobs(ctx context.Context, rev string) ([]types.BlobIn
 	}
 	blob, mimeType, err := r.readManifest(ctx, info)
 	if err != nil {
-		if ok, herr := r.hasFile(ctx, info.checksum, fileManifest); herr == nil && !ok && info.metadata[keyManifest] == "" {
+		ok, herr := r.hasFile(ctx, info.checksum, fileManifest)
+		if herr == nil && !ok && info.metadata[keyManifest] == "" {
 			return nil, &nonsenseError{errors.New("its commit has no manifest")}
 		}
 		return nil, damage(err)
@@ -315,8 +320,8 @@ func (e *nonsenseError) Error() string { return e.err.Error() }
 // Unwrap makes it one of the errors that have an exit status of their own.
 func (e *nonsenseError) Unwrap() error { return checkError{e.Error()} }
 
-// understoodBlobs is manifestBlobs of a manifest out of a commit. One that is whole, by its digest, and that nobody
-// understands is nonsense; another is damaged.
+// understoodBlobs is manifestBlobs of a manifest out of a commit. One that is whole, by its digest,
+// and that nobody understands is nonsense; another is damaged.
 func understoodBlobs(info commitInfo, blob []byte, mimeType string) ([]types.BlobInfo, error) {
 	blobs, err := manifestBlobs(blob, mimeType)
 	if err != nil && info.metadata[keyDigest] != "" {

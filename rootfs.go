@@ -46,7 +46,10 @@ func openFilesLimit() uint64 {
 
 // openRootFS opens the tree at the given path, which no other user can change.
 func openRootFS(root string, asRoot bool) (*rootFS, error) {
-	r := &rootFS{dirs: map[string]int{}, resolved: map[string]string{}, restore: map[string]uint32{}, asRoot: asRoot, most: int(max(4, min(maxOpenDirs, openFilesLimit()/8)))}
+	r := &rootFS{
+		dirs: map[string]int{}, resolved: map[string]string{}, restore: map[string]uint32{}, asRoot: asRoot,
+		most: int(max(4, min(maxOpenDirs, openFilesLimit()/8))),
+	}
 	fd, err := r.openDir(unix.AT_FDCWD, root, "")
 	if err != nil {
 		return nil, errors.WithMessage(err, root)

@@ -161,13 +161,16 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	ctx, cancel := context.WithCancelCause(ctx)
 	var clock *commandClock
 	if r.timeout > 0 {
-		clock = newCommandClock(r.timeout, func() { cancel(errors.Errorf("stopped after %s, the limit of --command-timeout", r.timeout)) })
+		clock = newCommandClock(r.timeout, func() {
+			cancel(errors.Errorf("stopped after %s, the limit of --command-timeout", r.timeout))
+		})
 	}
 	if c.errLimit == 0 {
 		c.errLimit = stderrTail
 	}
 	p := &process{
-		stderr: tail{limit: c.errLimit}, tool: r.programs[c.tool], args: c.args, above: above, ctx: ctx, cancel: cancel, clock: clock, run: r,
+		stderr: tail{limit: c.errLimit}, tool: r.programs[c.tool], args: c.args, run: r,
+		above: above, ctx: ctx, cancel: cancel, clock: clock,
 	}
 	p.cmd = exec.CommandContext(ctx, path, append(slices.Clip(c.args), c.unlogged...)...)
 	p.cmd.Args[0] = p.tool
@@ -241,7 +244,8 @@ func (r *runner) onSpawnThread(start func() error) error {
 // kill ends the whole process group at once. wait is still to be called.
 func (p *process) kill() { _ = p.signal(syscall.SIGKILL) }
 
-// signal sends a signal to the whole process group, unless the process was waited for: then another may have its number.
+// signal sends a signal to the whole process group, unless the process was waited for: then another
+// may have its number.
 func (p *process) signal(sig syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -173,7 +173,8 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// TestTimeOfTheCommand: what a command waits for, and what nobody waits for yet, is no time of its own.
+// TestTimeOfTheCommand: what a command waits for, and what nobody waits for yet, is no time of its
+// own.
 func TestTimeOfTheCommand(t *testing.T) {
 	t.Parallel()
 	const limit = 2 * time.Second

@@ -33,8 +33,8 @@ func authFiles(named string) []string {
 	return paths
 }
 
-// authSecrets returns what is secret in a file of credentials, as it stands there and as it is sent. What cannot be read the
-// library cannot use either.
+// authSecrets returns what is secret in a file of credentials, as it stands there and as it is
+// sent. What cannot be read the library cannot use either.
 func authSecrets(path string) (secrets []string) {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() || info.Size() > maxAuthFile {
@@ -65,7 +65,8 @@ func authSecrets(path string) (secrets []string) {
 	return secrets
 }
 
-// userAndPassword returns what is secret in USER:PASSWORD, and the forms of it that a registry is sent.
+// userAndPassword returns what is secret in USER:PASSWORD, and the forms of it that a registry is
+// sent.
 func userAndPassword(both string) []string {
 	_, password, ok := strings.Cut(strings.TrimRight(both, "\x00"), ":")
 	if !ok || password == "" {

@@ -78,6 +78,11 @@ func (s *settings) debugf(format string, args ...any) {
 	}
 }
 
+// repository is the one at a path, as this run uses it.
+func (s *settings) repository(path string) *repository {
+	return &repository{path: path, run: s.runner, locking: s.lockOptions()}
+}
+
 // lockOptions say how this run waits for the lock of a repository.
 func (s *settings) lockOptions() lockOptions {
 	return lockOptions{timeout: s.lockTimeout, warn: s.warnf}
@@ -107,7 +112,8 @@ func (s *settings) checkSigning(ctx context.Context, destination types.ImageRefe
 		return nil
 	}
 	if _, ok := destination.(ostreeReference); !ok {
-		return usagef("--gpg-sign, --sign and --keys-file sign commits, and %s: makes none; --sign-by signs an image", destination.Transport().Name())
+		return usagef("--gpg-sign, --sign and --keys-file sign commits, and %s: makes none; --sign-by signs an image",
+			destination.Transport().Name())
 	}
 	features, err := ostreeVersion(ctx, s.runner)
 	if err != nil {
@@ -116,8 +122,10 @@ func (s *settings) checkSigning(ctx context.Context, destination types.ImageRefe
 	if s.gpgSign != "" && !features.has("gpgme") {
 		return errors.Errorf("--gpg-sign: this ostree (%s) is built without the feature gpgme", features.version)
 	}
-	if (s.sign != "" || s.keysFile != "") && !slices.ContainsFunc(features.features, func(f string) bool { return strings.Contains(f, s.signType) }) {
-		return errors.Errorf("--sign and --keys-file: this ostree (%s) is built without the feature sign-%s; --gpg-sign may be had instead", features.version, s.signType)
+	canSign := slices.ContainsFunc(features.features, func(f string) bool { return strings.Contains(f, s.signType) })
+	if (s.sign != "" || s.keysFile != "") && !canSign {
+		return errors.Errorf("--sign and --keys-file: this ostree (%s) is built without the feature sign-%s; "+
+			"--gpg-sign may be had instead", features.version, s.signType)
 	}
 	return nil
 }

@@ -31,7 +31,8 @@ type stagedBlob struct {
 	digest  digest.Digest // of what arrived, once ended well
 }
 
-// newStagedBlob makes an empty blob in dir. most is how many bytes it may get where its size is unknown, 0 for any number.
+// newStagedBlob makes an empty blob in dir. most is how many bytes it may get where its size is
+// unknown, 0 for any number.
 func newStagedBlob(dir string, want types.BlobInfo, most int64) (*stagedBlob, *os.File, error) {
 	f, err := os.CreateTemp(dir, "blob-")
 	if err != nil {
@@ -95,7 +96,8 @@ func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.
 				return checkf("blob %s is larger than the %d bytes that its manifest names", b.want.Digest, b.want.Size)
 			}
 			if endless {
-				return errors.Errorf("a blob whose size nobody names (%s) has more than %d bytes, the limit of --max-layer-size", b.name(), b.most)
+				return errors.Errorf("a blob whose size nobody names (%s) has more than %d bytes, the limit of --max-layer-size",
+					b.name(), b.most)
 			}
 		}
 		if err == io.EOF {

@@ -9,8 +9,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// userNamespace knows the users and groups that there are in the namespace in which this process is root (user_namespaces(7)).
-// No file can be given to others there. A nil one has all.
+// userNamespace knows the users and groups that there are in the namespace in which this process is
+// root (user_namespaces(7)). No file can be given to others there. A nil one has all.
 type userNamespace struct {
 	users, groups []idRange
 	instead       string // what to do for such a file
@@ -22,8 +22,8 @@ type idRange struct{ first, count uint64 }
 const allIDs = 1<<32 - 1
 
 // limitedNamespace returns the namespace of this process, where it is root and has not all users.
-func limitedNamespace(euid int, instead string) *userNamespace {
-	if euid != 0 {
+func limitedNamespace(instead string) *userNamespace {
+	if os.Geteuid() != 0 {
 		return nil
 	}
 	users, groups := readIDs("/proc/self/uid_map"), readIDs("/proc/self/gid_map")
@@ -33,8 +33,8 @@ func limitedNamespace(euid int, instead string) *userNamespace {
 	return &userNamespace{users, groups, instead}
 }
 
-// readIDs reads a map of ids: lines of the first id within, the first outside, and how many. nil is for all, and for what
-// cannot be read.
+// readIDs reads a map of ids: lines of the first id within, the first outside, and how many. nil is
+// for all, and for what cannot be read.
 func readIDs(path string) (ranges []idRange) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -44,7 +44,8 @@ func readIDs(path string) (ranges []idRange) {
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		var r idRange
 		var outside uint64
-		if _, err := fmt.Sscan(lines.Text(), &r.first, &outside, &r.count); err != nil || r.first == 0 && r.count >= allIDs {
+		_, err := fmt.Sscan(lines.Text(), &r.first, &outside, &r.count)
+		if err != nil || r.first == 0 && r.count >= allIDs {
 			return nil
 		}
 		ranges = append(ranges, r)
@@ -71,7 +72,8 @@ func (n *userNamespace) check(name string, uid, gid uint32) error {
 	if n == nil || hasID(n.users, uid) && hasID(n.groups, gid) {
 		return nil
 	}
-	return &foreignOwnerError{fmt.Sprintf("%s belongs to %d:%d, and this user namespace has no such owner (see /proc/self/uid_map); %s",
+	return &foreignOwnerError{fmt.Sprintf(
+		"%s belongs to %d:%d, and this user namespace has no such owner (see /proc/self/uid_map); %s",
 		quoted(name), uid, gid, n.instead)}
 }
 
@@ -81,17 +83,6 @@ func (n *userNamespace) explain(err error) error {
 	if n == nil || !errors.As(err, &terr) || !strings.Contains(terr.Stderr, "Invalid argument") {
 		return err
 	}
-	return errors.WithMessage(err, "a file in the repository belongs to somebody whom this user namespace does not have (see /proc/self/uid_map); "+n.instead)
-}
-
-// advice is what helps with an error that a tool or the kernel has in a few words of its own.
-func advice(text string) string {
-	lower := strings.ToLower(text)
-	switch {
-	case strings.Contains(lower, "too many open files"):
-		return fmt.Sprintf(" (no more than %d files may be open at a time; raise that with: ulimit -n)", openFilesLimit())
-	case strings.Contains(lower, "setxattr") && strings.Contains(lower, "not supported"):
-		return " (the file system there keeps no extended attributes; checkout --user-mode needs none, nor does a repository of mode archive)"
-	}
-	return ""
+	return errors.WithMessagef(err, "a file in the repository belongs to somebody whom this user namespace does not have "+
+		"(see /proc/self/uid_map); %s", n.instead)
 }

@@ -21,8 +21,9 @@ const (
 	// workMark is the file that tells a work directory from one that somebody gave such a name.
 	workMark = ".ostree-image-work"
 
-	// In a repository's tmp/ ostree removes what is older than a day. A work directory has a time so far ahead that no clock which
-	// is set right meanwhile makes it old; whatever is put into it takes that time away, which comes back within touchInterval.
+	// In a repository's tmp/ ostree removes what is older than a day. A work directory has a time
+	// so far ahead that no clock which is set right meanwhile makes it old; whatever is put into it
+	// takes that time away, which comes back within touchInterval.
 	touchInterval = time.Second
 	timeAhead     = 10 * 365 * 24 * time.Hour
 	// sweptTries is how often a directory is made that others take for left over before it is locked.
@@ -54,8 +55,7 @@ func checkParent(dir string) error {
 	if !isTrustedUser(stat.Uid) {
 		return errors.Errorf("%s belongs to the user %d, who could put other files in the place of ours", dir, stat.Uid)
 	}
-	shared := info.Mode().Perm()&0o002 != 0 || info.Mode().Perm()&0o020 != 0 && int(stat.Gid) != os.Getegid()
-	if shared && info.Mode()&fs.ModeSticky == 0 {
+	if isShared(stat.Mode, stat.Gid) {
 		return errors.Errorf("others can write %s, and it is not sticky: they could put other files in the place of ours", dir)
 	}
 	return nil
@@ -269,8 +269,8 @@ func ownedByUser(info fs.FileInfo) bool {
 	return ok && int(stat.Uid) == os.Geteuid()
 }
 
-// removeTree removes a directory of ours. A layer can hold directories that not even their owner may enter, and ones so deep that
-// there are not as many descriptors, or no path is as long.
+// removeTree removes a directory of ours. A layer can hold directories that not even their owner
+// may enter, and ones so deep that there are not as many descriptors, or no path is as long.
 func removeTree(path string) error {
 	err := os.RemoveAll(path)
 	if err == nil {
@@ -285,17 +285,15 @@ func removeTree(path string) error {
 	return errors.WithStack(err)
 }
 
-// flatten moves all directories below one, however deep, into that one, and lets their owner do everything. What it cannot do the
-// removal meets again.
+// flatten moves all directories below one, however deep, into that one, and lets their owner do
+// everything. What it cannot do the removal meets again.
 func flatten(path string) {
 	_ = os.Chmod(path, 0o700)
-	todo := directories(path)
+	todo := openedDirectories(path)
 	for n := 0; len(todo) > 0; {
 		dir := todo[0]
 		todo = todo[1:]
-		_ = os.Chmod(dir, 0o700)
-		for _, below := range directories(dir) {
-			_ = os.Chmod(below, 0o700) // its ".." changes
+		for _, below := range openedDirectories(dir) {
 			to := filepath.Join(path, fmt.Sprintf("%s%d", newWorkPrefix, n))
 			if n++; os.Rename(below, to) == nil {
 				todo = append(todo, to)
@@ -304,12 +302,15 @@ func flatten(path string) {
 	}
 }
 
-// directories returns the paths of the directories in one.
-func directories(path string) (dirs []string) {
+// openedDirectories returns the paths of the directories in one, in which their owner can do
+// everything from now on: also to be moved a directory must be writable (rename(2)).
+func openedDirectories(path string) (dirs []string) {
 	entries, _ := os.ReadDir(path)
 	for _, e := range entries {
 		if e.IsDir() {
-			dirs = append(dirs, filepath.Join(path, e.Name()))
+			dir := filepath.Join(path, e.Name())
+			_ = os.Chmod(dir, 0o700)
+			dirs = append(dirs, dir)
 		}
 	}
 	return dirs

@@ -12,10 +12,11 @@ import (
 // A script runs it before the first quoted word.
 const Prelude = `NL=$(printf '\nx'); NL=${NL%x}`
 
-// Word returns s as one shell word of printable characters. A string of harmless ones stays as it is, others go into single
-// quotes (XCU 2.2.2 of POSIX: nothing is special in them but their own end), a newline becomes "$NL" (see Prelude), and what is
-// no printable character, which a terminal might act on, is written by printf.
-// A NUL byte cannot stand in an argument; the caller must not pass one.
+// Word returns s as one shell word of printable characters. A string of harmless ones stays as it
+// is, others go into single quotes (XCU 2.2.2 of POSIX: nothing is special in them but their own
+// end), a newline becomes "$NL" (see Prelude), and what is no printable character, which a terminal
+// might act on, is written by printf. A NUL byte cannot stand in an argument; the caller must not
+// pass one.
 func Word(s string) string {
 	if s == "" {
 		return "''"
@@ -57,7 +58,8 @@ func Word(s string) string {
 // span returns the beginning of s whose characters are all printable, or none of them.
 func span(s string, printable bool) string {
 	for i, r := range s {
-		if ok := strconv.IsPrint(r) && (r != utf8.RuneError || strings.HasPrefix(s[i:], string(utf8.RuneError))); ok != printable {
+		isText := r != utf8.RuneError || strings.HasPrefix(s[i:], string(utf8.RuneError))
+		if (isText && strconv.IsPrint(r)) != printable {
 			return s[:i]
 		}
 	}
