@@ -229,7 +229,7 @@ EOF
 
 @test "neighbour [a reader who locks the repository, and a writer who does]" {
     local pid
-    as_user flock --shared -- "$REPO" sleep 60 3>&- &
+    as_user flock --no-fork --shared -- "$REPO" sleep 60 3>&- &
     pid=$!
     oi "--repo=$REPO" --lock-timeout=5s pull "$IMAGE" x
     [[ $(stat -c %a -- "$REPO/.ostree-image-lock") == 600 ]] || fail "others can open the lock"
