@@ -891,16 +891,20 @@ func (r *repository) setRef(ctx context.Context, why, ref, commit string) error 
 // files of a commit that is still there, and fsck calls that corruption. Before that, the refs that
 // were removed must stay removed, whatever becomes of the power.
 func (r *repository) prune(ctx context.Context) error {
-	if err := r.sync(); err != nil {
-		return err
-	}
-	err := again(ctx, func() error {
-		return r.perform(ctx, "remove the commits that no ref names", "prune", "--refs-only", "--commit-only")
-	})
-	if err != nil {
+	if err := r.pruneCommitObjects(ctx); err != nil {
 		return err
 	}
 	return again(ctx, func() error { return r.perform(ctx, "remove what no commit needs any more", "prune", "--refs-only") })
+}
+
+// pruneCommitObjects deletes the commits that no ref names, and nothing that they need.
+func (r *repository) pruneCommitObjects(ctx context.Context) error {
+	if err := r.sync(); err != nil {
+		return err
+	}
+	return again(ctx, func() error {
+		return r.perform(ctx, "remove the commits that no ref names", "prune", "--refs-only", "--commit-only")
+	})
 }
 
 // keptPrefix is that of the refs that hold other people's commits while prune runs.
@@ -909,21 +913,21 @@ const keptPrefix = "ostree-image/kept"
 // isKept tells whether a ref is one of those.
 func isKept(ref string) bool { return strings.HasPrefix(ref, keptPrefix+"/") }
 
-// pruneCommits deletes these commits, if no ref names them, and all objects that no commit needs then. Other commits without
+// pruneCommits has prune delete these commits, if no ref names them, as it does. Other commits without
 // a ref stay. ostree deletes commits by name one per process, and leaves a tombstone and a changed configuration for it, so
 // the others get refs for as long as it takes, which the next removal takes away where this one is killed. A commit that gets
 // there without a ref meanwhile is not safe, as it never is from a prune.
-func (r *repository) pruneCommits(ctx context.Context, commits map[string]bool) error {
+func (r *repository) pruneCommits(ctx context.Context, commits map[string]bool, prune func(context.Context) error) error {
 	others, err := r.unnamedCommits(ctx)
 	if err != nil {
 		return err
 	}
 	others = slices.DeleteFunc(others, func(commit string) bool { return commits[commit] })
 	if len(others) == 0 {
-		return r.prune(ctx)
+		return prune(ctx)
 	}
 	if err = r.keepCommits(ctx, others); err == nil {
-		err = r.prune(ctx)
+		err = prune(ctx)
 	}
 	// Whatever ended the run.
 	if derr := r.dropKept(context.WithoutCancel(ctx)); err == nil {
@@ -1022,6 +1026,23 @@ func (r *repository) list(ctx context.Context, rev string, most func() (int, err
 		f(lines.Text())
 	}
 	return r.explain(lines.Err())
+}
+
+// withoutRefs makes the directory a repository that has all objects of r, by reading them there,
+// and none of its refs.
+func (r *repository) withoutRefs(ctx context.Context, path string) (*repository, error) {
+	view := &repository{path: path, run: r.run, hidden: true}
+	mode, err := r.config(ctx, "core.mode")
+	if err != nil {
+		return nil, err
+	}
+	if err := makeDir(path); err != nil {
+		return nil, err
+	}
+	if err := view.init(ctx, mode); err != nil {
+		return nil, err
+	}
+	return view, view.perform(ctx, "read objects elsewhere", "config", "set", "core.parent", r.path)
 }
 
 // fsckLimit is how much of what fsck finds is read: a line for each broken object.

@@ -760,17 +760,23 @@ func (p *program) prune(c *cli.Context) error {
 			p.settings.notef("commit %s, which no ref names, would be removed, too", commit)
 		}
 	})
-	if err != nil {
+	if blobs == nil {
 		return err
 	}
+	var perr error
 	if asJSON {
-		return p.printJSON(blobs)
+		perr = p.printJSON(blobs)
+	} else {
+		perr = p.printRows("REF\tCOMMIT", func(row func(...any)) {
+			for _, b := range blobs {
+				row(b.Ref, b.Commit)
+			}
+		})
 	}
-	return p.printRows("REF\tCOMMIT", func(row func(...any)) {
-		for _, b := range blobs {
-			row(b.Ref, b.Commit)
-		}
-	})
+	if err == nil {
+		err = perr
+	}
+	return err
 }
 
 func (p *program) verify(c *cli.Context) error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"runtime"
 	"slices"
@@ -94,23 +95,37 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []r
 	if !prune {
 		return nil
 	}
-	blobs, err := pruneBlobs(ctx, s, repo, false)
-	var check checkError
-	if ctx.Err() == nil && errors.As(damage(err), &check) { // the images are removed all the same
-		s.warnf("what the images needed takes space until the next prune: %v", err)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
+	blobs, broken, err := pruneBlobs(ctx, s, repo, false)
 	for _, b := range blobs {
 		gone[b.Commit] = true
 	}
-	return errors.WithMessage(damage(repo.pruneCommits(ctx, gone)), "the images are removed, and what they needed takes space until the next prune")
+	if err == nil {
+		err = damage(repo.pruneCommits(ctx, gone, pruning(repo, broken)))
+	}
+	var check checkError
+	if err == nil {
+		err = broken
+	}
+	if ctx.Err() == nil && errors.As(err, &check) { // the images are removed all the same
+		s.warnf("what the images needed takes space until the next prune: %v", err)
+		return nil
+	}
+	return errors.WithMessage(err, "the images are removed, and what they needed takes space until the next prune")
+}
+
+// pruning returns how commits are removed: with what they alone need, or, where something that is
+// to stay is broken, by themselves. ostree would take it at its word, and delete what it does not
+// name any more.
+func pruning(repo *repository, broken error) func(context.Context) error {
+	if broken != nil {
+		return repo.pruneCommitObjects
+	}
+	return repo.prune
 }
 
 // pruneRepository removes the blobs that no image needs, and the commits that no ref names; or just says which. unnamed is
-// told of these commits, if any, before one is removed.
+// told of these commits, if any, before one is removed. Where something that is to stay is broken, all that it may need stays
+// too, and the error says so, beside what was done.
 func pruneRepository(
 	ctx context.Context, s *settings, repo *repository, dryRun bool, unnamed func(commits []string),
 ) ([]prunedBlob, error) {
@@ -129,28 +144,32 @@ func pruneRepository(
 	if len(commits) > 0 {
 		unnamed(commits)
 	}
-	blobs, err := pruneBlobs(ctx, s, repo, dryRun)
-	if err != nil || dryRun {
-		return blobs, err
+	blobs, broken, err := pruneBlobs(ctx, s, repo, dryRun)
+	if err == nil && !dryRun {
+		err = damage(pruning(repo, broken)(ctx))
 	}
-	return blobs, damage(repo.prune(ctx))
-}
-
-// pruneBlobs removes the refs of the blobs that no image needs, or just names them. The caller holds the lock, and prunes the repository
-// afterwards.
-func pruneBlobs(ctx context.Context, s *settings, repo *repository, dryRun bool) ([]prunedBlob, error) {
-	refs, err := repo.refs(ctx)
 	if err != nil {
 		return nil, err
 	}
+	return blobs, broken
+}
+
+// pruneBlobs removes the refs of the blobs that no image needs, or just names them. The caller holds the lock, and prunes the repository
+// afterwards. broken is why that must leave all objects, nil where it need not.
+func pruneBlobs(ctx context.Context, s *settings, repo *repository, dryRun bool) (blobs []prunedBlob, broken, err error) {
+	blobs = []prunedBlob{}
+	refs, err := repo.refs(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	if !dryRun {
 		if err := repo.dropStrays(ctx, refs); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	needed, err := neededHex(ctx, s, repo, refs)
-	if err != nil {
-		return nil, errors.WithMessage(err, "nothing is pruned, since an image cannot be read")
+	needed, broken, err := neededHex(ctx, s, repo, refs)
+	if err != nil || broken != nil {
+		return blobs, broken, err
 	}
 	var specs []string
 	for _, spec := range slices.Sorted(maps.Keys(refs)) {
@@ -165,26 +184,22 @@ func pruneBlobs(ctx context.Context, s *settings, repo *repository, dryRun bool)
 			specs = append(specs, spec)
 		}
 	}
-	blobs := []prunedBlob{}
-	var commits []string
-	if len(specs) > 0 {
-		if commits, err = repo.revParse(ctx, specs...); err != nil {
-			return nil, err
-		}
-	}
-	if err := repo.checkMetadata(ctx, refs, without(slices.Collect(maps.Keys(refs)), specs)); err != nil {
-		return nil, errors.WithMessage(err, "nothing is pruned")
-	}
-	if len(specs) == 0 {
-		return blobs, nil
+	commits, err := repo.revParse(ctx, specs...)
+	if err != nil {
+		return nil, nil, err
 	}
 	for i, spec := range specs {
 		blobs = append(blobs, prunedBlob{Ref: spec, Commit: commits[i]})
 	}
-	if dryRun {
-		return blobs, nil
+	err = repo.checkMetadata(ctx, refs, without(slices.Collect(maps.Keys(refs)), specs))
+	var check checkError
+	if ctx.Err() == nil && errors.As(err, &check) {
+		broken, err = errors.WithMessage(err, "all files stay"), nil
 	}
-	return blobs, repo.deleteRefs(ctx, "remove the blobs that no image needs", specs...)
+	if err == nil && !dryRun {
+		err = repo.deleteRefs(ctx, "remove the blobs that no image needs", specs...)
+	}
+	return blobs, broken, err
 }
 
 // without returns what is in list and not in others.
@@ -247,9 +262,13 @@ func splitSpec(spec string) (remote, ref string) {
 }
 
 // neededHex returns the hex digits of all blobs that some image needs, local or pulled from a
-// remote. What is no image at all, though its ref is an image's, needs none, and is named.
-func neededHex(ctx context.Context, s *settings, repo *repository, refs map[string]bool) (map[string]bool, error) {
-	needed := map[string]bool{}
+// remote. What is no image at all, though its ref is an image's, needs none, and is named. broken
+// names the images that cannot be read, nil for none.
+func neededHex(
+	ctx context.Context, s *settings, repo *repository, refs map[string]bool,
+) (needed map[string]bool, broken, err error) {
+	needed = map[string]bool{}
+	var unread []string
 	var mu sync.Mutex
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
@@ -266,18 +285,27 @@ func neededHex(ctx context.Context, s *settings, repo *repository, refs map[stri
 				s.warnf("%s is no image, and needs no blobs: %v", spec, err)
 				return nil
 			}
+			mu.Lock()
+			defer mu.Unlock()
+			var check checkError
+			if ctx.Err() == nil && errors.As(damage(err), &check) {
+				unread = append(unread, fmt.Sprintf("image %s: %v", name, err))
+				return nil
+			}
 			if err != nil {
 				return errors.WithMessagef(err, "image %s", name)
 			}
-			mu.Lock()
-			defer mu.Unlock()
 			for _, b := range blobs {
 				needed[b.Digest.Encoded()] = true
 			}
 			return nil
 		})
 	}
-	return needed, group.Wait()
+	if err := group.Wait(); err != nil || len(unread) == 0 {
+		return needed, nil, err
+	}
+	slices.Sort(unread)
+	return needed, checkf("the blobs that no other image needs stay, and so do all files: %s", strings.Join(unread, "; ")), nil
 }
 
 // imageBlobs returns the blobs that an image's manifests name: of the image itself, or of each instance that is there.

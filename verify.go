@@ -84,6 +84,9 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 	for tries := 1; err == nil && len(unknown) > 0 && tries < fsckTries; tries++ { // it trips over what is removed meanwhile
 		unknown, err = v.fsck(ctx)
 	}
+	if err == nil && len(unknown) > 0 {
+		unknown, err = v.fsckObjects(ctx, unknown)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -160,9 +163,35 @@ func (v *verifier) settledImage(ctx context.Context, name, spec string, parallel
 
 // fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names none: it may concern
 // any image, and ends fsck before it has checked all.
-func (v *verifier) fsck(ctx context.Context) (unknown []string, err error) {
+func (v *verifier) fsck(ctx context.Context) (unknown []string, err error) { return v.fsckOf(ctx, v.repo) }
+
+// fsckObjects runs ostree fsck without the refs of the repository. Whoever may add one can give it
+// a name or a content that ends fsck before it checks any object; what such a ref means for an
+// image is found where the image is read. refs is what fsck said of them.
+func (v *verifier) fsckObjects(ctx context.Context, refs []string) (unknown []string, err error) {
+	work, err := newWorkDir(os.TempDir(), v.settings.runner)
+	if err != nil {
+		return nil, errors.WithMessage(err, "making a repository for ostree fsck")
+	}
+	defer func() {
+		if rerr := work.remove(); err == nil {
+			err = rerr
+		}
+	}()
+	view, err := v.repo.withoutRefs(ctx, work.join("objects"))
+	if err != nil {
+		return nil, err
+	}
+	unknown, err = v.fsckOf(ctx, view)
+	if err == nil && len(unknown) == 0 {
+		v.settings.warnf("%s: that ends it at a ref, so the objects were checked without the refs", refs[0])
+	}
+	return unknown, err
+}
+
+func (v *verifier) fsckOf(ctx context.Context, repo *repository) (unknown []string, err error) {
 	v.objects = map[string]string{}
-	lines, err := v.repo.fsck(ctx)
+	lines, err := repo.fsck(ctx)
 	var terr *toolError
 	if errors.As(err, &terr) && terr.ExitCode < 0 && ctx.Err() == nil {
 		return []string{v.text(err)}, nil // a broken object has killed it
