@@ -120,6 +120,7 @@ type storedBlob struct {
 	record  string        // tar-split data from the metadata, in base64; "" for none
 	hasFile map[string]bool
 	commit  string       // checksum
+	binding error        // that it was made for another ref
 	tree    treesum.Root // of the commit
 }
 
@@ -138,7 +139,7 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 	}
 	b := &storedBlob{
 		digest: d, spec: spec, size: -1, tarSize: -1, record: info.metadata[keyTarSplit], hasFile: map[string]bool{},
-		commit: info.checksum, tree: treesum.Root{Tree: info.root, Meta: info.rootMeta},
+		commit: info.checksum, binding: info.checkBinding(blobRef(d)), tree: treesum.Root{Tree: info.root, Meta: info.rootMeta},
 	}
 	if b.size, err = sizeOf(info, keySize); err != nil {
 		return nil, errors.WithMessagef(err, "blob %s", d)

@@ -1315,7 +1315,7 @@ func TestCheckoutHostileRepository(t *testing.T) {
 			tool(t, "ostree", args...)
 			// As if it had been proved: checkout is to hold by itself, too.
 			commit := strings.TrimSpace(tool(t, "ostree", "rev-parse", "--repo="+run.repo.path, ref))
-			run.proven.add(provenKey(commit, ""), provenBlob{digest.FromBytes(image.layers[1]), int64(len(image.layers[1]))})
+			run.proven.add(provenKey(digest.FromBytes(image.layers[1]), commit, ""), provenBlob{digest.FromBytes(image.layers[1]), int64(len(image.layers[1]))})
 			parent := filepath.Join(t.TempDir(), "p")
 			if err := os.Mkdir(parent, 0o755); err != nil {
 				t.Fatal(err)

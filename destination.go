@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -468,11 +469,12 @@ func (d *destination) keepConfig(ctx context.Context, b *destinationBlob, stream
 	return err
 }
 
-// holdsContent tells whether the commit of a blob that is no layer holds these bytes, and nothing else. What cannot be read is
-// made anew.
+// holdsContent tells whether the commit of a blob that is no layer holds these bytes, and nothing else, and says so. What cannot be
+// read is made anew.
 func (d *destination) holdsContent(ctx context.Context, blob digest.Digest, content []byte) bool {
 	info, err := d.repo.commitInfo(ctx, blobRef(blob))
-	return err == nil && d.hasTree(info, []treeFile{{name: fileContent, content: content}})
+	return err == nil && info.checkBinding(blobRef(blob)) == nil && info.metadata[keySize] == strconv.Itoa(len(content)) &&
+		d.hasTree(info, []treeFile{{name: fileContent, content: content}})
 }
 
 // isLayerKept tells whether a blob is a layer that can be given back byte for byte.
@@ -513,12 +515,37 @@ func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile
 		if err != nil && !errors.Is(err, errNoRef) { // a prune can have removed it since
 			return "", "", err
 		}
-		if err == nil && there.layer {
+		// What only calls itself a layer, or has other bytes, gives way.
+		if err == nil && there.layer && d.hasBytes(there, file) {
 			o.branch, o.metadata, file.name = sideRef(info.Digest), nil, fileBlob
 		}
 	}
 	commit, err = st.commitFiles(d.ctx, []treeFile{file}, o)
 	return o.branch, commit, err
+}
+
+// hasBytes tells whether a layer of the repository is whole, and these are the bytes of its blob:
+// they come to its tar stream.
+func (d *destination) hasBytes(b *storedBlob, file treeFile) bool {
+	if _, err := d.prove(d.ctx, b); err != nil {
+		return false
+	}
+	blob := io.NopCloser(bytes.NewReader(file.content))
+	if file.from != "" {
+		f, err := os.Open(file.from)
+		if err != nil {
+			return false
+		}
+		blob = f
+	}
+	defer func() { _ = blob.Close() }()
+	stream, _, err := decompress(blob, func() {})
+	if err != nil {
+		return false
+	}
+	defer func() { _ = stream.Close() }()
+	_, err = io.Copy(io.Discard, b.verifiedTar(stream))
+	return err == nil
 }
 
 // TryReusingBlob finds a blob that is complete in the repository: its size and diffID are known, and its bytes can be
@@ -614,7 +641,7 @@ func (d *destination) prove(ctx context.Context, b *storedBlob) (digest.Digest, 
 	if err != nil {
 		return "", err
 	}
-	return d.settings.proveBlob(ctx, d.store, b, provenKey(b.commit, sidecar), mode)
+	return d.settings.proveBlob(ctx, d.store, b, sidecar, mode)
 }
 
 // knownImages are what images of the repository are known to hold without asking for each blob.
@@ -702,7 +729,7 @@ func (d *destination) findProven(ctx context.Context, blobs []types.BlobInfo, kn
 		if commit == "" || d.partial[sideRef(b.Digest)] {
 			continue
 		}
-		if proved, ok := d.settings.proven.find(provenKey(commit, commits[sideRef(b.Digest)])); ok {
+		if proved, ok := d.settings.proven.find(provenKey(b.Digest, commit, commits[sideRef(b.Digest)])); ok {
 			known.proved[b.Digest] = proved
 			known.layers[b.Digest] = i > 0
 		}
@@ -1224,10 +1251,7 @@ func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *d
 		info = &now
 	}
 	text := info.metadata[keyManifest]
-	if len(info.bindings) > 0 && !slices.Contains(info.bindings, d.ref.ref()) {
-		return false
-	}
-	return info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[keyDigest] == d.top.String() &&
+	return info.checkBinding(d.ref.ref()) == nil && info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[keyDigest] == d.top.String() &&
 		info.metadata[keySignatures] == "0" && (text == "" || text == string(top.blob)) && d.hasTree(*info, d.imageFiles())
 }
 
@@ -1300,9 +1324,9 @@ func (d *destination) rememberProven() {
 	for sum, b := range d.blobs {
 		switch {
 		case b.layer != nil:
-			d.settings.proven.add(provenKey(b.layer.commit, b.layer.sidecar), provenBlob{b.layer.diffID, b.layer.blob.size()})
+			d.settings.proven.add(provenKey(sum, b.layer.commit, b.layer.sidecar), provenBlob{b.layer.diffID, b.layer.blob.size()})
 		case b.commit != "" && b.ref == blobRef(sum):
-			d.settings.proven.add(provenKey(b.commit, ""), provenBlob{sum, b.info.Size})
+			d.settings.proven.add(provenKey(sum, b.commit, ""), provenBlob{sum, b.info.Size})
 		}
 	}
 }

@@ -48,6 +48,14 @@ type commitInfo struct {
 	rootMeta  string            // checksum of the root's dirmeta
 }
 
+// checkBinding refuses a commit that was made for other refs. An old one names none.
+func (c commitInfo) checkBinding(ref string) error {
+	if len(c.bindings) == 0 || slices.Contains(c.bindings, ref) {
+		return nil
+	}
+	return checkf("commit %s was made for the refs %q, and not for %s", c.checksum, c.bindings, ref)
+}
+
 // ostreeFeatures is what an ostree program says of itself.
 type ostreeFeatures struct {
 	version  string

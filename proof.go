@@ -78,16 +78,21 @@ func (s *blobStore) proveLayer(ctx context.Context, b *storedBlob, mode string) 
 }
 
 // proveBlob checks a blob, unless that was done before on this machine, and returns the digest of what it holds: a layer's
-// diffID, or the blob's own.
-func (s *settings) proveBlob(ctx context.Context, store *blobStore, b *storedBlob, key, mode string) (digest.Digest, error) {
+// diffID, or the blob's own. sidecar is the commit of its sidecar, "" for none.
+func (s *settings) proveBlob(
+	ctx context.Context, store *blobStore, b *storedBlob, sidecar, mode string,
+) (digest.Digest, error) {
+	key := provenKey(b.digest, b.commit, sidecar)
 	if proved, ok := s.proven.find(key); ok {
 		return proved.digest, nil
 	}
 	proved := b.diffID
-	var err error
-	if b.layer {
+	err := b.binding
+	switch {
+	case err != nil:
+	case b.layer:
 		err = store.proveLayer(ctx, b, mode)
-	} else {
+	default:
 		proved = b.digest
 		err = store.proveContent(ctx, b)
 	}

@@ -211,6 +211,27 @@ func TestForgeries(t *testing.T) {
 				must(t, os.WriteFile(filepath.Join(dir, fileContent), evil.config, 0o644))
 			})
 		}, "instead of", false},
+		{"no size of the config", func(t *testing.T, f *forgery) {
+			ref := blobRef(digest.FromBytes(f.images["small"].config))
+			info, err := f.repo.commitInfo(t.Context(), ref)
+			must(t, err)
+			f.commit(t, ref, commitInfo{timestamp: info.timestamp}, "--tree=ref="+info.checksum)
+		}, "its commit says that it has -1 bytes", true},
+		{"a layer in the config's place", func(t *testing.T, f *forgery) {
+			sum := strings.TrimSpace(tool(t, "ostree", "rev-parse", "--repo="+f.repo.path, f.layerRef(0)))
+			ref := blobRef(digest.FromBytes(f.images["small"].config))
+			tool(t, "ostree", "refs", "--repo="+f.repo.path, "--force", "--create="+ref, sum)
+		}, "was made for the refs", false},
+		{"a layer in the config's place, made for it", func(t *testing.T, f *forgery) {
+			info, err := f.repo.commitInfo(t.Context(), f.layerRef(0))
+			must(t, err)
+			f.commit(t, blobRef(digest.FromBytes(f.images["small"].config)), info, "--tree=ref="+info.checksum)
+		}, "No such file or directory: /content", false},
+		{"a config without content", func(t *testing.T, f *forgery) {
+			f.edit(t, blobRef(digest.FromBytes(f.images["small"].config)), func(dir string) {
+				must(t, os.Remove(filepath.Join(dir, fileContent)))
+			})
+		}, "was stored without what proves its files", false},
 		{"another manifest", func(t *testing.T, f *forgery) {
 			f.edit(t, f.reference(t, "small").ref(), func(dir string) {
 				must(t, os.WriteFile(filepath.Join(dir, fileManifest), evil.manifest, 0o644))

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// provenCommits remembers which blobs this program has imported or proved for this user on this machine, by the checksums
-// of their commits: these name all that a commit holds, so what was proved of one stays true in every repository. It is a
+// provenCommits remembers which blobs this program has imported or proved for this user on this machine, by their digests and the
+// checksums of their commits: these name all that a commit holds, so what was proved of one stays true in every repository. It is a
 // file of the user's cache that may be deleted at any time. Where it cannot be used, each blob is proved anew.
 //
 // It is safe for parallel use. A nil one knows nothing.
@@ -36,7 +36,7 @@ type provenBlob struct {
 
 const (
 	// provenFile has a number in its name that grows when a release proves more, or makes another tree of a layer.
-	provenFile = "proven-1"
+	provenFile = "proven-2"
 	// maxProvenFile is from which size on only the newer half of the file is kept.
 	maxProvenFile = 4 << 20
 )
@@ -50,8 +50,11 @@ func newProvenCommits() *provenCommits {
 	return &provenCommits{path: filepath.Join(dir, "ostree-image", provenFile)}
 }
 
-// provenKey is what a blob's commit is remembered by, with the commit of its sidecar, "" for none.
-func provenKey(commit, sidecar string) string { return strings.TrimSuffix(commit+"+"+sidecar, "+") }
+// provenKey is what is remembered of a blob: its commit is what its digest stands for, with the
+// commit of its sidecar, "" for none.
+func provenKey(blob digest.Digest, commit, sidecar string) string {
+	return strings.TrimSuffix(blob.Encoded()+"+"+commit+"+"+sidecar, "+")
+}
 
 // find returns what was proved.
 func (p *provenCommits) find(key string) (b provenBlob, ok bool) {

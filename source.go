@@ -265,7 +265,7 @@ func (s *source) proveLayers(ctx context.Context, named []types.BlobInfo, layers
 			return err
 		}
 		group.Go(func() error {
-			_, err := s.settings.proveBlob(ctx, s.store, b, provenKey(b.commit, sidecars[b.side]), mode)
+			_, err := s.settings.proveBlob(ctx, s.store, b, sidecars[b.side], mode)
 			return errors.WithMessagef(err, "image %s", s.ref.image)
 		})
 	}

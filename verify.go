@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -163,7 +162,9 @@ func (v *verifier) settledImage(ctx context.Context, name, spec string, parallel
 
 // fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names none: it may concern
 // any image, and ends fsck before it has checked all.
-func (v *verifier) fsck(ctx context.Context) (unknown []string, err error) { return v.fsckOf(ctx, v.repo) }
+func (v *verifier) fsck(ctx context.Context) (unknown []string, err error) {
+	return v.fsckOf(ctx, v.repo)
+}
 
 // fsckObjects runs ostree fsck without the refs of the repository. Whoever may add one can give it
 // a name or a content that ends fsck before it checks any object; what such a ref means for an
@@ -367,8 +368,11 @@ func (v *verifier) commitProblem(ctx context.Context, spec string, info commitIn
 	}
 	// Whoever made or signed it may have made others, which are good under their own refs only. Old commits name none.
 	_, ref := splitSpec(spec)
-	if (v.settings.gpgVerify || len(info.bindings) > 0) && !slices.Contains(info.bindings, ref) {
-		return fmt.Sprintf("commit %s was made for the refs %q, and not for %s", info.checksum, info.bindings, ref)
+	if v.settings.gpgVerify && len(info.bindings) == 0 {
+		return "commit " + info.checksum + " does not say for which refs it was made"
+	}
+	if err := info.checkBinding(ref); err != nil {
+		return err.Error()
 	}
 	if text := v.objects[info.checksum]; text != "" {
 		return text
@@ -592,7 +596,7 @@ func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Dig
 		}
 		checked.problems = append(checked.problems, p)
 	}
-	if key := provenKey(b.commit, sidecar); len(checked.problems) > 0 {
+	if key := provenKey(d, b.commit, sidecar); len(checked.problems) > 0 {
 		v.settings.proven.drop(key)
 	} else {
 		v.settings.proven.add(key, provenBlob{proved, b.size})
