@@ -411,14 +411,22 @@ func (r *repository) metadataKey(ctx context.Context, ref, key string) (value st
 
 // maxCommitText is how many bytes of text a commit is read of. Ours have less than two arguments of
 // a program.
-const maxCommitText = 16 << 20
+const maxCommitText = 4 << 20
+
+// commitMemory is how many bytes ostree may have to read a commit: its text, and twice that while
+// it grows. It would convert hundreds of megabytes of numbers before it prints the first.
+const commitMemory = 4 * maxCommitText
 
 // commitInfo returns what the commit of a ref or checksum says, with one process.
 func (r *repository) commitInfo(ctx context.Context, rev string) (commitInfo, error) {
 	r.reads(ctx, rev)
 	c := r.command("all that "+rev+" says", "show", "--raw", rev)
-	c.read, c.outLimit = true, maxCommitText
+	c.read, c.outLimit, c.memory = true, maxCommitText, commitMemory
 	out, err := r.run.output(ctx, c)
+	var terr *toolError
+	if errors.As(err, &terr) && strings.Contains(terr.Stderr, "failed to allocate") {
+		return commitInfo{}, checkf("the commit of %s is too large: more than %d bytes are needed to read it", rev, commitMemory)
+	}
 	if err != nil {
 		return commitInfo{}, r.explain(err)
 	}

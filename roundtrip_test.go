@@ -7,12 +7,15 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/base64"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -175,6 +178,36 @@ func TestLostRaces(t *testing.T) {
 	}
 	r.sameLayers(t, "a", i, [][]byte{layer})
 	r.nothingInTmp(t)
+}
+
+// The paths of a layer's files can be longer than the arguments of a process may be.
+func TestManyLongPaths(t *testing.T) {
+	t.Parallel()
+	dir := strings.Repeat(strings.Repeat("d", 200)+"/", 15)
+	var headers []*gotar.Header
+	var paths []string
+	for i := range 1500 {
+		name := fmt.Sprint(dir, "file", i)
+		paths = append(paths, name)
+		headers = append(headers, &gotar.Header{Name: name, Typeflag: gotar.TypeReg, Mode: 0o644, Size: 3})
+	}
+	if err := exec.Command("true", paths...).Run(); !errors.Is(err, syscall.E2BIG) {
+		t.Fatalf("the list is too short for this test: %v", err)
+	}
+	i := &testImage{layers: [][]byte{tarOf(t, headers...)}}
+	for _, mode := range []string{modeBareUser, modeArchive} {
+		for _, engine := range []engineName{engineStream, engineTar} {
+			r := newTestRun(t, testOptions{mode: mode, unpack: engine})
+			if err := r.importImage(t, "a", i); err != nil {
+				t.Fatal(err)
+			}
+			r.sameLayers(t, "a", i, i.layers)
+			r.allWell(t, 1)
+			if err := r.checkoutTo(t, "a", filepath.Join(t.TempDir(), "root"), checkoutOptions{}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
 }
 
 // tarOf writes an archive. A file's bytes are its name, over and over.

@@ -85,6 +85,7 @@ type command struct {
 
 	errLimit int // bytes of standard error that an error keeps, 0 for stderrTail
 	outLimit int // bytes of standard output that are read into memory, 0 for outputLimit
+	memory   int // bytes of memory of its own that the process may have, 0 for any number
 }
 
 // process is a running command. The caller calls wait, exactly once; kill may come at any time.
@@ -99,6 +100,7 @@ type process struct {
 	killer *time.Timer // sends SIGKILL a while after SIGTERM
 	clock  *commandClock
 	number int
+	memory int // see command
 	began  time.Time
 	took   time.Duration // once it has ended
 	run    *runner
@@ -170,7 +172,7 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	}
 	p := &process{
 		stderr: tail{limit: c.errLimit}, tool: r.programs[c.tool], args: c.args, run: r,
-		above: above, ctx: ctx, cancel: cancel, clock: clock,
+		above: above, ctx: ctx, cancel: cancel, clock: clock, memory: c.memory,
 	}
 	p.cmd = exec.CommandContext(ctx, path, append(slices.Clip(c.args), c.unlogged...)...)
 	p.cmd.Args[0] = p.tool
@@ -207,7 +209,12 @@ func (p *process) begin() error {
 	p.run.mu.Lock()
 	defer p.run.mu.Unlock()
 	p.cmd.ExtraFiles = append([]*os.File(nil), p.run.inherit...)
-	return p.cmd.Start()
+	err := p.cmd.Start()
+	if limit := uint64(p.memory); err == nil && limit > 0 {
+		// It has begun, but not come so far that it could have read anything of size.
+		_ = unix.Prlimit(p.cmd.Process.Pid, unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit}, nil)
+	}
+	return err
 }
 
 // startCause explains an error of starting a process.

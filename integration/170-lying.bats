@@ -200,6 +200,15 @@ END
     done
 }
 
+@test "lying [seven commits of 15 million numbers]" {
+    must python3 "$INTEGRATION/hostile/bigcommit.py" "$REPO" ociimage/bad_3Alatest 15000000 ociimage/b{ad,ig{1..6}}_3Alatest
+    [[ $(ostree show "--repo=$REPO" ociimage/big1_3Alatest) == commit* ]] || fail "ostree cannot read it"
+    lists_rest
+    says_so 'is too large'
+    bounded 4 prune
+    bounded 0 remove big1
+}
+
 @test "lying [a name that means something to a terminal]" {
     cp -- "$REPO/refs/heads/ociimage/good_3Alatest" "$REPO/refs/heads/ociimage/_1B_5B2J_3A1"
     oi "--repo=$REPO" list
