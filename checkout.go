@@ -14,8 +14,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/containers/image/v5/manifest"
-	"github.com/containers/image/v5/types"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
 	"golang.org/x/sync/errgroup"

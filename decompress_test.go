@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containers/image/v5/manifest"
+	"go.podman.io/image/v5/manifest"
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"

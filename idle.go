@@ -6,8 +6,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containers/image/v5/docker"
-	"github.com/containers/image/v5/types"
+	"go.podman.io/image/v5/docker"
+	"go.podman.io/image/v5/types"
 )
 
 // defaultIdleTimeout is how long a registry may send nothing.

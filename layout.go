@@ -4,7 +4,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containers/image/v5/manifest"
+	"go.podman.io/image/v5/manifest"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 )

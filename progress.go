@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containers/image/v5/types"
+	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
@@ -155,7 +155,9 @@ func (p *progress) reading(d digest.Digest, r io.Reader) io.Reader {
 	defer p.mu.Unlock()
 	if bar := p.imports[d]; bar != nil {
 		bar.SetCurrent(0)
-		return bar.ProxyReader(r)
+		if counted, err := bar.ProxyReader(r); err == nil {
+			return counted
+		}
 	}
 	return r
 }

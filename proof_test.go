@@ -14,7 +14,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containers/image/v5/oci/layout"
+	"go.podman.io/image/v5/oci/layout"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 )

@@ -11,8 +11,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containers/image/v5/signature"
-	"github.com/containers/image/v5/types"
+	"go.podman.io/image/v5/signature"
+	"go.podman.io/image/v5/types"
 	"github.com/pkg/errors"
 )
 

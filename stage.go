@@ -8,7 +8,7 @@ import (
 	"os"
 	"sync"
 
-	"github.com/containers/image/v5/types"
+	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 )

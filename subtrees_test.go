@@ -86,6 +86,6 @@ func TestDivideNames(t *testing.T) {
 		weights.add(fmt.Sprintf("a\nb/c/f%d", i), 1000)
 	}
 	if parts := weights.divide(4); len(parts) != 1 || len(parts[0].skip) != 0 {
-		t.Errorf("the parts are %q", parts)
+		t.Errorf("the parts are %v", parts)
 	}
 }
