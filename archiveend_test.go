@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+
+	"ostree-image/internal/testutil"
 )
 
 // goesThrough holds that an image is imported, verified and checked out, and that the tar streams of its layers come back. It
@@ -86,9 +88,9 @@ func TestArchiveEnd(t *testing.T) {
 // TestSparseLayers holds that sparse files that were imported can be read, whatever part of them is holes.
 func TestSparseLayers(t *testing.T) {
 	t.Parallel()
-	needTools(t, "tar", "truncate")
+	testutil.NeedTools(t, "tar", "truncate")
 	dir := t.TempDir()
-	tool(t, "truncate", "--size=3M", filepath.Join(dir, "holes"))
+	testutil.Run(t, "truncate", "--size=3M", filepath.Join(dir, "holes"))
 	if err := os.WriteFile(filepath.Join(dir, "full"), []byte("x"), 0o644); err != nil {
 		t.Fatal(err)
 	}

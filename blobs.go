@@ -23,6 +23,8 @@ import (
 	"github.com/vbatts/tar-split/tar/asm"
 	"github.com/vbatts/tar-split/tar/storage"
 
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/treesum"
 )
@@ -68,7 +70,7 @@ func (s *blobStore) find(ref string) (spec string, ok bool) {
 func (s *blobStore) findImage(ref ostreeReference) (string, error) {
 	spec, ok := s.find(ref.ref())
 	if !ok {
-		return "", notFoundf("no image %s in the repository %s; see ostree-image list", ref.image, s.repo.path)
+		return "", errdefs.NotFoundf("no image %s in the repository %s; see ostree-image list", ref.image, s.repo.path)
 	}
 	return spec, nil
 }
@@ -76,28 +78,23 @@ func (s *blobStore) findImage(ref ostreeReference) (string, error) {
 // images returns the names and refspecs of all images, by name. Of two with one name the first is the one that the name finds.
 func (s *blobStore) images() (names, specs []string) {
 	for spec := range s.refs {
-		if _, ref := splitSpec(spec); isImageRef(ref) {
+		if _, ref := splitSpec(spec); imageref.IsImage(ref) {
 			specs = append(specs, spec)
 		}
 	}
 	sort.Slice(specs, func(i, j int) bool {
 		remoteI, refI := splitSpec(specs[i])
 		remoteJ, refJ := splitSpec(specs[j])
-		nameI, _ := imageName(refI)
-		nameJ, _ := imageName(refJ)
+		nameI, _ := imageref.ImageName(refI)
+		nameJ, _ := imageref.ImageName(refJ)
 		return nameI < nameJ || nameI == nameJ && remoteI < remoteJ
 	})
 	for _, spec := range specs {
 		_, ref := splitSpec(spec)
-		name, _ := imageName(ref)
+		name, _ := imageref.ImageName(ref)
 		names = append(names, name)
 	}
 	return names, specs
-}
-
-func isImageRef(ref string) bool {
-	_, ok := imageName(ref)
-	return ok
 }
 
 // beside returns a store that looks first where the image at spec lies: under the remote that it was pulled from.
@@ -127,33 +124,33 @@ type storedBlob struct {
 // blob finds a blob. Nothing but its commits is read.
 func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, error) {
 	if err := d.Validate(); err != nil {
-		return nil, checkf("blob digest %q: %s", d, err)
+		return nil, errdefs.Checkf("blob digest %q: %s", d, err)
 	}
-	spec, ok := s.find(blobRef(d))
+	spec, ok := s.find(imageref.BlobRef(d))
 	if !ok {
-		return nil, checkf("blob %s is missing from the repository %s", d, s.repo.path)
+		return nil, errdefs.Checkf("blob %s is missing from the repository %s", d, s.repo.path)
 	}
 	info, err := s.repo.readCommit(ctx, spec)
 	if err != nil {
 		return nil, errors.WithMessagef(err, "blob %s", d)
 	}
 	b := &storedBlob{
-		digest: d, spec: spec, size: -1, tarSize: -1, record: info.metadata[keyTarSplit], hasFile: map[string]bool{},
-		commit: info.checksum, binding: info.checkBinding(blobRef(d)), tree: treesum.Root{Tree: info.root, Meta: info.rootMeta},
+		digest: d, spec: spec, size: -1, tarSize: -1, record: info.metadata[imageref.KeyTarSplit], hasFile: map[string]bool{},
+		commit: info.checksum, binding: info.checkBinding(imageref.BlobRef(d)), tree: treesum.Root{Tree: info.root, Meta: info.rootMeta},
 	}
-	if b.size, err = sizeOf(info, keySize); err != nil {
+	if b.size, err = sizeOf(info, imageref.KeySize); err != nil {
 		return nil, errors.WithMessagef(err, "blob %s", d)
 	}
-	if b.tarSize, err = sizeOf(info, keyUncompressedSize); err != nil {
+	if b.tarSize, err = sizeOf(info, imageref.KeyUncompressedSize); err != nil {
 		return nil, errors.WithMessagef(err, "blob %s", d)
 	}
-	if text, ok := info.metadata[keyUncompressedDigest]; ok {
+	if text, ok := info.metadata[imageref.KeyUncompressedDigest]; ok {
 		b.layer, b.diffID = true, digest.Digest(text)
 		if err := b.diffID.Validate(); err != nil {
-			return nil, checkf("blob %s: its commit names the diffID %q: %s", d, text, err)
+			return nil, errdefs.Checkf("blob %s: its commit names the diffID %q: %s", d, text, err)
 		}
 	}
-	if side, ok := s.find(sideRef(d)); ok {
+	if side, ok := s.find(imageref.SidecarRef(d)); ok {
 		// What a run left that was ended while it brought the blob of a layer that does without.
 		if b.layer && b.record != "" {
 			if partial, err := s.repo.isPartial(ctx, side); err != nil {
@@ -172,7 +169,7 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 		}
 	}
 	if !b.layer { // a config, or a layer of 2017, whose commit says nothing of a diffID
-		if isContent, err := s.repo.hasFile(ctx, spec, fileContent); err != nil {
+		if isContent, err := s.repo.hasFile(ctx, spec, imageref.FileContent); err != nil {
 			return nil, errors.WithMessagef(damage(err), "blob %s", d)
 		} else if !isContent {
 			b.layer = true
@@ -189,22 +186,22 @@ func sizeOf(info commitInfo, key string) (int64, error) {
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || n < 0 {
-		return -1, checkf("its commit says that %s is %q", key, text)
+		return -1, errdefs.Checkf("its commit says that %s is %q", key, text)
 	}
 	return n, nil
 }
 
 // hasRecord tells whether there is tar-split data.
-func (b *storedBlob) hasRecord() bool { return b.record != "" || b.hasFile[fileSplit] }
+func (b *storedBlob) hasRecord() bool { return b.record != "" || b.hasFile[imageref.FileTarSplit] }
 
 // canRebuild tells whether the layer's tar stream can be given back.
 func (b *storedBlob) canRebuild() bool {
-	return b.diffID != "" && (b.hasRecord() || b.hasFile[fileBlob])
+	return b.diffID != "" && (b.hasRecord() || b.hasFile[imageref.FileBlob])
 }
 
 // isExact tells whether the blob can be given back as the manifest names it.
 func (b *storedBlob) isExact() bool {
-	return !b.layer || b.hasFile[fileBlob] || b.diffID == b.digest && b.hasRecord()
+	return !b.layer || b.hasFile[imageref.FileBlob] || b.diffID == b.digest && b.hasRecord()
 }
 
 // open returns the blob as the manifest names it. The stream ends well only if it matches the digest.
@@ -212,10 +209,10 @@ func (s *blobStore) open(ctx context.Context, b *storedBlob) (io.ReadCloser, err
 	var stream io.ReadCloser
 	var err error
 	switch {
-	case b.hasFile[fileBlob]:
-		stream, err = s.repo.cat(ctx, b.side, fileBlob)
+	case b.hasFile[imageref.FileBlob]:
+		stream, err = s.repo.cat(ctx, b.side, imageref.FileBlob)
 	case !b.layer:
-		stream, err = s.repo.cat(ctx, b.spec, fileContent)
+		stream, err = s.repo.cat(ctx, b.spec, imageref.FileContent)
 	case b.diffID == b.digest && b.hasRecord():
 		return s.openTar(ctx, b)
 	default:
@@ -246,9 +243,9 @@ func (s *blobStore) openTar(ctx context.Context, b *storedBlob) (io.ReadCloser, 
 // recordRebuild writes into a record how to put the layer together without this program, where the program tar-split is.
 func (s *blobStore) recordRebuild(b *storedBlob) {
 	repo := s.repo.run.journal.path(s.repo.path)
-	split := "ostree cat --repo=" + repo + " " + shellquote.Word(b.side) + " /" + fileSplit
+	split := "ostree cat --repo=" + repo + " " + shellquote.Word(b.side) + " /" + imageref.FileTarSplit
 	if b.record != "" {
-		split = "ostree show --repo=" + repo + " --print-metadata-key=" + keyTarSplit + " " + shellquote.Word(b.spec) + ` | tr -d "'" | base64 -d`
+		split = "ostree show --repo=" + repo + " --print-metadata-key=" + imageref.KeyTarSplit + " " + shellquote.Word(b.spec) + ` | tr -d "'" | base64 -d`
 	}
 	s.repo.run.journal.recorded("put layer "+b.digest.String()+" together, where the program tar-split is", fmt.Sprintf(
 		`! command -v tar-split >/dev/null || { ostree checkout --repo=%[4]s --user-mode %[1]s "$WORK"/rebuilt; %[2]s >"$WORK"/split; `+
@@ -259,7 +256,7 @@ func (s *blobStore) recordRebuild(b *storedBlob) {
 // openBlobTar returns the tar stream of a layer that is kept as it came. It ends well only if it matches the diffID, and the
 // blob its digest.
 func (s *blobStore) openBlobTar(ctx context.Context, b *storedBlob) (io.ReadCloser, error) {
-	packed, err := s.repo.cat(ctx, b.side, fileBlob)
+	packed, err := s.repo.cat(ctx, b.side, imageref.FileBlob)
 	if err != nil {
 		return nil, err
 	}
@@ -292,7 +289,7 @@ func (s *blobStore) openRecord(ctx context.Context, b *storedBlob) (io.ReadClose
 		packed = io.NopCloser(base64.NewDecoder(base64.StdEncoding, strings.NewReader(b.record)))
 	} else {
 		var err error
-		if packed, err = s.repo.cat(ctx, b.side, fileSplit); err != nil {
+		if packed, err = s.repo.cat(ctx, b.side, imageref.FileTarSplit); err != nil {
 			return nil, err
 		}
 	}
@@ -312,11 +309,11 @@ func badRecord(b *storedBlob, err error) error {
 // badData makes an error of understanding what a repository holds one of the repository, unless it is a tool's, or of the end of the run.
 func badData(err error, format string, args ...any) error {
 	var terr *toolError
-	var check checkError
+	var check errdefs.CheckError
 	if errors.As(err, &terr) || errors.As(err, &check) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return errors.WithMessagef(damage(err), format, args...)
 	}
-	return checkf(format+": %s", append(args, err)...)
+	return errdefs.Checkf(format+": %s", append(args, err)...)
 }
 
 // headers calls f for each entry of the layer, in the layer's order. The layer must be one that can be rebuilt.
@@ -341,7 +338,7 @@ func (s *blobStore) headers(ctx context.Context, b *storedBlob, f func(*tar.Head
 	err = streamHeaders(ctx, stream, boundedHeaders(f))
 	var wrong *digestError
 	if errors.As(err, &wrong) {
-		return checkf("layer %s: its tar stream is %s, and its commit says %s", b.digest, wrong.actual, wrong.expected)
+		return errdefs.Checkf("layer %s: its tar stream is %s, and its commit says %s", b.digest, wrong.actual, wrong.expected)
 	}
 	if err != nil {
 		return badData(err, "layer %s cannot be read", b.digest)
@@ -441,7 +438,7 @@ func boundedHeaders(f func(*tar.Header) error) func(*tar.Header) error {
 	left := int64(maxHeaderMemory)
 	return func(hdr *tar.Header) error {
 		if left -= int64(each + len(hdr.Name) + len(hdr.Linkname)); left < 0 {
-			return checkf("its headers take more than %d bytes", int64(maxHeaderMemory))
+			return errdefs.Checkf("its headers take more than %d bytes", int64(maxHeaderMemory))
 		}
 		return f(hdr)
 	}
@@ -471,7 +468,7 @@ func (e *digestError) Error() string {
 }
 
 // Unwrap makes it one of the errors that have an exit status of their own.
-func (e *digestError) Unwrap() error { return checkError{e.Error()} }
+func (e *digestError) Unwrap() error { return errdefs.CheckError{Text: e.Error()} }
 
 // unknownTarLimit is how long a tar stream may be whose commit does not say.
 const unknownTarLimit = 32 << 30
@@ -498,7 +495,7 @@ type lengthReader struct {
 func (l *lengthReader) Read(p []byte) (int, error) {
 	n, err := l.r.Read(p)
 	if l.left -= int64(n); l.left < 0 {
-		return 0, checkf("its tar stream is longer than its commit says: it is damaged")
+		return 0, errdefs.Checkf("its tar stream is longer than its commit says: it is damaged")
 	}
 	return n, err
 }
@@ -537,7 +534,7 @@ type damageError struct{ err error }
 func (e *damageError) Error() string { return e.err.Error() + ": the repository is damaged" }
 
 // Unwrap makes it one of the errors that have an exit status of their own.
-func (e *damageError) Unwrap() []error { return []error{checkError{e.Error()}, e.err} }
+func (e *damageError) Unwrap() []error { return []error{errdefs.CheckError{Text: e.Error()}, e.err} }
 
 // damageSigns are what ostree says of objects that are missing or broken. A broken commit can end it with a signal, too.
 var damageSigns = []string{
@@ -547,10 +544,10 @@ var damageSigns = []string{
 
 // damage tells an error that says that the repository is damaged from all others.
 func damage(err error) error {
-	var check checkError
-	var notFound notFoundError
-	var missing *missingToolError
-	var access *accessError
+	var check errdefs.CheckError
+	var notFound errdefs.NotFoundError
+	var missing *errdefs.MissingToolError
+	var access *errdefs.AccessError
 	var terr *toolError
 	switch {
 	case err == nil, errors.As(err, &check), errors.As(err, &notFound), errors.As(err, &missing), errors.As(err, &access),
@@ -576,8 +573,8 @@ func (r *repository) readCommit(ctx context.Context, spec string) (commitInfo, e
 	if err == nil || errors.As(err, &terr) || errors.Is(err, errNoRef) {
 		return info, damage(err)
 	}
-	var notFound notFoundError
-	var missing *missingToolError
+	var notFound errdefs.NotFoundError
+	var missing *errdefs.MissingToolError
 	if errors.As(err, &notFound) || errors.As(err, &missing) {
 		return info, err
 	}
@@ -714,7 +711,7 @@ func (s *blobStore) readPart(ctx context.Context, commit string, up storage.Unpa
 				err = errors.Errorf("the file %q has %d bytes", name, e.Size)
 			}
 			if err != nil {
-				part.err = checkf("the tar-split data is wrong: %s", err)
+				part.err = errdefs.Checkf("the tar-split data is wrong: %s", err)
 				return part
 			}
 			paths = append(paths, name)
@@ -773,7 +770,7 @@ func (r *rebuild) endPart() error {
 	r.part.close()
 	r.part.files = nil
 	if n > 0 {
-		return checkf("the files of the layer are longer than its tar-split data says")
+		return errdefs.Checkf("the files of the layer are longer than its tar-split data says")
 	}
 	if err != io.EOF {
 		return err
@@ -784,7 +781,7 @@ func (r *rebuild) endPart() error {
 // Get returns the payload of the entry that Next gave last (storage.FileGetter).
 func (r *rebuild) Get(name string) (io.ReadCloser, error) {
 	if r.part.files == nil {
-		return nil, checkf("the tar-split data asks for %q out of turn", path.Clean(name))
+		return nil, errdefs.Checkf("the tar-split data asks for %q out of turn", path.Clean(name))
 	}
 	return io.NopCloser(io.LimitReader(r.part.files, r.size)), nil
 }

@@ -14,13 +14,15 @@ import (
 	"syscall"
 	"time"
 
-	"go.podman.io/image/v5/manifest"
-	"go.podman.io/image/v5/types"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 	"ostree-image/internal/tarstream"
 )
 
@@ -48,7 +50,7 @@ type checkoutOptions struct {
 // out of the root.
 func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *types.SystemContext, o checkoutOptions) error {
 	if o.requireHardlinks && o.forceCopy {
-		return usagef("checkout: --require-hardlinks and --force-copy are mutually exclusive")
+		return errdefs.Usagef("checkout: --require-hardlinks and --force-copy are mutually exclusive")
 	}
 	src, err := openSource(ctx, ref)
 	if err != nil {
@@ -120,12 +122,12 @@ func (s *source) rootLayers(ctx context.Context, sys *types.SystemContext, mode 
 			return nil, err
 		}
 	}
-	named, err := manifestBlobs(blob, mimeType)
+	named, err := imageref.Blobs(blob, mimeType)
 	if err != nil {
 		return nil, err
 	}
 	for _, info := range named[1:] {
-		if !isLayerType(info.MediaType) {
+		if !imageref.IsLayerType(info.MediaType) {
 			return nil, errors.Errorf("image %s has a layer of type %s, which is no file system", s.ref.image, info.MediaType)
 		}
 	}
@@ -135,7 +137,7 @@ func (s *source) rootLayers(ctx context.Context, sys *types.SystemContext, mode 
 	}
 	for _, b := range layers {
 		if !b.layer {
-			return nil, checkf("layer %s is in the repository as a file, not as a file system", b.digest)
+			return nil, errdefs.Checkf("layer %s is in the repository as a file, not as a file system", b.digest)
 		}
 	}
 	return layers, s.proveLayers(ctx, named, layers, mode)
@@ -152,7 +154,7 @@ type checkoutTarget struct {
 
 func openTarget(dir string, r *runner) (_ *checkoutTarget, err error) {
 	if dir == "" {
-		return nil, usagef("checkout: the directory has no name")
+		return nil, errdefs.Usagef("checkout: the directory has no name")
 	}
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, errors.WithStack(err)
@@ -360,12 +362,12 @@ func copyDirMeta(from, to string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer closeWith(&err, source)
+	defer errdefs.Close(&err, source)
 	target, err := openRootFS(to, asRoot)
 	if err != nil {
 		return err
 	}
-	defer closeWith(&err, target)
+	defer errdefs.Close(&err, target)
 	meta, err := source.meta("")
 	if err != nil {
 		return err
@@ -464,7 +466,7 @@ func (c *checkout) withRoot(script, why, variables string, f func(root *rootFS) 
 	if err == nil {
 		root.steps, root.times = steps, c.times
 		err = f(root)
-		closeWith(&err, root)
+		errdefs.Close(&err, root)
 	}
 	if serr := steps.end(); err == nil {
 		err = serr

@@ -28,6 +28,9 @@ import (
 	"github.com/vbatts/tar-split/tar/asm"
 	"github.com/vbatts/tar-split/tar/storage"
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 // --- layers that tests stack -----------------------------------------------------------------------------------------
@@ -362,7 +365,7 @@ func compareListed(t testing.TB, what string, got map[string]fsNode, lines []str
 func umociTree(t testing.TB, layout, name string) map[string]fsNode {
 	t.Helper()
 	bundle := filepath.Join(t.TempDir(), "bundle")
-	tool(t, "umoci", "unpack", "--image", layout+":"+name, bundle)
+	testutil.Run(t, "umoci", "unpack", "--image", layout+":"+name, bundle)
 	return rootTree(t, filepath.Join(bundle, "rootfs"))
 }
 
@@ -402,7 +405,7 @@ func onlyEntries(t testing.TB, dir string, names ...string) {
 func pullCommits(t testing.TB, from, mode string) string {
 	t.Helper()
 	repo := newRepo(t, mode)
-	tool(t, "ostree", "pull-local", "--repo="+repo, from)
+	testutil.Run(t, "ostree", "pull-local", "--repo="+repo, from)
 	return repo
 }
 
@@ -577,8 +580,8 @@ func stackCases() []stackCase {
 
 // TestCheckoutStacks holds the checkout against umoci's.
 func TestCheckoutStacks(t *testing.T) {
-	needRoot(t)
-	needTools(t, "umoci")
+	testutil.NeedRoot(t)
+	testutil.NeedTools(t, "umoci")
 	cases := stackCases()
 	images := map[string]*testImage{}
 	bare := newTestRun(t, testOptions{mode: modeBare})
@@ -766,7 +769,7 @@ func victims(t *testing.T, dirs ...string) func(t testing.TB, what string) {
 	before := state(t)
 	return func(t testing.TB, what string) {
 		t.Helper()
-		sameText(t, what+": the victims", state(t), before)
+		testutil.SameText(t, what+": the victims", state(t), before)
 	}
 }
 
@@ -839,7 +842,7 @@ func simpleImage(t testing.TB) *testImage {
 }
 
 func TestCheckoutTarget(t *testing.T) {
-	needRoot(t)
+	testutil.NeedRoot(t)
 	run := newTestRun(t, testOptions{mode: modeBare})
 	if err := run.importImage(t, "simple", simpleImage(t)); err != nil {
 		t.Fatal(err)
@@ -860,7 +863,7 @@ func TestCheckoutTarget(t *testing.T) {
 	}
 	mount := func(t *testing.T, source, dir, kind string, flags uintptr, data string) {
 		if err := unix.Mount(source, dir, kind, flags, data); err != nil {
-			skip(t, "no mount: %v", err)
+			testutil.Skip(t, "no mount: %v", err)
 		}
 		t.Cleanup(func() {
 			if err := unix.Unmount(dir, 0); err != nil {
@@ -1043,7 +1046,7 @@ func directoryName(t *testing.T, link string) string {
 
 // TestSweepCheckouts: of what has the name of a checkout's directory, only what a checkout makes goes.
 func TestSweepCheckouts(t *testing.T) {
-	needRoot(t)
+	testutil.NeedRoot(t)
 	parent := t.TempDir()
 	for _, d := range []struct {
 		name  string
@@ -1072,7 +1075,7 @@ func TestSweepCheckouts(t *testing.T) {
 
 // TestCheckoutGroup: a root that no layer describes is root's, whatever the directory above it hands down.
 func TestCheckoutGroup(t *testing.T) {
-	needRoot(t)
+	testutil.NeedRoot(t)
 	r := newTestRun(t, testOptions{})
 	if err := r.importImage(t, "empty", &testImage{}); err != nil {
 		t.Fatal(err)
@@ -1083,11 +1086,11 @@ func TestCheckoutGroup(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sameText(t, "the root", tool(t, "stat", "-c", "%a %u:%g", parent+"/root"), "755 0:0\n")
+	testutil.SameText(t, "the root", testutil.Run(t, "stat", "-c", "%a %u:%g", parent+"/root"), "755 0:0\n")
 }
 
 func TestCheckoutOptions(t *testing.T) {
-	needRoot(t)
+	testutil.NeedRoot(t)
 	bare := newTestRun(t, testOptions{mode: modeBare})
 	if err := bare.importImage(t, "simple", simpleImage(t)); err != nil {
 		t.Fatal(err)
@@ -1144,9 +1147,9 @@ func TestCheckoutOptions(t *testing.T) {
 					t.Errorf("%q: %s", name, n)
 				}
 			}
-			sameText(t, "d", got["d"].String(), "dir "+dirMode[mode]+" 0:0")
-			sameText(t, "d/f", got["d/f"].String(), `file 0644 0:0 "f"`)
-			sameText(t, "d/g", got["d/g"].String(), `file 0755 0:0 "g"`)
+			testutil.SameText(t, "d", got["d"].String(), "dir "+dirMode[mode]+" 0:0")
+			testutil.SameText(t, "d/f", got["d/f"].String(), `file 0644 0:0 "f"`)
+			testutil.SameText(t, "d/g", got["d/g"].String(), `file 0755 0:0 "g"`)
 			if _, ok := got["gone"]; ok || len(got) != 6 {
 				t.Errorf("there are %v", got)
 			}
@@ -1173,7 +1176,7 @@ func TestCheckoutOptions(t *testing.T) {
 	t.Run("--require-hardlinks, another file system", func(t *testing.T) {
 		dir := t.TempDir()
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=32m"); err != nil {
-			skip(t, "no mount: %v", err)
+			testutil.Skip(t, "no mount: %v", err)
 		}
 		defer func() { _ = unix.Unmount(dir, 0) }()
 		err := bare.checkoutTo(t, "simple", dir+"/root", checkoutOptions{requireHardlinks: true})
@@ -1236,7 +1239,7 @@ func TestCheckoutInterrupted(t *testing.T) {
 	if stopped == 0 {
 		t.Error("none was stopped")
 	}
-	if left := processesOf(parent); len(left) > 0 {
+	if left := testutil.ProcessesOf(parent); len(left) > 0 {
 		t.Errorf("processes are left: %q", left)
 	}
 }
@@ -1245,7 +1248,7 @@ var errInterrupted = errors.New("interrupted by the test")
 
 // TestCheckoutOldLayers checks out what the old transport stored in 2017: no diffID, no tar-split data.
 func TestCheckoutOldLayers(t *testing.T) {
-	needRoot(t)
+	testutil.NeedRoot(t)
 	run := newTestRun(t, testOptions{mode: modeBare})
 	layers := stackOf(
 		layerOf(tDir("d", 0o750).own(1, 2), tFile("d/f", "1"), tFile("d/-", "1"), tDir("e", 0o755), tFile("e/old", "1"), tFile("x", "1"), tSym("s", "d")),
@@ -1256,10 +1259,10 @@ func TestCheckoutOldLayers(t *testing.T) {
 	}
 	for _, l := range image.layers {
 		d := digest.FromBytes(l)
-		ref := blobRef(d)
-		tool(t, "ostree", "commit", "--repo="+run.repo.path, "--branch="+ref, "--tree=ref="+ref, "--add-metadata-string=docker.size="+fmt.Sprint(len(l)))
-		if strings.Contains(tool(t, "ostree", "refs", "--repo="+run.repo.path), sideRef(d)) {
-			tool(t, "ostree", "refs", "--repo="+run.repo.path, "--delete", sideRef(d))
+		ref := imageref.BlobRef(d)
+		testutil.Run(t, "ostree", "commit", "--repo="+run.repo.path, "--branch="+ref, "--tree=ref="+ref, "--add-metadata-string=docker.size="+fmt.Sprint(len(l)))
+		if strings.Contains(testutil.Run(t, "ostree", "refs", "--repo="+run.repo.path), imageref.SidecarRef(d)) {
+			testutil.Run(t, "ostree", "refs", "--repo="+run.repo.path, "--delete", imageref.SidecarRef(d))
 		}
 	}
 	dir := filepath.Join(t.TempDir(), "root")
@@ -1306,15 +1309,15 @@ func TestCheckoutHostileRepository(t *testing.T) {
 		{"below a link", layerOf(tSym("e2", victim), tFile("e2/new", "")), "no such file or directory"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ref := blobRef(digest.FromBytes(image.layers[1]))
-			args := []string{"commit", "--repo=" + run.repo.path, "--branch=" + ref, "--tree=ref=" + ref, "--add-metadata-string=" + keyTarSplit + "=" + tarSplitOf(t, stackTar(t, c.record))}
-			for _, k := range []string{keySize, keyUncompressedSize, keyUncompressedDigest} {
-				value := strings.TrimSpace(tool(t, "ostree", "show", "--repo="+run.repo.path, "--print-metadata-key="+k, ref))
+			ref := imageref.BlobRef(digest.FromBytes(image.layers[1]))
+			args := []string{"commit", "--repo=" + run.repo.path, "--branch=" + ref, "--tree=ref=" + ref, "--add-metadata-string=" + imageref.KeyTarSplit + "=" + tarSplitOf(t, stackTar(t, c.record))}
+			for _, k := range []string{imageref.KeySize, imageref.KeyUncompressedSize, imageref.KeyUncompressedDigest} {
+				value := strings.TrimSpace(testutil.Run(t, "ostree", "show", "--repo="+run.repo.path, "--print-metadata-key="+k, ref))
 				args = append(args, "--add-metadata-string="+k+"="+strings.Trim(value, "'"))
 			}
-			tool(t, "ostree", args...)
+			testutil.Run(t, "ostree", args...)
 			// As if it had been proved: checkout is to hold by itself, too.
-			commit := strings.TrimSpace(tool(t, "ostree", "rev-parse", "--repo="+run.repo.path, ref))
+			commit := strings.TrimSpace(testutil.Run(t, "ostree", "rev-parse", "--repo="+run.repo.path, ref))
 			run.proven.add(provenKey(digest.FromBytes(image.layers[1]), commit, ""), provenBlob{digest.FromBytes(image.layers[1]), int64(len(image.layers[1]))})
 			parent := filepath.Join(t.TempDir(), "p")
 			if err := os.Mkdir(parent, 0o755); err != nil {
@@ -1510,8 +1513,8 @@ const someUser = 54321
 
 // TestCheckoutAsUser imports and checks out as a user who is not root.
 func TestCheckoutAsUser(t *testing.T) {
-	needRoot(t)
-	needTools(t, "umoci")
+	testutil.NeedRoot(t)
+	testutil.NeedTools(t, "umoci")
 	var cases []stackCase
 	for _, c := range stackCases() {
 		for _, part := range []string{
@@ -1537,9 +1540,9 @@ func TestCheckoutAsUser(t *testing.T) {
 	var calls [][]string
 	for _, mode := range modes {
 		repo := filepath.Join(dir, mode)
-		tool(t, "ostree", "init", "--repo="+repo, "--mode="+mode)
-		tool(t, "chown", "-R", fmt.Sprint(someUser, ":", someUser), repo)
-		tool(t, "mkdir", "-m", "777", filepath.Join(dir, mode+"-roots"))
+		testutil.Run(t, "ostree", "init", "--repo="+repo, "--mode="+mode)
+		testutil.Run(t, "chown", "-R", fmt.Sprint(someUser, ":", someUser), repo)
+		testutil.Run(t, "mkdir", "-m", "777", filepath.Join(dir, mode+"-roots"))
 	}
 	for i, c := range cases {
 		for _, mode := range modes {
@@ -1635,7 +1638,7 @@ func TestCheckoutSignal(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "a tree", func() bool {
+		testutil.Eventually(t, "a tree", func() bool {
 			found, _ := filepath.Glob(parent + "/" + checkoutPrefix + "*/*/root/d/f")
 			return len(found) > 0
 		})
@@ -1647,7 +1650,7 @@ func TestCheckoutSignal(t *testing.T) {
 			t.Errorf("%v: exit status %d, want %d: %s", signal, got, status, &out)
 		}
 		onlyEntries(t, parent)
-		if left := processesOf(parent); len(left) > 0 {
+		if left := testutil.ProcessesOf(parent); len(left) > 0 {
 			t.Errorf("processes are left: %q", left)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
 
+	"ostree-image/internal/gvariant"
 	"ostree-image/internal/tarstream"
 )
 
@@ -286,7 +287,7 @@ func checkTarget(name, target string) error {
 		return errors.Errorf("the symbolic link %s has no target", quoted(name))
 	case len(target) > maxPathBytes:
 		return errors.Errorf("the target of the symbolic link %s has %d bytes, and %d is the most", quoted(name), len(target), maxPathBytes)
-	case !isText(target):
+	case !gvariant.IsText(target):
 		return errors.Errorf("the target %s of the symbolic link %s is not UTF-8, and OSTree holds no other", quoted(target), quoted(name))
 	}
 	return nil

@@ -16,6 +16,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 // accepted are the odd layers that can be imported, each once.
@@ -41,8 +44,8 @@ func imageOf(layers []oddLayer) *testImage {
 	return i
 }
 
-func (l oddLayer) ref() string  { return blobRef(digest.FromBytes(l.layer)) }
-func (l oddLayer) side() string { return sideRef(digest.FromBytes(l.layer)) }
+func (l oddLayer) ref() string  { return imageref.BlobRef(digest.FromBytes(l.layer)) }
+func (l oddLayer) side() string { return imageref.SidecarRef(digest.FromBytes(l.layer)) }
 
 // nameOf returns how the test calls the layer of a ref.
 func nameOf(layers []oddLayer) func(string) string {
@@ -56,7 +59,7 @@ func nameOf(layers []oddLayer) func(string) string {
 // TestOddLayers imports all of them with both engines into repositories of all modes.
 func TestOddLayers(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testutil.NeedRoot(t)
 	whole := t
 	layers := accepted(t)
 	if len(layers) < 60 {
@@ -109,7 +112,7 @@ func newSharedRepo(t testing.TB, mode string) string {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	path := filepath.Join(dir, "repo")
-	tool(t, "ostree", "init", "--repo="+path, "--mode="+mode)
+	testutil.Run(t, "ostree", "init", "--repo="+path, "--mode="+mode)
 	return path
 }
 
@@ -149,14 +152,14 @@ func checkPlain(t *testing.T, r *testRun, layers []oddLayer) {
 		out, err := exec.Command("sh", "-c", `umask 022; exec env -u TAR_OPTIONS LC_ALL=C.UTF-8 tar -x -p -m -f "$1" --numeric-owner --same-owner `+
 			`--xattrs --xattrs-include='user.*' --xattrs-include=security.capability --directory="$2"`, "sh", raw, d).CombinedOutput()
 		if err != nil {
-			t.Errorf("%s: tar: %v\n%s", l.name, err, tailOf(string(out)))
+			t.Errorf("%s: tar: %v\n%s", l.name, err, testutil.TailOf(string(out)))
 		}
 	}
-	tool(t, "find", all, "(", "-type", "b", "-o", "-type", "c", "-o", "-type", "p", "-o", "-type", "s", ")", "-delete")
+	testutil.Run(t, "find", all, "(", "-type", "b", "-o", "-type", "c", "-o", "-type", "p", "-o", "-type", "s", ")", "-delete")
 	repo := newRepo(t, modeArchive)
-	tool(t, "ostree", "commit", "--repo="+repo, "--branch=all/plain", "--tree=dir="+all)
+	testutil.Run(t, "ostree", "commit", "--repo="+repo, "--branch=all/plain", "--tree=dir="+all)
 	want := map[string]string{}
-	for line := range strings.Lines(tool(t, "ostree", "ls", "-C", "--repo="+repo, "all/plain")) {
+	for line := range strings.Lines(testutil.Run(t, "ostree", "ls", "-C", "--repo="+repo, "all/plain")) {
 		f := strings.Fields(line)
 		want[strings.TrimPrefix(f[6], "/")] = f[4] + " " + f[5]
 	}
@@ -164,11 +167,11 @@ func checkPlain(t *testing.T, r *testRun, layers []oddLayer) {
 		if !l.plain {
 			continue
 		}
-		f := strings.Fields(tool(t, "ostree", "ls", "-d", "-C", "--repo="+r.repo.path, l.ref(), "/"))
+		f := strings.Fields(testutil.Run(t, "ostree", "ls", "-d", "-C", "--repo="+r.repo.path, l.ref(), "/"))
 		if got := f[4] + " " + f[5]; got != want[fmt.Sprint(i)] {
 			t.Errorf("%s: tree %s, want %s\nimported:\n%s\nextracted:\n%s", l.name, got, want[fmt.Sprint(i)],
-				tailOf(tool(t, "ostree", "ls", "-RXC", "--repo="+r.repo.path, l.ref())),
-				tailOf(tool(t, "ostree", "ls", "-RXC", "--repo="+repo, "all/plain", "/"+fmt.Sprint(i))))
+				testutil.TailOf(testutil.Run(t, "ostree", "ls", "-RXC", "--repo="+r.repo.path, l.ref())),
+				testutil.TailOf(testutil.Run(t, "ostree", "ls", "-RXC", "--repo="+repo, "all/plain", "/"+fmt.Sprint(i))))
 		}
 	}
 }
@@ -179,7 +182,7 @@ var lsFields = regexp.MustCompile(`(?m)^([-dl][0-7]{5}) +(\d+) +(\d+) +(\d+) \{ 
 func lsLines(t testing.TB, repo, ref string) []string {
 	t.Helper()
 	var lines []string
-	for _, f := range lsFields.FindAllStringSubmatch(tool(t, "ostree", "ls", "-R", "-X", "--repo="+repo, ref), -1) {
+	for _, f := range lsFields.FindAllStringSubmatch(testutil.Run(t, "ostree", "ls", "-R", "-X", "--repo="+repo, ref), -1) {
 		line := strings.Join(f[1:4], " ")
 		if f[1][0] != 'd' {
 			line += " " + f[4]
@@ -223,13 +226,13 @@ func checkRebuilt(t *testing.T, r *testRun, layers []oddLayer) {
 				t.Fatal(err)
 			}
 			want := map[string]string{
-				keySize: fmt.Sprint(len(l.layer)), keyUncompressedSize: fmt.Sprint(len(l.layer)), keyUncompressedDigest: digest.FromBytes(l.layer).String(),
+				imageref.KeySize: fmt.Sprint(len(l.layer)), imageref.KeyUncompressedSize: fmt.Sprint(len(l.layer)), imageref.KeyUncompressedDigest: digest.FromBytes(l.layer).String(),
 			}
 			for k, v := range want {
-				sameText(t, k, info.metadata[k], v)
+				testutil.SameText(t, k, info.metadata[k], v)
 			}
 			record := []byte(nil)
-			inline, isInline := info.metadata[keyTarSplit]
+			inline, isInline := info.metadata[imageref.KeyTarSplit]
 			if isInline {
 				if record, err = base64.StdEncoding.DecodeString(inline); err != nil {
 					t.Fatal(err)
@@ -247,13 +250,13 @@ func checkRebuilt(t *testing.T, r *testRun, layers []oddLayer) {
 				if isInline || !slices.Equal(files, []string{"/", "/blob"}) {
 					t.Errorf("inline %t, side commit %q, want the blob in it", isInline, files)
 				}
-				got, err := r.repo.catFile(t.Context(), l.side(), fileBlob, 64<<20)
+				got, err := r.repo.catFile(t.Context(), l.side(), imageref.FileBlob, 64<<20)
 				if err != nil || string(got) != string(l.layer) {
 					t.Errorf("the blob that is kept is another, %v", err)
 				}
 				return
 			case !isInline && slices.Equal(files, []string{"/", "/tar-split.json.gz"}):
-				if record, err = r.repo.catFile(t.Context(), l.side(), fileSplit, 64<<20); err != nil {
+				if record, err = r.repo.catFile(t.Context(), l.side(), imageref.FileTarSplit, 64<<20); err != nil {
 					t.Fatal(err)
 				}
 			case !isInline || files != nil:
@@ -380,7 +383,7 @@ func TestRefusedLayers(t *testing.T) {
 				}
 				t.Run(l.name, func(t *testing.T) {
 					err := r.importImage(t, "odd", imageOf([]oddLayer{{layer: archive(file("good", l.name))}, l}))
-					sameText(t, "error", errText(err), "importing: layer "+digest.FromBytes(l.layer).Encoded()+": "+l.refused)
+					testutil.SameText(t, "error", testutil.ErrText(err), "importing: layer "+digest.FromBytes(l.layer).Encoded()+": "+l.refused)
 					r.nothingLeft(t)
 				})
 			}

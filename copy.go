@@ -7,6 +7,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/docker/distribution/registry/api/errcode"
+	v2 "github.com/docker/distribution/registry/api/v2"
+	"github.com/opencontainers/go-digest"
+	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/pkg/errors"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/directory"
 	"go.podman.io/image/v5/manifest"
@@ -15,11 +20,8 @@ import (
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/transports/alltransports"
 	"go.podman.io/image/v5/types"
-	"github.com/docker/distribution/registry/api/errcode"
-	v2 "github.com/docker/distribution/registry/api/v2"
-	"github.com/opencontainers/go-digest"
-	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/pkg/errors"
+
+	"ostree-image/internal/errdefs"
 )
 
 // copyOptions are the options of copy, pull and push.
@@ -49,18 +51,18 @@ func (s *settings) parseImage(name string) (types.ImageReference, error) {
 	if err == nil {
 		return ref, nil
 	}
-	var notFound notFoundError
+	var notFound errdefs.NotFoundError
 	if errors.As(err, &notFound) {
 		return nil, err
 	}
-	return nil, usagef("%s", err)
+	return nil, errdefs.Usagef("%s", err)
 }
 
 // copyImage copies an image between two transports.
 func (s *settings) copyImage(ctx context.Context, source, destination types.ImageReference, o copyOptions) (err error) {
 	format := manifestFormats[o.format]
 	if o.format != "" && format == "" {
-		return usagef("--format %q: it is oci, v2s1 or v2s2", o.format)
+		return errdefs.Usagef("--format %q: it is oci, v2s1 or v2s2", o.format)
 	}
 	if err := s.checkSigning(ctx, destination); err != nil {
 		return err
@@ -155,7 +157,7 @@ func writeDigestFile(path string, sum digest.Digest) (err error) {
 	if err != nil {
 		return err
 	}
-	defer closeWith(&err, f)
+	defer errdefs.Close(&err, f)
 	_, err = f.WriteString(sum.String())
 	return errors.WithStack(err)
 }
@@ -241,11 +243,11 @@ const vanishedRetries = 3
 
 // isPassing tells whether an error may be gone at the next try. The program's own verdicts stay.
 func isPassing(err error) bool {
-	var usage usageError
-	var notFound notFoundError
-	var check checkError
+	var usage errdefs.UsageError
+	var notFound errdefs.NotFoundError
+	var check errdefs.CheckError
 	var tool *toolError
-	var missing *missingToolError
+	var missing *errdefs.MissingToolError
 	return !errors.As(err, &usage) && !errors.As(err, &notFound) && !errors.As(err, &check) &&
 		!errors.As(err, &tool) && !errors.As(err, &missing)
 }
@@ -259,12 +261,12 @@ func explainCopy(err error) error {
 	case errors.As(err, &open):
 		return open.err
 	case isMissingSource(err):
-		return notFoundError{err.Error()}
+		return errdefs.NotFoundError{Text: err.Error()}
 	case errors.As(err, &rejected), errors.As(err, &invalid), strings.Contains(err.Error(), "does not match expected sha"),
 		strings.Contains(err.Error(), "Digest did not match"),
 		strings.Contains(err.Error(), "Digest of source image's manifest would not match destination reference"),
 		strings.Contains(err.Error(), "does not match provided manifest digest"):
-		return checkError{err.Error()}
+		return errdefs.CheckError{Text: err.Error()}
 	}
 	if strings.Contains(err.Error(), "Cannot write sigstore signature") || strings.Contains(err.Error(), "unsupported signature format") ||
 		strings.Contains(err.Error(), "sigstore-json") {
@@ -308,5 +310,5 @@ func pullName(source types.ImageReference) (string, error) {
 	if named := source.DockerReference(); named != nil {
 		return named.String(), nil
 	}
-	return "", usagef("%s:%s has no name of its own; give a NAME to store it under", source.Transport().Name(), source.StringWithinTransport())
+	return "", errdefs.Usagef("%s:%s has no name of its own; give a NAME to store it under", source.Transport().Name(), source.StringWithinTransport())
 }

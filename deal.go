@@ -13,6 +13,7 @@ import (
 	"github.com/pkg/errors"
 	"golang.org/x/sync/errgroup"
 
+	"ostree-image/internal/errdefs"
 	"ostree-image/internal/tarstream"
 )
 
@@ -62,7 +63,7 @@ func (st *staging) unpackDealt(ctx context.Context, b *stagedBlob, scan *layerSc
 		if spools[part], err = newSpool(st.blobDir()); err != nil {
 			return tree, false, err
 		}
-		defer closeWith(&err, spools[part])
+		defer errdefs.Close(&err, spools[part])
 		outs[part] = spools[part]
 	}
 	trees := make([]layerTree, parts)

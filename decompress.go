@@ -7,10 +7,10 @@ import (
 	"encoding/binary"
 	"io"
 
-	"go.podman.io/image/v5/pkg/compression"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/pkg/compression"
 )
 
 const (

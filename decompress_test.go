@@ -13,10 +13,12 @@ import (
 	"strings"
 	"testing"
 
-	"go.podman.io/image/v5/manifest"
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/manifest"
+
+	"ostree-image/internal/testutil"
 )
 
 // packed is a layer in one form of compression.
@@ -55,7 +57,7 @@ func gzipMember(b []byte) []byte {
 
 func packedForms(t *testing.T, layer []byte) []packed {
 	t.Helper()
-	needTools(t, "gzip", "zstd", "bzip2", "xz")
+	testutil.NeedTools(t, "gzip", "zstd", "bzip2", "xz")
 	gz, bz, xz := through(t, layer, "gzip", "-c"), through(t, layer, "bzip2", "-c"), through(t, layer, "xz", "-c")
 	zst := through(t, layer, "zstd", "-c")
 	half := len(layer) / 2

@@ -16,14 +16,15 @@ import (
 	"sync"
 	"time"
 
-	"go.podman.io/image/v5/manifest"
-	"go.podman.io/image/v5/pkg/compression"
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
 	"golang.org/x/sync/errgroup"
 
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 	"ostree-image/internal/treesum"
 )
 
@@ -314,7 +315,7 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	}
 	record := d.settings.journal.record
 	record.link(staged.path, staged.name())
-	isLayer := isLayerType(info.MediaType)
+	isLayer := imageref.IsLayerType(info.MediaType)
 	// A large layer is imported while it arrives. A small one would only keep others that are there already from their turn: it is read
 	// without one, as long as few others are.
 	large := info.Size < 0 || info.Size > smallStream
@@ -338,7 +339,7 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	}
 	info = types.BlobInfo{Digest: staged.digest, Size: staged.size(), MediaType: info.MediaType}
 	if !isLayer {
-		file := treeFile{name: fileContent, from: staged.path, input: staged.name()}
+		file := treeFile{name: imageref.FileContent, from: staged.path, input: staged.name()}
 		if b.ref, b.commit, err = d.putContent(st, info, file); err != nil {
 			return types.BlobInfo{}, err
 		}
@@ -366,14 +367,14 @@ func (d *destination) queueLayer(st *staging, staged *stagedBlob, b *destination
 // importLayer imports a staged layer, while it arrives or after. The first error ends the copy.
 func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinationBlob, nearly func()) {
 	d.mu.Lock()
-	exactBlob, known := d.exactBlob, d.refs[blobRef(staged.want.Digest)]
+	exactBlob, known := d.exactBlob, d.refs[imageref.BlobRef(staged.want.Digest)]
 	d.mu.Unlock()
 	if known && !exactBlob {
 		// A digest that is kept as some other blob's content must stay readable as that. What cannot be read is no loss.
-		exactBlob, _ = d.repo.hasFile(d.ctx, blobRef(staged.want.Digest), fileContent)
+		exactBlob, _ = d.repo.hasFile(d.ctx, imageref.BlobRef(staged.want.Digest), imageref.FileContent)
 	}
-	if side := sideRef(staged.want.Digest); (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.want.Digest)) && !exactBlob {
-		exactBlob, _ = d.repo.hasFile(d.ctx, side, fileBlob) // it is made anew, to be signed or whole, and must not lose what it has
+	if side := imageref.SidecarRef(staged.want.Digest); (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.want.Digest)) && !exactBlob {
+		exactBlob, _ = d.repo.hasFile(d.ctx, side, imageref.FileBlob) // it is made anew, to be signed or whole, and must not lose what it has
 	}
 	bar := d.settings.progress.importing(staged.want.Digest, staged.want.Size)
 	defer bar.done()
@@ -398,7 +399,7 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 
 // replaces tells whether a layer is imported that the repository has already, but not as it should be.
 func (d *destination) replaces(layer digest.Digest) bool {
-	return d.refs[blobRef(layer)] && !d.settings.signs()
+	return d.refs[imageref.BlobRef(layer)] && !d.settings.signs()
 }
 
 // readConfig reads an image's configuration, which is small, and keeps it in memory.
@@ -411,7 +412,7 @@ func (d *destination) readConfig(stream io.Reader, info types.BlobInfo) ([]byte,
 		return nil, errors.Errorf("config %s is larger than %d bytes", info.Digest, maxConfigBytes)
 	}
 	if got := info.Digest.Algorithm().FromBytes(content); got != info.Digest {
-		return nil, checkf("config %s does not match its digest: what arrived is %s", info.Digest, got)
+		return nil, errdefs.Checkf("config %s does not match its digest: what arrived is %s", info.Digest, got)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -427,7 +428,7 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	}
 	got := types.BlobInfo{Digest: info.Digest, Size: int64(len(content)), MediaType: info.MediaType}
 	d.mu.Lock()
-	present := d.refs[blobRef(got.Digest)]
+	present := d.refs[imageref.BlobRef(got.Digest)]
 	known := d.known.proved[got.Digest] == provenBlob{got.Digest, got.Size}
 	d.mu.Unlock()
 	if present && !d.settings.signs() && (known || d.holdsContent(ctx, got.Digest, content) || d.isLayerKept(ctx, got.Digest)) {
@@ -439,7 +440,7 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 		return types.BlobInfo{}, err
 	}
 	commit := func() (err error) {
-		b.ref, b.commit, err = d.putContent(st, got, treeFile{name: fileContent, content: content})
+		b.ref, b.commit, err = d.putContent(st, got, treeFile{name: imageref.FileContent, content: content})
 		return err
 	}
 	if d.settings.parallelImports() == 1 { // one thing at a time
@@ -465,16 +466,16 @@ func (d *destination) keepConfig(ctx context.Context, b *destinationBlob, stream
 	if err != nil {
 		return err
 	}
-	b.ref, b.commit, err = d.putContent(st, b.info, treeFile{name: fileContent, content: content})
+	b.ref, b.commit, err = d.putContent(st, b.info, treeFile{name: imageref.FileContent, content: content})
 	return err
 }
 
 // holdsContent tells whether the commit of a blob that is no layer holds these bytes, and nothing else, and says so. What cannot be
 // read is made anew.
 func (d *destination) holdsContent(ctx context.Context, blob digest.Digest, content []byte) bool {
-	info, err := d.repo.commitInfo(ctx, blobRef(blob))
-	return err == nil && info.checkBinding(blobRef(blob)) == nil && info.metadata[keySize] == strconv.Itoa(len(content)) &&
-		d.hasTree(info, []treeFile{{name: fileContent, content: content}})
+	info, err := d.repo.commitInfo(ctx, imageref.BlobRef(blob))
+	return err == nil && info.checkBinding(imageref.BlobRef(blob)) == nil && info.metadata[imageref.KeySize] == strconv.Itoa(len(content)) &&
+		d.hasTree(info, []treeFile{{name: imageref.FileContent, content: content}})
 }
 
 // isLayerKept tells whether a blob is a layer that can be given back byte for byte.
@@ -507,8 +508,8 @@ func (d *destination) hasTree(info commitInfo, files []treeFile) bool {
 // stays, and the blob goes beside it.
 func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile) (ref, commit string, err error) {
 	o := commitOptions{
-		branch: blobRef(info.Digest), timestamp: st.timestamp(), why: "commit blob " + info.Digest.String(),
-		metadata: []metadataString{{keySize, strconv.FormatInt(info.Size, 10)}},
+		branch: imageref.BlobRef(info.Digest), timestamp: st.timestamp(), why: "commit blob " + info.Digest.String(),
+		metadata: []metadataString{{imageref.KeySize, strconv.FormatInt(info.Size, 10)}},
 	}
 	if d.refs[o.branch] {
 		there, err := d.store.blob(d.ctx, info.Digest)
@@ -517,7 +518,7 @@ func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile
 		}
 		// What only calls itself a layer, or has other bytes, gives way.
 		if err == nil && there.layer && d.hasBytes(there, file) {
-			o.branch, o.metadata, file.name = sideRef(info.Digest), nil, fileBlob
+			o.branch, o.metadata, file.name = imageref.SidecarRef(info.Digest), nil, imageref.FileBlob
 		}
 	}
 	commit, err = st.commitFiles(d.ctx, []treeFile{file}, o)
@@ -563,7 +564,7 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 		d.sizes[info.Digest] = info.Size
 	}
 	b := d.blobs[info.Digest]
-	known, exactBlob := d.refs[blobRef(info.Digest)] && !d.partial[sideRef(info.Digest)], d.exactBlob
+	known, exactBlob := d.refs[imageref.BlobRef(info.Digest)] && !d.partial[imageref.SidecarRef(info.Digest)], d.exactBlob
 	d.mu.Unlock()
 	if b != nil {
 		<-b.done
@@ -592,7 +593,7 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 // complete tells whether the repository holds all of a blob, and has it proved. It asks one question where it can: each is a
 // process. What is returned has its size, and what was proved.
 func (d *destination) complete(ctx context.Context, info types.BlobInfo, exactBlob bool) (*destinationBlob, bool, error) {
-	if info.Size >= 0 && isLayerType(info.MediaType) {
+	if info.Size >= 0 && imageref.IsLayerType(info.MediaType) {
 		d.lookUp.Do(func() {
 			known := d.lookUpImages(ctx, info.Digest)
 			d.mu.Lock()
@@ -609,7 +610,7 @@ func (d *destination) complete(ctx context.Context, info types.BlobInfo, exactBl
 	if err != nil {
 		return nil, false, err
 	}
-	isLayer := isLayerType(info.MediaType)
+	isLayer := imageref.IsLayerType(info.MediaType)
 	if stored.layer != isLayer || isLayer && !stored.canRebuild() || exactBlob && !stored.isExact() {
 		return nil, false, nil
 	}
@@ -698,7 +699,7 @@ func (d *destination) imageBlobs(ctx context.Context, ref string) (*commitInfo, 
 	if err != nil || manifest.MIMETypeIsMultiImage(mimeType) {
 		return &info, nil
 	}
-	blobs, err := manifestBlobs(blob, mimeType)
+	blobs, err := imageref.Blobs(blob, mimeType)
 	if err != nil {
 		return &info, nil
 	}
@@ -710,7 +711,7 @@ func (d *destination) findProven(ctx context.Context, blobs []types.BlobInfo, kn
 	var refs []string
 	seen := map[string]bool{}
 	for _, b := range blobs {
-		for _, ref := range []string{blobRef(b.Digest), sideRef(b.Digest)} {
+		for _, ref := range []string{imageref.BlobRef(b.Digest), imageref.SidecarRef(b.Digest)} {
 			if d.refs[ref] && !seen[ref] {
 				seen[ref] = true
 				refs = append(refs, ref)
@@ -725,11 +726,11 @@ func (d *destination) findProven(ctx context.Context, blobs []types.BlobInfo, kn
 		return
 	}
 	for i, b := range blobs {
-		commit := commits[blobRef(b.Digest)]
-		if commit == "" || d.partial[sideRef(b.Digest)] {
+		commit := commits[imageref.BlobRef(b.Digest)]
+		if commit == "" || d.partial[imageref.SidecarRef(b.Digest)] {
 			continue
 		}
-		if proved, ok := d.settings.proven.find(provenKey(b.Digest, commit, commits[sideRef(b.Digest)])); ok {
+		if proved, ok := d.settings.proven.find(provenKey(b.Digest, commit, commits[imageref.SidecarRef(b.Digest)])); ok {
 			known.proved[b.Digest] = proved
 			known.layers[b.Digest] = i > 0
 		}
@@ -753,7 +754,7 @@ func (d *destination) PutManifest(_ context.Context, blob []byte, instance *dige
 	}
 	sum := digest.FromBytes(blob)
 	if instance != nil && *instance != sum {
-		return checkf("manifest %s does not match its digest: what arrived is %s", *instance, sum)
+		return errdefs.Checkf("manifest %s does not match its digest: what arrived is %s", *instance, sum)
 	}
 	if instance == nil {
 		if err := d.checkTop(blob, mimeType); err != nil {
@@ -782,7 +783,7 @@ func (d *destination) checkTop(blob []byte, mimeType string) error {
 		return errors.Wrap(err, "reading the manifest")
 	}
 	config := m.ConfigInfo()
-	if !isConfigType(config.MediaType) {
+	if !imageref.IsConfigType(config.MediaType) {
 		return nil // an artifact runs nowhere
 	}
 	d.mu.Lock()
@@ -839,12 +840,12 @@ func (d *destination) putNamedIndex(ctx context.Context, source types.UnparsedIm
 	if top == nil {
 		return nil
 	}
-	other := checkNamedDigest(d.ref.image, top.blob)
+	other := imageref.CheckDigest(d.ref.image, top.blob)
 	if other == nil || source == nil || manifest.MIMETypeIsMultiImage(top.mimeType) {
 		return other
 	}
 	blob, mimeType, err := source.Manifest(ctx)
-	if err != nil || !manifest.MIMETypeIsMultiImage(mimeType) || checkNamedDigest(d.ref.image, blob) != nil {
+	if err != nil || !manifest.MIMETypeIsMultiImage(mimeType) || imageref.CheckDigest(d.ref.image, blob) != nil {
 		return other
 	}
 	list, err := manifest.ListFromBlob(blob, mimeType)
@@ -852,7 +853,7 @@ func (d *destination) putNamedIndex(ctx context.Context, source types.UnparsedIm
 		return errors.Wrap(err, "reading the index")
 	}
 	if !slices.Contains(list.Instances(), d.top) {
-		return checkf("the image's manifest is %s, which the index that its name asks for does not have", d.top)
+		return errdefs.Checkf("the image's manifest is %s, which the index that its name asks for does not have", d.top)
 	}
 	return d.PutManifest(ctx, blob, nil)
 }
@@ -930,7 +931,7 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 		return err
 	}
 	for _, blob := range need {
-		if d.isReused(blob) && (!whole[blobRef(blob)] || d.refs[sideRef(blob)] && !whole[sideRef(blob)]) {
+		if d.isReused(blob) && (!whole[imageref.BlobRef(blob)] || d.refs[imageref.SidecarRef(blob)] && !whole[imageref.SidecarRef(blob)]) {
 			return &vanishedError{blob}
 		}
 	}
@@ -968,7 +969,7 @@ func (d *destination) refsNow(need []digest.Digest) (map[string]bool, error) {
 	d.mu.Unlock()
 	wanted := []string{d.ref.ref()}
 	for blob := range about {
-		wanted = append(wanted, blobRef(blob), sideRef(blob))
+		wanted = append(wanted, imageref.BlobRef(blob), imageref.SidecarRef(blob))
 	}
 	slices.Sort(wanted)
 	return d.repo.refsAmong(d.ctx, wanted)
@@ -994,10 +995,10 @@ func (d *destination) commitImage(top *destinationManifest) (string, error) {
 		return "", err
 	}
 	metadata := []metadataString{
-		{keyDigest, d.top.String()},
-		{keySignatures, strconv.Itoa(len(top.signatures))},
+		{imageref.KeyDigest, d.top.String()},
+		{imageref.KeySignatures, strconv.Itoa(len(top.signatures))},
 	}
-	if m := (metadataString{keyManifest, string(top.blob)}); m.fits() {
+	if m := (metadataString{imageref.KeyManifest, string(top.blob)}); m.fits() {
 		metadata = append([]metadataString{m}, metadata...)
 	}
 	o := commitOptions{
@@ -1029,7 +1030,7 @@ func (d *destination) neededBlobs() ([]digest.Digest, error) {
 		if manifest.MIMETypeIsMultiImage(m.mimeType) {
 			continue
 		}
-		blobs, err := manifestBlobs(m.blob, m.mimeType)
+		blobs, err := imageref.Blobs(m.blob, m.mimeType)
 		if err != nil {
 			return nil, err
 		}
@@ -1043,24 +1044,6 @@ func (d *destination) neededBlobs() ([]digest.Digest, error) {
 	return need, nil
 }
 
-// manifestBlobs returns the config and the layers that a manifest names, in that order. Each digest is valid.
-func manifestBlobs(blob []byte, mimeType string) ([]types.BlobInfo, error) {
-	m, err := manifest.FromBlob(blob, mimeType)
-	if err != nil {
-		return nil, errors.Wrap(err, "reading the manifest")
-	}
-	blobs := []types.BlobInfo{m.ConfigInfo()}
-	for _, l := range m.LayerInfos() {
-		blobs = append(blobs, l.BlobInfo)
-	}
-	for _, b := range blobs {
-		if err := b.Digest.Validate(); err != nil {
-			return nil, errors.Wrapf(err, "the manifest names the blob %q", b.Digest)
-		}
-	}
-	return blobs, nil
-}
-
 // putArtifacts keeps blobs that are no layers though their media type says so: tools put files of any kind under the type of a
 // tar layer. An image that would run has no such.
 func (d *destination) putArtifacts() error {
@@ -1070,13 +1053,13 @@ func (d *destination) putArtifacts() error {
 		if manifest.MIMETypeIsMultiImage(m.mimeType) {
 			continue
 		}
-		blobs, err := manifestBlobs(m.blob, m.mimeType)
+		blobs, err := imageref.Blobs(m.blob, m.mimeType)
 		if err != nil {
 			return err
 		}
 		for _, info := range blobs[1:] {
 			if was, known := artifact[info.Digest]; !known || was {
-				artifact[info.Digest] = !isConfigType(blobs[0].MediaType)
+				artifact[info.Digest] = !imageref.IsConfigType(blobs[0].MediaType)
 			}
 		}
 	}
@@ -1089,7 +1072,7 @@ func (d *destination) putArtifacts() error {
 			return errors.WithMessage(b.noTar, "importing")
 		}
 		var err error
-		b.ref, b.commit, err = d.putContent(d.staging, b.info, treeFile{name: fileContent, from: b.staged.path, input: b.staged.name()})
+		b.ref, b.commit, err = d.putContent(d.staging, b.info, treeFile{name: imageref.FileContent, from: b.staged.path, input: b.staged.name()})
 		if err != nil {
 			return err
 		}
@@ -1104,15 +1087,15 @@ func (d *destination) keepSigned(ctx context.Context) error {
 		if manifest.MIMETypeIsMultiImage(m.mimeType) {
 			continue
 		}
-		blobs, err := manifestBlobs(m.blob, m.mimeType)
+		blobs, err := imageref.Blobs(m.blob, m.mimeType)
 		if err != nil {
 			return err
 		}
-		proofs, err := layerProofs(d.configs[blobs[0].Digest], blobs)
+		proofs, err := imageref.DiffIDs(d.configs[blobs[0].Digest], blobs)
 		if err != nil {
 			return err
 		}
-		if len(m.signatures) == 0 && proofs != nil && canChangeLayers(m.blob, m.mimeType) {
+		if len(m.signatures) == 0 && proofs != nil && imageref.CanChangeLayers(m.blob, m.mimeType) {
 			blobs = blobs[:1]
 		}
 		for _, info := range blobs {
@@ -1128,31 +1111,6 @@ func (d *destination) keepSigned(ctx context.Context) error {
 	return nil
 }
 
-// canChangeLayers tells whether a manifest can name the layers as tar streams, or compressed anew, instead of what it names. It
-// cannot where one is of a type that the library does not know to change, or lies somewhere else.
-func canChangeLayers(blob []byte, mimeType string) bool {
-	for _, change := range []types.BlobInfo{
-		{CompressionOperation: types.Decompress},
-		{CompressionOperation: types.Compress, CompressionAlgorithm: &compression.Gzip},
-	} {
-		m, err := manifest.FromBlob(blob, mimeType)
-		if err != nil {
-			return false
-		}
-		var changed []types.BlobInfo
-		for _, l := range m.LayerInfos() {
-			if len(l.URLs) > 0 || !isLayerType(l.MediaType) {
-				return false
-			}
-			changed = append(changed, change)
-		}
-		if m.UpdateLayerInfos(changed) != nil {
-			return false
-		}
-	}
-	return true
-}
-
 // checkLayers holds the layers against the diffIDs that the configs name. A layer that was imported now and has another is
 // refused. One that was there may be another's: it is imported anew.
 func (d *destination) checkLayers(ctx context.Context) error {
@@ -1161,26 +1119,26 @@ func (d *destination) checkLayers(ctx context.Context) error {
 		if manifest.MIMETypeIsMultiImage(m.mimeType) {
 			continue
 		}
-		blobs, err := manifestBlobs(m.blob, m.mimeType)
+		blobs, err := imageref.Blobs(m.blob, m.mimeType)
 		if err != nil {
 			return err
 		}
 		config := d.configs[blobs[0].Digest]
 		if want := blobs[0].Size; config != nil && want != int64(len(config)) {
-			return checkf("config %s has %d bytes, and the manifest names %d", blobs[0].Digest, len(config), want)
+			return errdefs.Checkf("config %s has %d bytes, and the manifest names %d", blobs[0].Digest, len(config), want)
 		}
-		proofs, err := layerProofs(config, blobs)
+		proofs, err := imageref.DiffIDs(config, blobs)
 		if err != nil {
 			return err
 		}
-		needExact := proofs == nil || !canChangeLayers(m.blob, m.mimeType)
+		needExact := proofs == nil || !imageref.CanChangeLayers(m.blob, m.mimeType)
 		for i, info := range blobs[1:] {
 			b := d.blobs[info.Digest]
 			switch {
-			case b == nil || !isLayerType(info.MediaType):
+			case b == nil || !imageref.IsLayerType(info.MediaType):
 			case b.layer != nil:
 				if size := b.layer.blob.size(); info.Size >= 0 && info.Size != size {
-					return checkf("layer %s has %d bytes, and the manifest names %d", info.Digest, size, info.Size)
+					return errdefs.Checkf("layer %s has %d bytes, and the manifest names %d", info.Digest, size, info.Size)
 				}
 				if err := checkDiffID(info.Digest, b.layer.diffID, proofs, i); err != nil {
 					return err
@@ -1216,7 +1174,7 @@ func (d *destination) imageTimestamp(top *destinationManifest) int64 {
 	if manifest.MIMETypeIsMultiImage(top.mimeType) {
 		return d.timestampOf(nil)
 	}
-	blobs, err := manifestBlobs(top.blob, top.mimeType)
+	blobs, err := imageref.Blobs(top.blob, top.mimeType)
 	if err != nil {
 		return d.timestampOf(nil)
 	}
@@ -1250,9 +1208,9 @@ func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *d
 		}
 		info = &now
 	}
-	text := info.metadata[keyManifest]
-	return info.checkBinding(d.ref.ref()) == nil && info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[keyDigest] == d.top.String() &&
-		info.metadata[keySignatures] == "0" && (text == "" || text == string(top.blob)) && d.hasTree(*info, d.imageFiles())
+	text := info.metadata[imageref.KeyManifest]
+	return info.checkBinding(d.ref.ref()) == nil && info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[imageref.KeyDigest] == d.top.String() &&
+		info.metadata[imageref.KeySignatures] == "0" && (text == "" || text == string(top.blob)) && d.hasTree(*info, d.imageFiles())
 }
 
 // publish moves all that is staged into the repository: first the blobs, as a transaction or several at once, then the image's ref, as one.
@@ -1311,8 +1269,8 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 func (d *destination) foreignSidecars(refs map[string]bool) []string {
 	var foreign []string
 	for sum, b := range d.blobs {
-		if b.layer != nil && b.layer.sidecar == "" && refs[sideRef(sum)] && d.replaces(sum) {
-			foreign = append(foreign, sideRef(sum))
+		if b.layer != nil && b.layer.sidecar == "" && refs[imageref.SidecarRef(sum)] && d.replaces(sum) {
+			foreign = append(foreign, imageref.SidecarRef(sum))
 		}
 	}
 	slices.Sort(foreign)
@@ -1325,7 +1283,7 @@ func (d *destination) rememberProven() {
 		switch {
 		case b.layer != nil:
 			d.settings.proven.add(provenKey(sum, b.layer.commit, b.layer.sidecar), provenBlob{b.layer.diffID, b.layer.blob.size()})
-		case b.commit != "" && b.ref == blobRef(sum):
+		case b.commit != "" && b.ref == imageref.BlobRef(sum):
 			d.settings.proven.add(provenKey(sum, b.commit, ""), provenBlob{sum, b.info.Size})
 		}
 	}
@@ -1385,7 +1343,7 @@ func (d *destination) stagedFiles() map[string]int {
 	files := map[string]int{}
 	for sum, b := range d.blobs {
 		if b.layer != nil {
-			files[blobRef(sum)] = b.layer.files
+			files[imageref.BlobRef(sum)] = b.layer.files
 		}
 	}
 	return files
@@ -1509,8 +1467,8 @@ func (d *destination) stagedRefs(refs map[string]bool) []string {
 			list = append(list, b.ref)
 		}
 		if l := b.layer; l != nil {
-			list = append(list, blobRef(sum))
-			if side := sideRef(sum); l.kept || l.exact && !l.inline && (!refs[side] || d.settings.signs() || d.replaces(sum)) {
+			list = append(list, imageref.BlobRef(sum))
+			if side := imageref.SidecarRef(sum); l.kept || l.exact && !l.inline && (!refs[side] || d.settings.signs() || d.replaces(sum)) {
 				list = append(list, side)
 			}
 		}
@@ -1526,11 +1484,11 @@ func (d *destination) imageFiles() []treeFile {
 		m := d.manifests[sum]
 		prefix := ""
 		if sum != d.top {
-			prefix = dirInstances + "/" + sum.Encoded() + "/"
+			prefix = imageref.DirInstances + "/" + sum.Encoded() + "/"
 		}
-		files = append(files, treeFile{name: prefix + fileManifest, content: m.blob})
+		files = append(files, treeFile{name: prefix + imageref.FileManifest, content: m.blob})
 		for i, s := range m.signatures {
-			files = append(files, treeFile{name: prefix + fileSignature + strconv.Itoa(i+1), content: s})
+			files = append(files, treeFile{name: prefix + imageref.FileSignature + strconv.Itoa(i+1), content: s})
 		}
 	}
 	return files

@@ -17,11 +17,15 @@ import (
 	"testing"
 	"time"
 
-	"go.podman.io/image/v5/types"
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 func zipped(t testing.TB, b []byte) []byte {
@@ -87,10 +91,10 @@ func TestPutBlobErrors(t *testing.T) {
 					err = d.Commit(t.Context(), nil)
 				}
 			}
-			if !strings.HasPrefix(errText(err), tt.wantErr) || err == nil {
-				t.Errorf("error %q, want %q", errText(err), tt.wantErr)
+			if !strings.HasPrefix(testutil.ErrText(err), tt.wantErr) || err == nil {
+				t.Errorf("error %q, want %q", testutil.ErrText(err), tt.wantErr)
 			}
-			var check checkError
+			var check errdefs.CheckError
 			if errors.As(err, &check) != tt.isCheck {
 				t.Errorf("%T is a checkError: %t, want %t", err, !tt.isCheck, tt.isCheck)
 			}
@@ -109,8 +113,8 @@ func TestBrokenStream(t *testing.T) {
 	d := r.destination(t, "a")
 	stream := io.MultiReader(bytes.NewReader(layer[:100000]), readerFunc(func([]byte) (int, error) { return 0, errors.New("the network is gone") }))
 	_, err := d.PutBlob(t.Context(), stream, blobInfo(layer, ""), nil, false)
-	sameText(t, "error", errText(err), "reading blob "+digest.FromBytes(layer).String()+" after 100000 bytes: the network is gone")
-	sameText(t, "error of Commit", errText(d.Commit(t.Context(), nil)), errText(err))
+	testutil.SameText(t, "error", testutil.ErrText(err), "reading blob "+digest.FromBytes(layer).String()+" after 100000 bytes: the network is gone")
+	testutil.SameText(t, "error of Commit", testutil.ErrText(d.Commit(t.Context(), nil)), testutil.ErrText(err))
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
@@ -133,12 +137,12 @@ func TestPlatform(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			sameText(t, "error", errText(checkPlatform([]byte(tt.config), &tt.sys)), tt.wantErr)
+			testutil.SameText(t, "error", testutil.ErrText(checkPlatform([]byte(tt.config), &tt.sys)), tt.wantErr)
 		})
 	}
 	r := newTestRun(t, testOptions{mode: modeArchive})
 	err := r.importImage(t, "a", &testImage{layers: [][]byte{archive(file("f", "x"))}, config: []byte(tests[2].config)})
-	sameText(t, "error of an import", errText(err), tests[2].wantErr)
+	testutil.SameText(t, "error of an import", testutil.ErrText(err), tests[2].wantErr)
 	r.nothingLeft(t)
 }
 
@@ -162,14 +166,14 @@ func TestManifests(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			d := r.destination(t, "a")
 			err := d.PutManifest(t.Context(), []byte(tt.manifest), tt.instance)
-			if !strings.HasPrefix(errText(err), tt.wantErr) {
-				t.Errorf("error %q, want %q", errText(err), tt.wantErr)
+			if !strings.HasPrefix(testutil.ErrText(err), tt.wantErr) {
+				t.Errorf("error %q, want %q", testutil.ErrText(err), tt.wantErr)
 			}
 			var rejected types.ManifestTypeRejectedError
 			if errors.As(err, &rejected) != tt.rejected {
 				t.Errorf("%T", err)
 			}
-			sameText(t, "error of Commit", errText(d.Commit(t.Context(), nil)), "the image has no manifest")
+			testutil.SameText(t, "error of Commit", testutil.ErrText(d.Commit(t.Context(), nil)), "the image has no manifest")
 			if err := d.Close(); err != nil {
 				t.Error(err)
 			}
@@ -180,18 +184,18 @@ func TestManifests(t *testing.T) {
 		d := r.destination(t, "a@"+other.String())
 		i := (&testImage{}).finish(t)
 		err := put(t.Context(), d, i)
-		sameText(t, "error", errText(err), "the image's manifest is "+digest.FromBytes(i.manifest).String()+", and its name asks for "+other.String())
+		testutil.SameText(t, "error", testutil.ErrText(err), "the image's manifest is "+digest.FromBytes(i.manifest).String()+", and its name asks for "+other.String())
 	})
 }
 
 // refsOf are the refs that an image of these blobs has.
 func refsOf(name string, blobs ...string) []string {
-	refs := []string{refPrefix + encodeName(name)}
+	refs := []string{imageref.Prefix + imageref.Encode(name)}
 	for _, b := range blobs {
 		if hex, side := strings.CutPrefix(b, "side:"); side {
-			refs = append(refs, splitPrefix+digest.FromString(hex).Encoded())
+			refs = append(refs, imageref.SidecarPrefix+digest.FromString(hex).Encoded())
 		} else {
-			refs = append(refs, refPrefix+digest.FromString(b).Encoded())
+			refs = append(refs, imageref.Prefix+digest.FromString(b).Encoded())
 		}
 	}
 	slices.Sort(refs)
@@ -244,7 +248,7 @@ func TestImages(t *testing.T) {
 			}
 			fsck(t, r.repo.path)
 			r.nothingInTmp(t)
-			manifest, err := r.repo.catFile(t.Context(), want[slices.IndexFunc(want, func(s string) bool { return strings.Contains(s, "_3A") })], fileManifest, 1<<20)
+			manifest, err := r.repo.catFile(t.Context(), want[slices.IndexFunc(want, func(s string) bool { return strings.Contains(s, "_3A") })], imageref.FileManifest, 1<<20)
 			if err != nil || !bytes.Equal(manifest, i.manifest) {
 				t.Errorf("manifest %q, %v", manifest, err)
 			}
@@ -257,17 +261,17 @@ func TestImages(t *testing.T) {
 func (r *testRun) checkAgain(t *testing.T, name string, i testImage) {
 	t.Helper()
 	before := r.commits(t)
-	fake, fakeTar := fakeTool(t, "ostree"), fakeTool(t, "tar")
+	fake, fakeTar := testutil.FakeTool(t, "ostree"), testutil.FakeTool(t, "tar")
 	again := newTestRun(t, testOptions{repo: r.repo.path, ostree: fake, tar: fakeTar})
 	if err := again.importImage(t, name, &i); err != nil {
 		t.Error(err)
 	}
-	for _, call := range fakeCalls(t, fake) {
+	for _, call := range testutil.FakeCalls(t, fake) {
 		if verb, _, _ := strings.Cut(call, " "); verb == "commit" || verb == "pull-local" || verb == "init" {
 			t.Errorf("again: ostree %.200s", call)
 		}
 	}
-	if calls := fakeCalls(t, fakeTar); !slices.Equal(calls, []string{""}) {
+	if calls := testutil.FakeCalls(t, fakeTar); !slices.Equal(calls, []string{""}) {
 		t.Errorf("again: tar %q", calls)
 	}
 	sameCommits(t, "again", again.commits(t), before, func(string) string { return "" })
@@ -301,12 +305,12 @@ func TestManyLayersAgain(t *testing.T) {
 		{"another tag", "image:2", image(3), 5, 13},
 		{"another name", "other", image(3), 16, 24},
 	} {
-		fake := fakeTool(t, "ostree")
+		fake := testutil.FakeTool(t, "ostree")
 		r := newTestRun(t, testOptions{repo: first.repo.path, ostree: fake})
 		if err := r.importImage(t, tt.name, tt.image); err != nil {
 			t.Fatal(err)
 		}
-		questions, calls := 0, fakeCalls(t, fake)
+		questions, calls := 0, testutil.FakeCalls(t, fake)
 		for _, call := range calls {
 			if verb, _, _ := strings.Cut(call, " "); slices.Contains([]string{"show", "cat", "ls", "refs", "rev-parse"}, verb) {
 				questions++
@@ -333,12 +337,12 @@ func TestInlineRecord(t *testing.T) {
 		if err := r.importImage(t, fmt.Sprint("image:", n), &testImage{layers: [][]byte{layer}}); err != nil {
 			t.Fatal(err)
 		}
-		info, err := r.repo.commitInfo(t.Context(), blobRef(digest.FromBytes(layer)))
+		info, err := r.repo.commitInfo(t.Context(), imageref.BlobRef(digest.FromBytes(layer)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, inline := info.metadata[keyTarSplit]
-		_, side := r.commits(t)[sideRef(digest.FromBytes(layer))]
+		_, inline := info.metadata[imageref.KeyTarSplit]
+		_, side := r.commits(t)[imageref.SidecarRef(digest.FromBytes(layer))]
 		if want := n <= 500; inline != want || side == want {
 			t.Errorf("%d files: inline %t, side commit %t, want inline %t", n, inline, side, want)
 		}
@@ -360,10 +364,10 @@ func TestLargeManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text, ok := info.metadata[keyManifest]; ok {
-		t.Errorf("%s has %d bytes", keyManifest, len(text))
+	if text, ok := info.metadata[imageref.KeyManifest]; ok {
+		t.Errorf("%s has %d bytes", imageref.KeyManifest, len(text))
 	}
-	sameText(t, keyDigest, info.metadata[keyDigest], digest.FromBytes(i.manifest).String())
+	testutil.SameText(t, imageref.KeyDigest, info.metadata[imageref.KeyDigest], digest.FromBytes(i.manifest).String())
 	images, err := r.repo.listImages(t.Context(), 1, true, func(name string, err error) { t.Errorf("%s: %v", name, err) })
 	if err != nil || len(images) != 1 || images[0].Digest != digest.FromBytes(i.manifest).String() || images[0].Name != "large:latest" {
 		t.Errorf("%+v, %v", images, err)
@@ -399,7 +403,7 @@ func TestTimestamps(t *testing.T) {
 				t.Fatal(err)
 			}
 			for ref, want := range map[string]uint64{
-				"ociimage/a_3Alatest": tt.image, blobRef(digest.FromBytes(layer)): tt.blob, blobRef(digest.FromBytes(i.config)): tt.blob,
+				"ociimage/a_3Alatest": tt.image, imageref.BlobRef(digest.FromBytes(layer)): tt.blob, imageref.BlobRef(digest.FromBytes(i.config)): tt.blob,
 			} {
 				if info, err := r.repo.commitInfo(t.Context(), ref); err != nil || info.timestamp != want {
 					t.Errorf("%s: %d, %v, want %d", ref, info.timestamp, err, want)
@@ -421,10 +425,10 @@ func TestVanishedBlob(t *testing.T) {
 	if ok, _, err := d.TryReusingBlob(t.Context(), blobInfo(layer, i.types[0]), nil, false); !ok || err != nil {
 		t.Fatalf("it is not reused: %t, %v", ok, err)
 	}
-	tool(t, "ostree", "refs", "--repo="+r.repo.path, "--delete", blobRef(digest.FromBytes(layer)))
+	testutil.Run(t, "ostree", "refs", "--repo="+r.repo.path, "--delete", imageref.BlobRef(digest.FromBytes(layer)))
 	before := r.commits(t)
 	err := put(t.Context(), d, i)
-	sameText(t, "error", errText(err), "blob "+digest.FromBytes(layer).String()+" was removed from the repository while the image was copied; copy it again")
+	testutil.SameText(t, "error", testutil.ErrText(err), "blob "+digest.FromBytes(layer).String()+" was removed from the repository while the image was copied; copy it again")
 	var vanished *vanishedError
 	if !errors.As(err, &vanished) {
 		t.Errorf("%T is no vanishedError", err)
@@ -473,7 +477,7 @@ func TestPartial(t *testing.T) {
 		}
 		sameCommits(t, ref, r.commits(t), commits, func(string) string { return "" })
 	}
-	for _, ref := range []string{blobRef(digest.FromBytes(layer)), sideRef(digest.FromBytes(layer))} {
+	for _, ref := range []string{imageref.BlobRef(digest.FromBytes(layer)), imageref.SidecarRef(digest.FromBytes(layer))} {
 		d := r.destination(t, "many:2")
 		if ok, _, err := d.TryReusingBlob(t.Context(), blobInfo(layer, ""), nil, false); !ok || err != nil {
 			t.Fatalf("it is not reused: %t, %v", ok, err)
@@ -510,11 +514,11 @@ func TestFailingCommands(t *testing.T) {
 			t.Parallel()
 			repo := newRepo(t, modeArchive)
 			here := strings.NewReplacer("LAYER", digest.FromBytes(layer).Encoded(), "CONFIG", digest.FromBytes(i.config).Encoded(), "REPO", repo)
-			fake := fakeTool(t, "ostree", fakeRule{Match: here.Replace(tt.match), Stderr: "error: no\n", Exit: 1})
+			fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: here.Replace(tt.match), Stderr: "error: no\n", Exit: 1})
 			r := newTestRun(t, testOptions{repo: repo, ostree: fake})
 			err := r.importImage(t, "a", &testImage{layers: i.layers, types: i.types, config: i.config, manifest: i.manifest, confType: i.confType})
-			text := strings.ReplaceAll(strings.TrimPrefix(errText(err), "importing: "), fake, "FAKE")
-			sameText(t, "error", text, here.Replace(tt.wantErr))
+			text := strings.ReplaceAll(strings.TrimPrefix(testutil.ErrText(err), "importing: "), fake, "FAKE")
+			testutil.SameText(t, "error", text, here.Replace(tt.wantErr))
 			for ref := range refCommits(t, repo) {
 				if strings.Contains(ref, "_3A") {
 					t.Errorf("%s is there", ref)
@@ -537,7 +541,7 @@ func TestTakenBack(t *testing.T) {
 		}
 	}
 	// A layer that says nothing of its bytes is imported anew, and its ref moves.
-	r.tamper(t, blobRef(digest.FromBytes(shared)), func(m map[string]string) { clear(m) })
+	r.tamper(t, imageref.BlobRef(digest.FromBytes(shared)), func(m map[string]string) { clear(m) })
 	before := r.commits(t)
 	next := (&testImage{layers: [][]byte{shared, archive(file("g", "new"))}}).finish(t)
 	for _, tt := range []struct{ name, match, then, wantErr string }{
@@ -557,10 +561,10 @@ func TestTakenBack(t *testing.T) {
 		d.ctx, d.fail = ctx, cancel
 		go func() { ended <- put(ctx, d, next) }()
 		if tt.name == "interrupted" {
-			eventually(t, "the publishing", func() bool { _, err := os.Stat(fake + ".done"); return err == nil })
-			cancel(signalError{syscall.SIGINT})
+			testutil.Eventually(t, "the publishing", func() bool { _, err := os.Stat(fake + ".done"); return err == nil })
+			cancel(errdefs.SignalError{Sig: syscall.SIGINT})
 		}
-		if err := <-ended; !strings.Contains(errText(err), tt.wantErr) {
+		if err := <-ended; !strings.Contains(testutil.ErrText(err), tt.wantErr) {
 			t.Errorf("%s: %v", tt.name, err)
 		}
 		cancel(nil)
@@ -617,7 +621,7 @@ func TestSignedBytes(t *testing.T) {
 			t.Errorf("%s: %d bytes of %d: %v", name, len(b), len(gz), err)
 		}
 		// The next has to begin anew.
-		tool(t, "ostree", "refs", "--repo="+r.repo.path, "--delete", sideRef(digest.FromBytes(gz)))
+		testutil.Run(t, "ostree", "refs", "--repo="+r.repo.path, "--delete", imageref.SidecarRef(digest.FromBytes(gz)))
 	}
 }
 
@@ -626,7 +630,7 @@ func TestSignedBytes(t *testing.T) {
 func TestPublishing(t *testing.T) {
 	t.Parallel()
 	repo := newRepo(t, modeArchive)
-	fake := fakeTool(t, "ostree")
+	fake := testutil.FakeTool(t, "ostree")
 	r := newTestRun(t, testOptions{repo: repo, ostree: fake})
 	layer := archive(file("f", "published"))
 	if err := r.importImage(t, "a", &testImage{layers: [][]byte{layer}}); err != nil {
@@ -635,7 +639,7 @@ func TestPublishing(t *testing.T) {
 	const image = "ociimage/a_3Alatest"
 	commits := r.commits(t)
 	var pulls []string
-	for _, call := range fakeCalls(t, fake) {
+	for _, call := range testutil.FakeCalls(t, fake) {
 		if strings.HasPrefix(call, "pull-local ") {
 			pulls = append(pulls, call)
 		}
@@ -671,9 +675,9 @@ exec ostree "$@"
 	there := func(name string) func() bool {
 		return func() bool { _, err := os.Stat(fake + name); return err == nil }
 	}
-	eventually(t, "the layer's import", there(".layer"))
+	testutil.Eventually(t, "the layer's import", there(".layer"))
 	if r.parallelImports() > 1 { // it is then that the copy has come to its end
-		eventually(t, "the image's commit", there(".image"))
+		testutil.Eventually(t, "the image's commit", there(".image"))
 	}
 	for range 20 {
 		dir, err := os.Open(r.repo.path)
@@ -722,7 +726,7 @@ func TestEndlessInput(t *testing.T) {
 	d := r.destination(t, "a")
 	config := &io.LimitedReader{R: zeroReader{}, N: 3 * maxConfigBytes}
 	_, err := d.PutBlob(t.Context(), config, types.BlobInfo{Size: -1}, nil, true)
-	if !strings.Contains(errText(err), "is larger than 16777216 bytes") || config.N < maxConfigBytes {
+	if !strings.Contains(testutil.ErrText(err), "is larger than 16777216 bytes") || config.N < maxConfigBytes {
 		t.Errorf("%v, with %d bytes left", err, config.N)
 	}
 	i := (&testImage{}).finish(t)
@@ -730,14 +734,14 @@ func TestEndlessInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	for size, want := range map[int]string{maxSignatureBytes: "", maxSignatureBytes + 1: "a signature is larger than 4194304 bytes"} {
-		sameText(t, "error", errText(d.PutSignatures(t.Context(), [][]byte{nil, make([]byte, size)}, nil)), want)
+		testutil.SameText(t, "error", testutil.ErrText(d.PutSignatures(t.Context(), [][]byte{nil, make([]byte, size)}, nil)), want)
 	}
 	r.maxManifest = int64(len(i.manifest))
 	if err := d.PutManifest(t.Context(), i.manifest, nil); err != nil {
 		t.Error(err)
 	}
 	r.maxManifest--
-	if err := d.PutManifest(t.Context(), i.manifest, nil); !strings.Contains(errText(err), "the limit of --max-manifest-size") {
+	if err := d.PutManifest(t.Context(), i.manifest, nil); !strings.Contains(testutil.ErrText(err), "the limit of --max-manifest-size") {
 		t.Errorf("a larger manifest: %v", err)
 	}
 	if err := d.Close(); err != nil {
@@ -768,7 +772,7 @@ func TestBlobDirectory(t *testing.T) {
 	r = newTestRun(t, testOptions{repo: r.repo.path, tmpdir: dir + "/none"})
 	d = r.destination(t, "b")
 	_, err := d.PutBlob(t.Context(), strings.NewReader("x"), types.BlobInfo{Size: -1}, nil, false)
-	if !strings.HasPrefix(errText(err), "the temporary directory "+dir+"/none cannot be used: ") {
+	if !strings.HasPrefix(testutil.ErrText(err), "the temporary directory "+dir+"/none cannot be used: ") {
 		t.Errorf("%v", err)
 	}
 	if err := d.Close(); err != nil {
@@ -799,8 +803,8 @@ func TestOpenError(t *testing.T) {
 	} {
 		d := r.destination(t, "a")
 		err := explainCopy(errors.WithMessage(ask(d), "what the library says of it"))
-		sameText(t, what, errText(err), want)
-		var notFound notFoundError
+		testutil.SameText(t, what, testutil.ErrText(err), want)
+		var notFound errdefs.NotFoundError
 		if !errors.As(err, &notFound) {
 			t.Errorf("%s: %T is no notFoundError", what, err)
 		}
@@ -829,8 +833,8 @@ func TestRefsNow(t *testing.T) {
 			if err := first.importImage(t, "a", image("1")); err != nil {
 				t.Fatal(err)
 			}
-			tool(t, "ostree", "refs", "--repo="+first.repo.path, "--create="+tt.other, "ociimage/a_3Alatest")
-			fake := fakeTool(t, "ostree")
+			testutil.Run(t, "ostree", "refs", "--repo="+first.repo.path, "--create="+tt.other, "ociimage/a_3Alatest")
+			fake := testutil.FakeTool(t, "ostree")
 			r := newTestRun(t, testOptions{repo: first.repo.path, ostree: fake})
 			i := image("2")
 			if err := r.importImage(t, "b", i); err != nil {
@@ -838,7 +842,7 @@ func TestRefsNow(t *testing.T) {
 			}
 			r.sameLayers(t, "b", i, i.layers)
 			var asked []string
-			for _, call := range fakeCalls(t, fake) {
+			for _, call := range testutil.FakeCalls(t, fake) {
 				if strings.HasPrefix(call, "refs ") && !strings.Contains(call, "--delete") {
 					asked = append(asked, call)
 				}
@@ -871,7 +875,7 @@ func TestDivideRefs(t *testing.T) {
 		{"those without files go anywhere", []string{"x", "a", "y", "b", "z"}, 2, 1, "[[a] [b x y z]]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			sameText(t, "parts", fmt.Sprint(divideRefs(tt.refs, files, tt.most, tt.least)), tt.want)
+			testutil.SameText(t, "parts", fmt.Sprint(divideRefs(tt.refs, files, tt.most, tt.least)), tt.want)
 		})
 	}
 }
@@ -890,7 +894,7 @@ func TestPublishInParts(t *testing.T) {
 	}
 	i := (&testImage{layers: layers}).finish(t)
 	repo := newRepo(t, modeBareUser)
-	fake := fakeTool(t, "ostree")
+	fake := testutil.FakeTool(t, "ostree")
 	publish := func(ostree string) error {
 		r := newTestRun(t, testOptions{repo: repo, ostree: ostree})
 		defer r.nothingInTmp(t)
@@ -903,13 +907,13 @@ func TestPublishInParts(t *testing.T) {
 		st.behind.wrote.Store(true)
 		return put(t.Context(), d, i)
 	}
-	last := blobRef(digest.FromBytes(layers[2]))
+	last := imageref.BlobRef(digest.FromBytes(layers[2]))
 	failing := filepath.Join(t.TempDir(), "ostree") // others have published when it fails
 	script := "#!/bin/sh\ncase \"$*\" in pull-local*'" + last + "'*) sleep 1; exit 1 ;; esac\nexec ostree \"$@\"\n"
 	if err := os.WriteFile(failing, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := publish(failing); !strings.Contains(errText(err), "publishing the blobs") {
+	if err := publish(failing); !strings.Contains(testutil.ErrText(err), "publishing the blobs") {
 		t.Errorf("it ends with %v", err)
 	}
 	if refs := refCommits(t, repo); len(refs) != 0 {
@@ -919,7 +923,7 @@ func TestPublishInParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	pulls := 0
-	for _, call := range fakeCalls(t, fake) {
+	for _, call := range testutil.FakeCalls(t, fake) {
 		if strings.HasPrefix(call, "pull-local ") {
 			pulls++
 		}
@@ -946,13 +950,13 @@ func TestRemoteArrives(t *testing.T) {
 	if err := d.opened(); err != nil {
 		t.Fatal(err)
 	}
-	tool(t, "ostree", "pull-local", "--repo="+r.repo.path, "--remote=origin", origin.repo.path)
+	testutil.Run(t, "ostree", "pull-local", "--repo="+r.repo.path, "--remote=origin", origin.repo.path)
 	if err := put(t.Context(), d, image().finish(t)); err != nil {
 		t.Fatal(err)
 	}
 	got := r.commits(t)
 	for ref, commit := range want {
-		if _, isBlob := blobHex(ref); isBlob && got[ref] != commit {
+		if _, isBlob := imageref.BlobHex(ref); isBlob && got[ref] != commit {
 			t.Errorf("%s is %q, want %s", ref, got[ref], commit)
 		}
 	}
@@ -967,14 +971,14 @@ func TestBlobBesideTheManifest(t *testing.T) {
 	if err := first.importImage(t, "a", &testImage{layers: [][]byte{empty}}); err != nil {
 		t.Fatal(err)
 	}
-	first.tamper(t, blobRef(digest.FromBytes(empty)), func(m map[string]string) { clear(m) }) // and so imported anew
+	first.tamper(t, imageref.BlobRef(digest.FromBytes(empty)), func(m map[string]string) { clear(m) }) // and so imported anew
 	before := first.commits(t)
-	failing := newTestRun(t, testOptions{repo: first.repo.path, ostree: fakeTool(t, "ostree", fakeRule{Match: "stage ociimage/b_3Alatest", Stderr: "error: no\n", Exit: 1})})
+	failing := newTestRun(t, testOptions{repo: first.repo.path, ostree: testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "stage ociimage/b_3Alatest", Stderr: "error: no\n", Exit: 1})})
 	d := failing.destination(t, "b")
 	if _, err := d.PutBlob(t.Context(), bytes.NewReader(empty), blobInfo(empty, imgspecv1.MediaTypeImageLayer), nil, false); err != nil {
 		t.Fatal(err)
 	}
-	if err := put(t.Context(), d, (&testImage{layers: [][]byte{archive(file("b", "1"))}}).finish(t)); !strings.Contains(errText(err), "publishing the image") {
+	if err := put(t.Context(), d, (&testImage{layers: [][]byte{archive(file("b", "1"))}}).finish(t)); !strings.Contains(testutil.ErrText(err), "publishing the image") {
 		t.Errorf("it ends with %v", err)
 	}
 	sameCommits(t, "taken back", first.commits(t), before, func(string) string { return "" })

@@ -7,6 +7,9 @@ import (
 
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 )
 
 // sync returns when these refs are on the disk as they are now, and which of ours there are, and
@@ -34,7 +37,7 @@ func (r *repository) sync(specs ...string) error {
 		}
 	}
 	for _, top := range tops {
-		paths = append(paths, filepath.Join(top, splitPrefix), filepath.Join(top, refPrefix), top)
+		paths = append(paths, filepath.Join(top, imageref.SidecarPrefix), filepath.Join(top, imageref.Prefix), top)
 	}
 	for _, path := range append(paths, "refs/remotes", "refs", "state") {
 		if err := syncFile(filepath.Join(r.path, path)); err != nil {
@@ -53,7 +56,7 @@ func syncFile(path string) (err error) {
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	defer closeWith(&err, f)
+	defer errdefs.Close(&err, f)
 	return errors.WithStack(f.Sync())
 }
 

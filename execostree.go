@@ -17,6 +17,10 @@ import (
 	"strings"
 
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/gvariant"
+	"ostree-image/internal/imageref"
 )
 
 // oldestOSTree is the oldest release that the program is tested with.
@@ -34,6 +38,14 @@ type repository struct {
 
 	locking lockOptions
 }
+
+// The modes of a repository (ostree(1), ostree-init).
+const (
+	modeBare         = "bare"
+	modeBareUser     = "bare-user"
+	modeBareUserOnly = "bare-user-only"
+	modeArchive      = "archive"
+)
 
 // errNoRef says that a repository has no such ref.
 var errNoRef = errors.New("no such ref")
@@ -53,7 +65,7 @@ func (c commitInfo) checkBinding(ref string) error {
 	if len(c.bindings) == 0 || slices.Contains(c.bindings, ref) {
 		return nil
 	}
-	return checkf("commit %s was made for the refs %q, and not for %s", c.checksum, c.bindings, ref)
+	return errdefs.Checkf("commit %s was made for the refs %q, and not for %s", c.checksum, c.bindings, ref)
 }
 
 // ostreeFeatures is what an ostree program says of itself.
@@ -87,7 +99,7 @@ func checkOSTreeVersion(r *runner, text string) (ostreeFeatures, error) {
 		return f, errors.WithMessagef(err, "asking %s for its version", r.programs[toolOSTree])
 	}
 	if compareVersions(f.version, oldestOSTree) < 0 {
-		return f, &missingToolError{Tool: r.programs[toolOSTree], Why: "version " + f.version + " is too old: " + packages[toolOSTree]}
+		return f, &errdefs.MissingToolError{Tool: r.programs[toolOSTree], Why: "version " + f.version + " is too old: " + packages[toolOSTree]}
 	}
 	return f, nil
 }
@@ -144,15 +156,15 @@ func (r *repository) explain(err error) error {
 		return r.vanished()
 	case strings.Contains(s, "opendir(objects): No such file or directory"),
 		strings.Contains(s, "openat(config): No such file or directory"):
-		return notFoundf("%s is no OSTree repository; create one elsewhere with: ostree init --repo=PATH --mode=bare-user", r.path)
+		return errdefs.NotFoundf("%s is no OSTree repository; create one elsewhere with: ostree init --repo=PATH --mode=bare-user", r.path)
 	case strings.Contains(s, "opening repo: opendir(") && strings.Contains(s, "No such file or directory"):
-		return notFoundf("no repository at %s; create it with: ostree init --repo=%s --mode=bare-user", r.path, r.path)
+		return errdefs.NotFoundf("no repository at %s; create it with: ostree init --repo=%s --mode=bare-user", r.path, r.path)
 	case strings.Contains(s, "opening repo: opendir(") && strings.Contains(s, "Not a directory"):
-		return notFoundf("%s is no OSTree repository", r.path)
+		return errdefs.NotFoundf("%s is no OSTree repository", r.path)
 	case strings.Contains(s, "Refspec '") && strings.Contains(s, "' not found"):
 		return errors.WithMessage(errNoRef, terr.lastLines(1))
 	case mayNotRead(s):
-		return &accessError{r.path, err}
+		return &errdefs.AccessError{Repo: r.path, Err: err}
 	}
 	return err
 }
@@ -201,7 +213,7 @@ func (r *repository) perform(ctx context.Context, why, verb string, args ...stri
 // mayNotWrite names the repository where ostree says only that it may not write.
 func (r *repository) mayNotWrite(err error) error {
 	var terr *toolError
-	var access *accessError
+	var access *errdefs.AccessError
 	if errors.As(err, &access) {
 		return err
 	}
@@ -366,7 +378,7 @@ func (r *repository) whole(ctx context.Context, refs map[string]bool) (map[strin
 }
 
 // strayRef is what a ref is called while ostree writes it: a process that is killed then leaves it.
-var strayRef = regexp.MustCompile(`^` + refPrefix + `(?:[^/]+/)?tmp\.[^/]{6}$`)
+var strayRef = regexp.MustCompile(`^` + imageref.Prefix + `(?:[^/]+/)?tmp\.[^/]{6}$`)
 
 // hasStrays tells whether there are such refs.
 func hasStrays(refs map[string]bool) bool {
@@ -402,7 +414,7 @@ func (r *repository) metadataKey(ctx context.Context, ref, key string) (value st
 		}
 		return "", false, err
 	}
-	value, err = parseGVariantString(string(out))
+	value, err = gvariant.ParseString(string(out))
 	if err != nil {
 		return "", false, errors.WithMessagef(err, "metadata %s of %s", key, ref)
 	}
@@ -425,7 +437,7 @@ func (r *repository) commitInfo(ctx context.Context, rev string) (commitInfo, er
 	out, err := r.run.output(ctx, c)
 	var terr *toolError
 	if errors.As(err, &terr) && strings.Contains(terr.Stderr, "failed to allocate") {
-		return commitInfo{}, checkf("the commit of %s is too large: more than %d bytes are needed to read it", rev, commitMemory)
+		return commitInfo{}, errdefs.Checkf("the commit of %s is too large: more than %d bytes are needed to read it", rev, commitMemory)
 	}
 	if err != nil {
 		return commitInfo{}, r.explain(err)
@@ -443,7 +455,7 @@ func parseCommit(text string) (commitInfo, error) {
 		return commitInfo{}, errors.Errorf("not a commit: %.40q", head)
 	}
 	body, _, _ = strings.Cut(body, "\nFound ") // what ostree says of the commit's GPG signatures; the object is one line
-	v, err := parseGVariant(strings.TrimRight(body, "\n"))
+	v, err := gvariant.Parse(strings.TrimRight(body, "\n"))
 	if err != nil {
 		return commitInfo{}, err
 	}
@@ -467,7 +479,7 @@ func parseCommit(text string) (commitInfo, error) {
 			info.metadata[k] = v
 		case []any:
 			for _, ref := range v {
-				if ref, ok := ref.(string); ok && k == keyRefBinding {
+				if ref, ok := ref.(string); ok && k == imageref.KeyRefBinding {
 					info.bindings = append(info.bindings, ref)
 				}
 			}
@@ -610,7 +622,7 @@ func (r *repository) catFile(ctx context.Context, rev, path string, limit int64)
 		return nil, r.explain(err)
 	}
 	if int64(len(content)) > limit {
-		return nil, checkf("%s of %s is larger than %d bytes", path, rev, limit)
+		return nil, errdefs.Checkf("%s of %s is larger than %d bytes", path, rev, limit)
 	}
 	return content, nil
 }
@@ -697,7 +709,7 @@ const maxArgument = 128<<10 - 1
 
 // fits tells whether m can be given to ostree: it must fit into one argument, be UTF-8 and hold no NUL.
 func (m metadataString) fits() bool {
-	return len(m.arg()) <= maxArgument && isText(m.value)
+	return len(m.arg()) <= maxArgument && gvariant.IsText(m.value)
 }
 
 // commitArgs are the arguments of every commit that the program makes. Each is there for the same checksum every time: without
@@ -858,7 +870,7 @@ func (r *repository) pullLocal(ctx context.Context, source string, fsync bool, w
 // explainPath explains an error of opening the repository's directory.
 func (r *repository) explainPath(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return notFoundf("no repository at %s; create it with: ostree init --repo=%s --mode=bare-user", r.path, r.path)
+		return errdefs.NotFoundf("no repository at %s; create it with: ostree init --repo=%s --mode=bare-user", r.path, r.path)
 	}
 	return err
 }
@@ -1036,7 +1048,7 @@ func (r *repository) list(ctx context.Context, rev string, most func() (int, err
 			}
 		}
 		if n > limit {
-			return checkf("the tree of %s has more than %d files and directories, which is more than it may have",
+			return errdefs.Checkf("the tree of %s has more than %d files and directories, which is more than it may have",
 				rev, limit)
 		}
 		f(lines.Text())
@@ -1076,7 +1088,7 @@ func (r *repository) fsck(ctx context.Context) ([]string, error) {
 	if !errors.As(err, &terr) || terr.ExitCode <= 0 {
 		return nil, r.explain(err)
 	}
-	var access *accessError
+	var access *errdefs.AccessError
 	if err := r.explain(err); !errors.As(err, &terr) || errors.As(err, &access) {
 		return nil, err
 	}

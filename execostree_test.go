@@ -13,6 +13,9 @@ import (
 	"testing"
 
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/testutil"
 )
 
 const (
@@ -50,7 +53,7 @@ func TestParseCommit(t *testing.T) {
 	for _, tt := range parseCommitTests {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := parseCommit(tt.text)
-			sameText(t, "error", errText(err), tt.wantErr)
+			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
 			if err == nil && (!maps.Equal(got.metadata, tt.want.metadata) || got.timestamp != tt.want.timestamp || got.root != tt.want.root ||
 				got.rootMeta != tt.want.rootMeta) {
 				t.Errorf("got %+v, want %+v", got, tt.want)
@@ -85,9 +88,9 @@ func TestParseOSTreeVersion(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			f, err := parseOSTreeVersion(tt.text)
-			sameText(t, "error", errText(err), tt.wantErr)
-			sameText(t, "version", f.version, tt.version)
-			sameText(t, "features", strings.Join(f.features, " "), tt.features)
+			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
+			testutil.SameText(t, "version", f.version, tt.version)
+			testutil.SameText(t, "features", strings.Join(f.features, " "), tt.features)
 		})
 	}
 }
@@ -111,42 +114,42 @@ func TestCompareVersions(t *testing.T) {
 func TestVersionsOfTools(t *testing.T) {
 	tests := []struct {
 		name        string
-		ostree, tar fakeRule
+		ostree, tar testutil.FakeRule
 		ostreeErr   string
 		tarErr      string
 	}{
 		{
-			"new enough", fakeRule{Stdout: "libostree:\n Version: '2022.7'\n"}, fakeRule{Stdout: "tar (GNU tar) 1.27\nCopyright\n"}, "", "",
+			"new enough", testutil.FakeRule{Stdout: "libostree:\n Version: '2022.7'\n"}, testutil.FakeRule{Stdout: "tar (GNU tar) 1.27\nCopyright\n"}, "", "",
 		},
 		{
 			"too old",
-			fakeRule{Stdout: "libostree:\n Version: '2021.6'\n"},
-			fakeRule{Stdout: "tar (GNU tar) 1.26\n"},
+			testutil.FakeRule{Stdout: "libostree:\n Version: '2021.6'\n"},
+			testutil.FakeRule{Stdout: "tar (GNU tar) 1.26\n"},
 			"OSTREE: version 2021.6 is too old: install the package ostree (libostree 2022.7 or newer), or name the program with --ostree",
 			"TAR: version 1.26 is too old: install GNU tar (the package tar), or name the program with --tar",
 		},
 		{
 			"other programs",
-			fakeRule{Stdout: "hello\n"},
-			fakeRule{Stdout: "bsdtar 3.6.2 - libarchive 3.6.2\n"},
+			testutil.FakeRule{Stdout: "hello\n"},
+			testutil.FakeRule{Stdout: "bsdtar 3.6.2 - libarchive 3.6.2\n"},
 			`asking OSTREE for its version: it answers "hello\n", which is not what ostree says`,
 			"TAR: not GNU tar: install GNU tar (the package tar), or name the program with --tar",
 		},
 		{
 			"failing",
-			fakeRule{Stderr: "what?\n", Exit: 3},
-			fakeRule{Stderr: "error: no\n", Exit: 1},
+			testutil.FakeRule{Stderr: "what?\n", Exit: 3},
+			testutil.FakeRule{Stderr: "error: no\n", Exit: 1},
 			"OSTREE: exit status 3: what?", "TAR: exit status 1: no",
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			ostree, tar := fakeTool(t, "", tt.ostree), fakeTool(t, "", tt.tar)
+			ostree, tar := testutil.FakeTool(t, "", tt.ostree), testutil.FakeTool(t, "", tt.tar)
 			r := newRunner(ostree, tar, 0, &journal{})
 			_, err := ostreeVersion(t.Context(), r)
-			sameText(t, "error of ostree", strings.ReplaceAll(errText(err), ostree, "OSTREE"), tt.ostreeErr)
+			testutil.SameText(t, "error of ostree", strings.ReplaceAll(testutil.ErrText(err), ostree, "OSTREE"), tt.ostreeErr)
 			_, err = tarVersion(t.Context(), r)
-			sameText(t, "error of tar", strings.ReplaceAll(errText(err), tar, "TAR"), tt.tarErr)
+			testutil.SameText(t, "error of tar", strings.ReplaceAll(testutil.ErrText(err), tar, "TAR"), tt.tarErr)
 		})
 	}
 }
@@ -166,7 +169,7 @@ func TestStrictOutput(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			r := &repository{path: "/nowhere", run: newRunner(fakeTool(t, "", fakeRule{Match: tt.verb, Stdout: tt.stdout}), "tar", 0, &journal{})}
+			r := &repository{path: "/nowhere", run: newRunner(testutil.FakeTool(t, "", testutil.FakeRule{Match: tt.verb, Stdout: tt.stdout}), "tar", 0, &journal{})}
 			var err error
 			switch tt.verb {
 			case "commit":
@@ -174,7 +177,7 @@ func TestStrictOutput(t *testing.T) {
 			case "rev-parse":
 				_, err = r.revParse(t.Context(), "a/b", "c/d")
 			}
-			sameText(t, "error", errText(err), tt.wantErr)
+			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
 		})
 	}
 }
@@ -195,15 +198,15 @@ func TestSigned(t *testing.T) {
 		{"good in the text of one that has none", "commit a" + found + good, true, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			rules := []fakeRule{{Match: "--print-detached-metadata-key=ostree.gpgsigs", Stdout: "[[0x1]]\n"}, {Match: "--gpg-homedir=/keys", Stdout: tt.says}}
+			rules := []testutil.FakeRule{{Match: "--print-detached-metadata-key=ostree.gpgsigs", Stdout: "[[0x1]]\n"}, {Match: "--gpg-homedir=/keys", Stdout: tt.says}}
 			says := filepath.Join(t.TempDir(), "says") // what anyone hears who does not ask for signatures first
 			if err := os.WriteFile(says, []byte("#!/bin/sh\ncat <<'END'\n"+tt.says+"END\n"), 0o755); err != nil {
 				t.Fatal(err)
 			}
 			if tt.none {
-				rules = []fakeRule{{Match: "--print-detached-metadata-key=ostree.gpgsigs", Exit: 1}}
+				rules = []testutil.FakeRule{{Match: "--print-detached-metadata-key=ostree.gpgsigs", Exit: 1}}
 			}
-			r := &repository{path: "/nowhere", run: newRunner(fakeTool(t, says, rules...), "tar", 0, &journal{})}
+			r := &repository{path: "/nowhere", run: newRunner(testutil.FakeTool(t, says, rules...), "tar", 0, &journal{})}
 			if got, err := r.signed(t.Context(), sumA, "/keys"); got != tt.want || err != nil {
 				t.Errorf("%t, %v; want %t", got, err, tt.want)
 			}
@@ -216,7 +219,7 @@ func TestRepositoryErrors(t *testing.T) {
 	r := newTestRun(t, testOptions{})
 	dir := t.TempDir()
 	file := dir + "/file"
-	tool(t, "touch", file)
+	testutil.Run(t, "touch", file)
 	tests := []struct{ name, repo, wantErr string }{
 		{"none", dir + "/none", "no repository at " + dir + "/none; create it with: ostree init --repo=" + dir + "/none --mode=bare-user"},
 		{"other directory", dir, dir + " is no OSTree repository; create one elsewhere with: ostree init --repo=PATH --mode=bare-user"},
@@ -225,8 +228,8 @@ func TestRepositoryErrors(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := (&repository{path: tt.repo, run: r.runner}).refs(t.Context())
-			sameText(t, "error", errText(err), tt.wantErr)
-			var notFound notFoundError
+			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
+			var notFound errdefs.NotFoundError
 			if !errors.As(err, &notFound) {
 				t.Errorf("%T is no notFoundError", err)
 			}
@@ -273,7 +276,7 @@ func TestArguments(t *testing.T) {
 		},
 	}
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) { sameText(t, "arguments", strings.Join(tt.got, " "), tt.want) })
+		t.Run(tt.name, func(t *testing.T) { testutil.SameText(t, "arguments", strings.Join(tt.got, " "), tt.want) })
 	}
 }
 
@@ -281,7 +284,7 @@ func TestArguments(t *testing.T) {
 func TestRefsWhileOneIsRemoved(t *testing.T) {
 	t.Parallel()
 	repo := newRepo(t, modeBareUser)
-	fake := fakeTool(t, "ostree", fakeRule{Match: "refs", Stderr: "error: Listing refs: openat(ociimage/a_3A1): No such file or directory\n", Exit: 1, Once: true})
+	fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "refs", Stderr: "error: Listing refs: openat(ociimage/a_3A1): No such file or directory\n", Exit: 1, Once: true})
 	r := newTestRun(t, testOptions{ostree: fake, repo: repo})
 	if refs, err := r.repo.refs(t.Context()); err != nil || len(refs) != 0 {
 		t.Errorf("%v, %v", refs, err)
@@ -355,7 +358,7 @@ func TestLongestArgument(t *testing.T) {
 	}
 	longest.value += "x"
 	_, err := r.repo.commit(t.Context(), commitOptions{metadata: []metadataString{longest}}, "--tree=dir="+dir)
-	sameText(t, "error", errText(err), "ostree commit: starting it with 8 arguments, the longest of 131072 bytes: fork/exec "+
+	testutil.SameText(t, "error", testutil.ErrText(err), "ostree commit: starting it with 8 arguments, the longest of 131072 bytes: fork/exec "+
 		r.runner.found[toolOSTree]+": argument list too long")
 }
 
@@ -370,7 +373,7 @@ func TestMissingFile(t *testing.T) {
 		t.Errorf("%t, %v", ok, err)
 	}
 	_, err := r.repo.catFile(ctx, "a/b", "none", 10)
-	sameText(t, "error", errText(err), "ostree cat: exit status 1: No such file or directory: /none")
+	testutil.SameText(t, "error", testutil.ErrText(err), "ostree cat: exit status 1: No such file or directory: /none")
 	if v, err := r.repo.config(ctx, "archive.zlib-level"); v != "" || err != nil {
 		t.Errorf("a key that is not set: %q, %v", v, err)
 	}
@@ -400,7 +403,7 @@ func TestConfigLines(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := configLines(tt.text, wanted)
-			if got != tt.want || !strings.Contains(errText(err), tt.wantErr) || (err == nil) != (tt.wantErr == "") {
+			if got != tt.want || !strings.Contains(testutil.ErrText(err), tt.wantErr) || (err == nil) != (tt.wantErr == "") {
 				t.Errorf("%q, %v", got, err)
 			}
 		})
@@ -432,10 +435,10 @@ func TestChunks(t *testing.T) {
 
 // Each call that takes a list of refs takes one that is longer than the arguments of a process may be.
 func TestManyLongRefs(t *testing.T) {
-	needTools(t, "ostree")
+	testutil.NeedTools(t, "ostree")
 	ctx := t.Context()
 	r := newTestRun(t, testOptions{})
-	commit := strings.TrimSpace(tool(t, "ostree", "commit", "--repo="+r.repo.path, "--orphan", "--no-bindings", "--tree=dir="+t.TempDir()))
+	commit := strings.TrimSpace(testutil.Run(t, "ostree", "commit", "--repo="+r.repo.path, "--orphan", "--no-bindings", "--tree=dir="+t.TempDir()))
 	// Refs are made by hand: that of ostree takes a process each.
 	const number = 3000
 	names := map[string]bool{}
@@ -514,5 +517,49 @@ func TestPathWithPattern(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// nastyStrings are values that must come back from ostree as they went in.
+var nastyStrings = []string{
+	"", "plain", "it's", `say "so"`, `it's "both"`, `back\slash`, `\n`, "new\nline", "\n", "tab\tcr\rbell\a\b\f\v", "\x01\x1f\x7f", "é", "e\u0301", "😀\U0010ffff",
+	"\u200b\u200e\u2028\u2029\ufeff\u00ad", "\u0085\u009f\u00a0", "\ue000\ufffd\ufffe\uffff", " lead and trail ", "a=b=c", "$HOME `id` $(id)", "%s%n", "-", "--x",
+	"@ay []", "b'x'", "true", "5", "<'x'>", "{}", "\\u0041", strings.Repeat("long", 20000), `{"a": "b's", "c": "\u00e9\\"}`, "\ufdd0", "\ud7ff", "\r\n",
+}
+
+func TestStringsComeBackFromOSTree(t *testing.T) {
+	t.Parallel()
+	r := newTestRun(t, testOptions{mode: modeArchive})
+	var metadata []metadataString
+	for i, s := range nastyStrings {
+		m := metadataString{fmt.Sprintf("test.%d", i), s}
+		if !m.fits() {
+			t.Fatalf("%.40q does not fit", s)
+		}
+		metadata = append(metadata, m)
+	}
+	metadata = append(metadata, metadataString{"it's \"a\" key\\", "odd"})
+	ctx := t.Context()
+	if _, err := r.repo.commit(ctx, commitOptions{branch: "test/strings", metadata: metadata}, "--tree=dir="+t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	info, err := r.repo.commitInfo(ctx, "test/strings")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, m := range metadata {
+		if info.metadata[m.key] != m.value {
+			t.Errorf("commitInfo: got %.80q, want %.80q", info.metadata[m.key], m.value)
+		}
+		if i%3 != 0 { // a process each
+			continue
+		}
+		got, ok, err := r.repo.metadataKey(ctx, "test/strings", m.key)
+		if err != nil || !ok || got != m.value {
+			t.Errorf("metadataKey: got %.80q, %t, %v, want %.80q", got, ok, err, m.value)
+		}
+	}
+	if _, ok, err := r.repo.metadataKey(ctx, "test/strings", "no.such"); ok || err != nil {
+		t.Errorf("a key that is not there: %t, %v", ok, err)
 	}
 }

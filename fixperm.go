@@ -12,6 +12,7 @@ import (
 
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/gvariant"
 	"ostree-image/internal/tarstream"
 )
 
@@ -124,7 +125,7 @@ func (p permissions) xattrs(records map[string]string) map[string]string {
 			continue
 		case name == capability && !p.asOwn && !p.rootOwned:
 			value = cleanCapability(value)
-		case strings.HasPrefix(name, "user.") && len(name) > len("user.") && len(name) <= 255 && isText(name) &&
+		case strings.HasPrefix(name, "user.") && len(name) > len("user.") && len(name) <= 255 && gvariant.IsText(name) &&
 			name != "user.ostreemeta" && !strings.HasPrefix(name, "user.overlay."):
 		default:
 			continue

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"os/exec"
 	"path"
@@ -12,8 +11,6 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"go.podman.io/image/v5/manifest"
-	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/shellquote"
@@ -109,29 +106,6 @@ func checkCleanStream(t *testing.T, clean io.Reader) {
 			t.Fatal(err)
 		}
 	}
-}
-
-// FuzzManifest holds that the blobs which a manifest names have refs of their own, and no others.
-func FuzzManifest(f *testing.F) {
-	types := []string{imgspecv1.MediaTypeImageManifest, manifest.DockerV2Schema2MediaType, manifest.DockerV2Schema1SignedMediaType, ""}
-	for _, digest := range []string{"sha256:" + someHex, "sha256:../../x", "sha512:" + someHex, "", "sha256:" + strings.ToUpper(someHex)} {
-		f.Add([]byte(fmt.Sprintf(`{"schemaVersion":2,"config":{"digest":%q,"size":1},"layers":[{"digest":%q,"size":-1}]}`, digest, digest)), uint8(0))
-		f.Add([]byte(fmt.Sprintf(`{"schemaVersion":1,"fsLayers":[{"blobSum":%q}],"history":[{"v1Compatibility":"{}"}]}`, digest)), uint8(2))
-	}
-	f.Fuzz(func(t *testing.T, text []byte, kind uint8) {
-		blobs, err := manifestBlobs(text, types[int(kind)%len(types)])
-		if err != nil {
-			return
-		}
-		for _, b := range blobs {
-			for _, ref := range []string{blobRef(b.Digest), sideRef(b.Digest)} {
-				name := ref[strings.LastIndex(ref, "/")+1:]
-				if strings.Trim(name, "0123456789abcdef") != "" || len(name) < 64 || isImageRef(ref) {
-					t.Errorf("the blob %q has the ref %q", b.Digest, ref)
-				}
-			}
-		}
-	})
 }
 
 // FuzzJournalWord holds that a shell makes of what the log has the argument that it was.

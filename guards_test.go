@@ -12,6 +12,7 @@ import (
 	"github.com/vbatts/tar-split/archive/tar"
 
 	"ostree-image/internal/tarstream"
+	"ostree-image/internal/testutil"
 )
 
 // zeros is a stream of n zero bytes.
@@ -76,7 +77,7 @@ func TestScanLimits(t *testing.T) {
 					break
 				}
 			}
-			if got := errText(err); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
+			if got := testutil.ErrText(err); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
 				t.Errorf("%q, want %q", got, tt.wantErr)
 			}
 		})
@@ -117,7 +118,7 @@ func TestPlanLimits(t *testing.T) {
 					break
 				}
 			}
-			if got := errText(err); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
+			if got := testutil.ErrText(err); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
 				t.Errorf("%.300q, want %q", got, tt.wantErr)
 			}
 		})
@@ -211,7 +212,7 @@ func TestCleanName(t *testing.T) {
 		{deep + "/n", "", "has 4097 bytes, and 4095 is the most"},
 	} {
 		got, err := cleanName(tt.name)
-		if text := errText(err); got != tt.want || tt.wantErr == "" && text != "" || !strings.Contains(text, tt.wantErr) {
+		if text := testutil.ErrText(err); got != tt.want || tt.wantErr == "" && text != "" || !strings.Contains(text, tt.wantErr) {
 			t.Errorf("%.20q… becomes %.20q…, %q; want %.20q…, %q", tt.name, got, text, tt.want, tt.wantErr)
 		}
 	}
@@ -223,7 +224,7 @@ func TestLengthReader(t *testing.T) {
 		wantErr   string
 	}{{100, 100, ""}, {99, 100, ""}, {101, 100, "longer than its commit says"}, {1 << 20, 0, "longer than its commit says"}} {
 		n, err := io.Copy(io.Discard, &lengthReader{r: zeros(tt.has), left: tt.says})
-		if got := errText(err); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) || n > tt.says {
+		if got := testutil.ErrText(err); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) || n > tt.says {
 			t.Errorf("%d bytes of %d: %d came, %q, want %q", tt.has, tt.says, n, got, tt.wantErr)
 		}
 	}
@@ -238,7 +239,7 @@ func TestBoundedHeaders(t *testing.T) {
 	for err == nil && taken < 100 {
 		err = f(hdr)
 	}
-	if !strings.Contains(errText(err), "its headers take more than 2147483648 bytes") || taken != maxHeaderMemory/(64<<20)-1 {
+	if !strings.Contains(testutil.ErrText(err), "its headers take more than 2147483648 bytes") || taken != maxHeaderMemory/(64<<20)-1 {
 		t.Errorf("%d headers are taken: %v", taken, err)
 	}
 }
@@ -272,7 +273,7 @@ func TestRecordReader(t *testing.T) {
 			if errors.Is(err, io.EOF) {
 				err = nil
 			}
-			if got := errText(err); n-1 != tt.entries || tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
+			if got := testutil.ErrText(err); n-1 != tt.entries || tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
 				t.Errorf("%d entries, %q; want %d, %q", n-1, got, tt.entries, tt.wantErr)
 			}
 		})

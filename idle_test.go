@@ -14,6 +14,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"ostree-image/internal/errdefs"
 )
 
 // lyingRegistry serves one image, whose layer is good, as how says.
@@ -89,13 +91,13 @@ func TestIdleRegistry(t *testing.T) {
 		want   int
 		wanted string // a part of what it says
 	}{
-		{"well", exitDone, ""},
-		{"slow", exitDone, ""}, // in all longer than the limit
-		{"hangs before the manifest", exitFailed, "has sent nothing for 2s, the limit of --idle-timeout"},
-		{"hangs in the config", exitFailed, "has sent nothing for 2s, the limit of --idle-timeout"},
-		{"hangs before the layer", exitFailed, "has sent nothing for 2s, the limit of --idle-timeout"},
-		{"hangs in the layer", exitFailed, "has sent nothing for 2s, the limit of --idle-timeout"},
-		{"endless", exitCheck, "is larger than the 20480 bytes that its manifest names"},
+		{"well", errdefs.StatusDone, ""},
+		{"slow", errdefs.StatusDone, ""}, // in all longer than the limit
+		{"hangs before the manifest", errdefs.StatusFailed, "has sent nothing for 2s, the limit of --idle-timeout"},
+		{"hangs in the config", errdefs.StatusFailed, "has sent nothing for 2s, the limit of --idle-timeout"},
+		{"hangs before the layer", errdefs.StatusFailed, "has sent nothing for 2s, the limit of --idle-timeout"},
+		{"hangs in the layer", errdefs.StatusFailed, "has sent nothing for 2s, the limit of --idle-timeout"},
+		{"endless", errdefs.StatusCheck, "is larger than the 20480 bytes that its manifest names"},
 	} {
 		t.Run(tt.how, func(t *testing.T) {
 			t.Parallel()

@@ -9,12 +9,15 @@ import (
 	"sync"
 	"time"
 
-	"go.podman.io/image/v5/manifest"
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
 	"golang.org/x/sync/errgroup"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 )
 
 // imageInfo is a line of list. Its JSON keys are part of the program's interface.
@@ -48,20 +51,20 @@ func newImageReader(store *blobStore, unpacked bool) *imageReader {
 
 // readManifest returns the manifest of an image's commit, verified, and its media type.
 func (r *repository) readManifest(ctx context.Context, info commitInfo) ([]byte, string, error) {
-	want := digest.Digest(info.metadata[keyDigest])
-	blob := []byte(info.metadata[keyManifest])
+	want := digest.Digest(info.metadata[imageref.KeyDigest])
+	blob := []byte(info.metadata[imageref.KeyManifest])
 	if len(blob) == 0 || want.Validate() != nil || want.Algorithm().FromBytes(blob) != want {
 		var err error
-		if blob, err = r.catFile(ctx, info.checksum, fileManifest, maxManifestBytes); err != nil {
+		if blob, err = r.catFile(ctx, info.checksum, imageref.FileManifest, maxManifestBytes); err != nil {
 			return nil, "", errors.WithMessage(err, "reading the manifest")
 		}
 	}
 	if want != "" {
 		if err := want.Validate(); err != nil {
-			return nil, "", checkf("the commit names the manifest digest %q: %s", want, err)
+			return nil, "", errdefs.Checkf("the commit names the manifest digest %q: %s", want, err)
 		}
 		if got := want.Algorithm().FromBytes(blob); got != want {
-			return nil, "", checkf("the manifest is %s, and its commit says %s", got, want)
+			return nil, "", errdefs.Checkf("the manifest is %s, and its commit says %s", got, want)
 		}
 	}
 	return blob, manifest.GuessMIMEType(blob), nil
@@ -76,9 +79,9 @@ func (r *imageReader) info(ctx context.Context, name, spec string) (imageInfo, e
 		return image, err
 	}
 	image.Commit = info.checksum
-	if text := info.metadata[keySignatures]; text != "" {
+	if text := info.metadata[imageref.KeySignatures]; text != "" {
 		if image.Signatures, err = strconv.Atoi(text); err != nil {
-			return image, checkf("the commit says that it has %q signatures", text)
+			return image, errdefs.Checkf("the commit says that it has %q signatures", text)
 		}
 	}
 	blob, mimeType, err := store.repo.readManifest(ctx, info)
@@ -91,7 +94,7 @@ func (r *imageReader) info(ctx context.Context, name, spec string) (imageInfo, e
 	if manifest.MIMETypeIsMultiImage(mimeType) {
 		return image, r.sumInstances(ctx, store, info.checksum, &image)
 	}
-	blobs, err := manifestBlobs(blob, mimeType)
+	blobs, err := imageref.Blobs(blob, mimeType)
 	if err != nil {
 		return image, err
 	}
@@ -137,7 +140,7 @@ func (r *imageReader) sumInstances(ctx context.Context, store *blobStore, commit
 	seen := map[digest.Digest]bool{}
 	for _, i := range instances {
 		image.Size += int64(len(i.blob))
-		blobs, err := manifestBlobs(i.blob, i.mimeType)
+		blobs, err := imageref.Blobs(i.blob, i.mimeType)
 		if err != nil {
 			return err
 		}
@@ -160,9 +163,9 @@ func (r *imageReader) sumInstances(ctx context.Context, store *blobStore, commit
 }
 
 func (r *imageReader) uncompressedSize(ctx context.Context, store *blobStore, layer digest.Digest) (int64, error) {
-	spec, ok := store.find(blobRef(layer))
+	spec, ok := store.find(imageref.BlobRef(layer))
 	if !ok {
-		return 0, checkf("blob %s is missing from the repository %s", layer, store.repo.path)
+		return 0, errdefs.Checkf("blob %s is missing from the repository %s", layer, store.repo.path)
 	}
 	r.mu.Lock()
 	size, known := r.sizes[spec]
@@ -170,7 +173,7 @@ func (r *imageReader) uncompressedSize(ctx context.Context, store *blobStore, la
 	if known || !r.unpacked {
 		return size, nil
 	}
-	text, _, err := store.repo.metadataKey(ctx, spec, keyUncompressedSize)
+	text, _, err := store.repo.metadataKey(ctx, spec, imageref.KeyUncompressedSize)
 	if err != nil {
 		return 0, err
 	}
@@ -183,11 +186,11 @@ func (r *imageReader) uncompressedSize(ctx context.Context, store *blobStore, la
 
 // readSmall returns a small blob, such as a config. It matches its digest.
 func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, error) {
-	spec, ok := s.find(blobRef(d))
+	spec, ok := s.find(imageref.BlobRef(d))
 	if !ok {
-		return nil, checkf("blob %s is missing from the repository %s", d, s.repo.path)
+		return nil, errdefs.Checkf("blob %s is missing from the repository %s", d, s.repo.path)
 	}
-	content, err := s.repo.catFile(ctx, spec, fileContent, maxConfigBytes)
+	content, err := s.repo.catFile(ctx, spec, imageref.FileContent, maxConfigBytes)
 	if err == nil {
 		if got := d.Algorithm().FromBytes(content); got != d {
 			return nil, errors.WithMessagef(&digestError{expected: d, actual: got}, "reading blob %s", d)
@@ -206,7 +209,7 @@ func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, err
 	defer func() { _ = stream.Close() }()
 	content, err = io.ReadAll(io.LimitReader(stream, maxConfigBytes+1))
 	if err == nil && len(content) > maxConfigBytes {
-		err = checkf("config %s is larger than %d bytes", d, maxConfigBytes)
+		err = errdefs.Checkf("config %s is larger than %d bytes", d, maxConfigBytes)
 	}
 	return content, err
 }
@@ -266,7 +269,7 @@ func (r *repository) listAgain(ctx context.Context, reader *imageReader, specs, 
 			images[i], failures[i] = again.info(ctx, names[i], specs[i])
 		}
 		if errors.Is(failures[i], errNoRef) || !store.refs[specs[i]] {
-			failures[i] = goneError{names[i]}
+			failures[i] = errdefs.GoneError{Name: names[i]}
 		}
 	}
 	return nil

@@ -5,11 +5,11 @@ import (
 	"io"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
 	"go.podman.io/image/v5/image"
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/types"
-	"github.com/opencontainers/go-digest"
-	"github.com/pkg/errors"
 )
 
 // inspectInfo is what inspect says, with the keys of skopeo inspect.

@@ -12,6 +12,8 @@ import (
 
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/gvariant"
 	"ostree-image/internal/shellquote"
 )
 
@@ -153,7 +155,7 @@ func (j *journal) writeFile(path string, content []byte, why string) error {
 
 // printfFormat returns the arguments with which printf(1) writes content.
 func printfFormat(content []byte) string {
-	if isText(string(content)) {
+	if gvariant.IsText(string(content)) {
 		return "%s " + shellquote.Word(string(content))
 	}
 	var b strings.Builder
@@ -288,6 +290,6 @@ func (j *journal) close() (err error) {
 		return nil
 	}
 	err = j.err
-	closeWith(&err, j.log)
+	errdefs.Close(&err, j.log)
 	return err
 }

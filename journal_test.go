@@ -13,14 +13,16 @@ import (
 	"testing"
 	"time"
 
-	"go.podman.io/image/v5/types"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/types"
 
+	"ostree-image/internal/imageref"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/tarstream"
+	"ostree-image/internal/testutil"
 )
 
 var update = flag.Bool("update", false, "write the golden files in testdata anew")
@@ -70,10 +72,10 @@ func TestJournalWords(t *testing.T) {
 	j.name("/r", "REPO")
 	j.name("/r/tmp/w", "WORK")
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) { sameText(t, "word", j.path(tt.arg), tt.want) })
+		t.Run(tt.name, func(t *testing.T) { testutil.SameText(t, "word", j.path(tt.arg), tt.want) })
 	}
 	j.forget("/r/tmp/w")
-	sameText(t, "a place that is gone", j.path("/r/tmp/w/x"), `"$REPO"/tmp/w/x`)
+	testutil.SameText(t, "a place that is gone", j.path("/r/tmp/w/x"), `"$REPO"/tmp/w/x`)
 }
 
 func TestJournalLines(t *testing.T) {
@@ -104,7 +106,7 @@ mkdir "$REPO"'/x y'
 printf x >y
 ostree well
 `
-	sameText(t, "log", normalSecrets(body), want)
+	testutil.SameText(t, "log", normalSecrets(body), want)
 }
 
 // normalSecrets writes xxxx for whatever stands for a secret.
@@ -146,22 +148,22 @@ func TestJournalFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := openJournal(dir+"/link", nil)
-		sameText(t, "error", errText(err), "opening the command log: open "+dir+"/link: too many levels of symbolic links")
+		testutil.SameText(t, "error", testutil.ErrText(err), "opening the command log: open "+dir+"/link: too many levels of symbolic links")
 	})
 	t.Run("no directory", func(t *testing.T) {
 		_, err := openJournal(dir+"/none/log", nil)
-		sameText(t, "error", errText(err), "opening the command log: open "+dir+"/none/log: no such file or directory")
+		testutil.SameText(t, "error", testutil.ErrText(err), "opening the command log: open "+dir+"/none/log: no such file or directory")
 	})
 	t.Run("full disk", func(t *testing.T) {
 		if _, err := os.Stat("/dev/full"); err != nil {
-			skip(t, "no /dev/full")
+			testutil.Skip(t, "no /dev/full")
 		}
 		j, err := openJournal("/dev/full", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		j.step("x", "true")
-		sameText(t, "error", errText(j.close()), "writing the command log: write /dev/full: no space left on device")
+		testutil.SameText(t, "error", testutil.ErrText(j.close()), "writing the command log: write /dev/full: no space left on device")
 	})
 }
 
@@ -174,11 +176,11 @@ func TestDebug(t *testing.T) {
 	j.name("/r", "REPO")
 	j.command(entry{why: "x", words: []string{"ostree", "refs", "--repo=/r", "a\nb"}})
 	j.step("no command", "mkdir", "/x")
-	sameText(t, "debug", b.String(), "+ ostree refs --repo=/r 'a'\"$NL\"'b'\n")
+	testutil.SameText(t, "debug", b.String(), "+ ostree refs --repo=/r 'a'\"$NL\"'b'\n")
 }
 
 func TestPrintf(t *testing.T) {
-	needTools(t, "sh")
+	testutil.NeedTools(t, "sh")
 	for _, content := range []string{"", "plain", "%s%n\\n", "it's\n\n", "\n", "\xff\x00\\x", "\x00", "end\n", "-n", "ü", "=5 /new\nline"} {
 		script := shellquote.Prelude + "\nprintf " + printfFormat([]byte(content))
 		out, err := exec.Command("sh", "-c", script).Output()
@@ -200,7 +202,7 @@ func blobsOf(t *testing.T, dir string, perms permissions, layers ...[]byte) {
 	for _, l := range layers {
 		hex := digest.FromBytes(l).Encoded()
 		var clean bytes.Buffer
-		split, err := newSplitFile(filepath.Join(dir, hex+"."+fileSplit))
+		split, err := newSplitFile(filepath.Join(dir, hex+"."+imageref.FileTarSplit))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -262,7 +264,7 @@ func normalLog(log string) string {
 
 func TestGoldenLog(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testutil.NeedRoot(t)
 	log := filepath.Join(t.TempDir(), "log")
 	r := newTestRun(t, testOptions{mode: modeArchive, log: log})
 	r.importInOrder(t, "tiny", journalImage())
@@ -292,7 +294,7 @@ func runScript(path string, variables ...string) (said string, err error) {
 // TestReplayLog runs a log where nothing is left of the run that wrote it.
 func TestReplayLog(t *testing.T) {
 	t.Parallel()
-	needTools(t, "sh", "sha256sum", "ostree", "tar")
+	testutil.NeedTools(t, "sh", "sha256sum", "ostree", "tar")
 	many := []member{dir("many")}
 	for i := range 3000 {
 		many = append(many, file(fmt.Sprintf("many/f-%x-%d", i*i*7919, i), fmt.Sprint(i)))
@@ -326,7 +328,7 @@ func TestReplayLog(t *testing.T) {
 				mkdir(t, blobs)
 				perms := permissionsFor(modeBareUser, os.Geteuid(), os.Getegid())
 				perms.forTar = engine == engineTar
-				if len(i.layers) > 0 && isLayerType(i.types[0]) {
+				if len(i.layers) > 0 && imageref.IsLayerType(i.types[0]) {
 					blobsOf(t, blobs, perms, i.layers...)
 				} else {
 					for _, l := range i.layers {
@@ -339,7 +341,7 @@ func TestReplayLog(t *testing.T) {
 				repo := filepath.Join(dir, "again")
 				mkdir(t, filepath.Join(dir, "work"))
 				if said, err := runScript(log, "BLOBS="+blobs, "REPO="+repo, "WORK="+filepath.Join(dir, "work")); err != nil {
-					t.Fatalf("%v: %s\n%s", err, tailOf(said), tailOf(readFile(t, log)))
+					t.Fatalf("%v: %s\n%s", err, testutil.TailOf(said), testutil.TailOf(readFile(t, log)))
 				}
 				sameCommits(t, "replayed", refCommits(t, repo), want, func(ref string) string { return ref })
 				fsck(t, repo)
@@ -351,7 +353,7 @@ func TestReplayLog(t *testing.T) {
 // TestLoggedChecks runs the lines that check a blob.
 func TestLoggedChecks(t *testing.T) {
 	t.Parallel()
-	needTools(t, "sh", "sha256sum", "sha512sum", "gzip", "zstd")
+	testutil.NeedTools(t, "sh", "sha256sum", "sha512sum", "gzip", "zstd")
 	layer := archive(file("checked", "x"))
 	var gz, zst bytes.Buffer
 	zip := gzip.NewWriter(&gz)

@@ -19,6 +19,8 @@ import (
 	"github.com/vbatts/tar-split/archive/tar"
 	"golang.org/x/sync/errgroup"
 
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/tarstream"
 )
@@ -143,7 +145,7 @@ func appendConfig(j *journal, repo *repository, lines string) (err error) {
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	defer closeWith(&err, f)
+	defer errdefs.Close(&err, f)
 	_, err = f.WriteString(lines)
 	return errors.WithStack(err)
 }
@@ -239,7 +241,7 @@ func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob boo
 }
 
 func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool, nearly func()) (*importedLayer, error) {
-	path := b.path + "." + fileSplit
+	path := b.path + "." + imageref.FileTarSplit
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) { // of an attempt before
 		return nil, errors.WithStack(err)
 	}
@@ -259,17 +261,17 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	if err != nil {
 		return nil, err
 	}
-	if err := st.settings.journal.record.keep(split.path, b.name()+"."+fileSplit); err != nil {
+	if err := st.settings.journal.record.keep(split.path, b.name()+"."+imageref.FileTarSplit); err != nil {
 		return nil, err
 	}
 	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split, files: scan.entries, diffID: scan.diffID}
 	st.logChecks(l, scan.diffID)
 	options := commitOptions{
-		branch: blobRef(l.digest), timestamp: st.timestamp(), why: "commit layer " + l.digest.String(),
+		branch: imageref.BlobRef(l.digest), timestamp: st.timestamp(), why: "commit layer " + l.digest.String(),
 		metadata: []metadataString{
-			{keySize, strconv.FormatInt(b.size(), 10)},
-			{keyUncompressedSize, strconv.FormatInt(scan.size, 10)},
-			{keyUncompressedDigest, scan.diffID.String()},
+			{imageref.KeySize, strconv.FormatInt(b.size(), 10)},
+			{imageref.KeyUncompressedSize, strconv.FormatInt(scan.size, 10)},
+			{imageref.KeyUncompressedDigest, scan.diffID.String()},
 		},
 	}
 	if l.exact {
@@ -689,13 +691,13 @@ func (st *staging) keepSide(ctx context.Context, l *importedLayer, exactBlob boo
 	}
 	var files []treeFile
 	if record {
-		files = append(files, treeFile{name: fileSplit, from: l.split.path, input: l.blob.name() + "." + fileSplit})
+		files = append(files, treeFile{name: imageref.FileTarSplit, from: l.split.path, input: l.blob.name() + "." + imageref.FileTarSplit})
 	}
 	if blob {
-		files = append(files, treeFile{name: fileBlob, from: l.blob.path, input: l.blob.name()})
+		files = append(files, treeFile{name: imageref.FileBlob, from: l.blob.path, input: l.blob.name()})
 	}
 	sum, err := st.commitFiles(ctx, files, commitOptions{
-		branch: sideRef(l.digest), timestamp: st.timestamp(), why: "what the exact bytes of layer " + l.digest.String() + " need",
+		branch: imageref.SidecarRef(l.digest), timestamp: st.timestamp(), why: "what the exact bytes of layer " + l.digest.String() + " need",
 	})
 	l.sidecar = sum
 	return err
@@ -776,7 +778,7 @@ func copyFile(from, to string) (err error) {
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	defer closeWith(&err, out)
+	defer errdefs.Close(&err, out)
 	_, err = io.Copy(out, in)
 	return errors.WithStack(err)
 }

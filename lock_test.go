@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/testutil"
 )
 
 // lockRepo makes a directory that is locked as a repository is.
@@ -24,8 +26,8 @@ func lockRepo(t *testing.T, o lockOptions) *repository {
 // TestLockKeepsReadersOut: who can only read the repository keeps nobody waiting, whatever he locks.
 func TestLockKeepsReadersOut(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	needTools(t, "flock", "setpriv")
+	testutil.NeedRoot(t)
+	testutil.NeedTools(t, "flock", "setpriv")
 	r := lockRepo(t, lockOptions{timeout: 300 * time.Millisecond})
 	for _, dir := range []string{filepath.Dir(r.path), r.path} {
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -108,7 +110,7 @@ func TestLockFile(t *testing.T) {
 // TestLockOfOwner: what root locks first its owner can lock afterwards.
 func TestLockOfOwner(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testutil.NeedRoot(t)
 	r := lockRepo(t, lockOptions{})
 	if err := os.Chown(r.path, otherID, otherID); err != nil {
 		t.Fatal(err)

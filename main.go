@@ -17,14 +17,16 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"go.podman.io/image/v5/transports"
-	"go.podman.io/image/v5/types"
-	"go.podman.io/storage/pkg/reexec"
 	"github.com/docker/go-units"
 	"github.com/pkg/errors"
 	"github.com/sirupsen/logrus"
 	"github.com/urfave/cli/v2"
+	"go.podman.io/image/v5/transports"
+	"go.podman.io/image/v5/types"
+	"go.podman.io/storage/pkg/reexec"
 	"golang.org/x/term"
+
+	"ostree-image/internal/errdefs"
 )
 
 // version is the program's. A build sets it.
@@ -53,13 +55,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	p := &program{stdout: stdout, stderr: stderr}
 	err := p.app().RunContext(ctx, withoutExtensionName(args))
 	if p.settings != nil {
-		if cerr := p.settings.close(err, exitStatus(ctx, err)); err == nil {
+		if cerr := p.settings.close(err, errdefs.ExitStatus(ctx, err)); err == nil {
 			err = cerr
 		}
 	}
-	status := exitStatus(ctx, err)
+	status := errdefs.ExitStatus(ctx, err)
 	if err != nil {
-		var sig signalError
+		var sig errdefs.SignalError
 		if errors.As(context.Cause(ctx), &sig) { // whatever failed, this is why
 			err = sig
 		}
@@ -151,7 +153,7 @@ func (p *program) app() *cli.App {
 		Before:          p.before,
 		Action: func(c *cli.Context) error {
 			if name := c.Args().First(); name != "" {
-				return usagef("unknown command %q; see ostree-image --help", name)
+				return errdefs.Usagef("unknown command %q; see ostree-image --help", name)
 			}
 			return cli.ShowAppHelp(c)
 		},
@@ -283,7 +285,9 @@ func (p *program) app() *cli.App {
 	return app
 }
 
-func onUsageError(_ *cli.Context, err error, _ bool) error { return usageError{err.Error()} }
+func onUsageError(_ *cli.Context, err error, _ bool) error {
+	return errdefs.UsageError{Text: err.Error()}
+}
 
 // wantArgs checks how many arguments a command gets; most is -1 for any number. The flag library takes an option behind an argument for one more
 // argument.
@@ -291,11 +295,11 @@ func wantArgs(least, most int) cli.BeforeFunc {
 	return func(c *cli.Context) error {
 		for _, a := range c.Args().Slice() {
 			if strings.HasPrefix(a, "-") && a != "-" {
-				return usagef("%s: options stand before the arguments: move %s to the front", c.Command.Name, a)
+				return errdefs.Usagef("%s: options stand before the arguments: move %s to the front", c.Command.Name, a)
 			}
 		}
 		if n := c.NArg(); n < least || most >= 0 && n > most {
-			return usagef("%s: %d arguments given; usage: ostree-image %s %s", c.Command.Name, n, c.Command.Name, c.Command.ArgsUsage)
+			return errdefs.Usagef("%s: %d arguments given; usage: ostree-image %s %s", c.Command.Name, n, c.Command.Name, c.Command.ArgsUsage)
 		}
 		return nil
 	}
@@ -389,7 +393,7 @@ func (p *program) before(c *cli.Context) error {
 	s.journal = journal
 	p.settings = s
 	if g.timeout < 0 {
-		return usagef("--command-timeout %s: it cannot be negative", g.timeout)
+		return errdefs.Usagef("--command-timeout %s: it cannot be negative", g.timeout)
 	}
 	if s.lockTimeout = max(0, g.lockWait); g.lockWait == 0 {
 		s.lockTimeout = time.Nanosecond
@@ -435,13 +439,13 @@ func (p *program) systemContext(e endpoint, tlsGiven bool) (*types.SystemContext
 	}
 	switch {
 	case e.creds != "" && e.noCreds:
-		return nil, usagef("credentials are given, and are not to be used")
+		return nil, errdefs.Usagef("credentials are given, and are not to be used")
 	case e.noCreds:
 		sys.DockerAuthConfig = &types.DockerAuthConfig{}
 	case e.creds != "":
 		user, password, ok := strings.Cut(e.creds, ":")
 		if user == "" || !ok || password == "" {
-			return nil, usagef("the credentials are not USER:PASSWORD")
+			return nil, errdefs.Usagef("the credentials are not USER:PASSWORD")
 		}
 		sys.DockerAuthConfig = &types.DockerAuthConfig{Username: user, Password: password}
 		p.settings.journal.hide(userAndPassword(e.creds)...)
@@ -472,7 +476,7 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 	}
 	s.preserveDigests, s.noFsync, s.parallelCopies = g.preserve, g.noFsync, g.parallel
 	if g.idleTimeout < 0 {
-		return copyOptions{}, usagef("--idle-timeout %s: it cannot be negative", g.idleTimeout)
+		return copyOptions{}, errdefs.Usagef("--idle-timeout %s: it cannot be negative", g.idleTimeout)
 	}
 	s.dealTo, s.dealFrom = min(s.parallelImports(), maxParts), dealFrom
 	if g.unpack != "" {
@@ -481,16 +485,16 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 	switch s.unpack {
 	case engineAuto, engineStream, engineTar:
 	default:
-		return o, usagef("--unpack %q: it is auto, stream or tar", g.unpack)
+		return o, errdefs.Usagef("--unpack %q: it is auto, stream or tar", g.unpack)
 	}
 	if g.sign != "" && g.keysFile != "" {
-		return o, usagef("--sign and --keys-file exclude each other")
+		return o, errdefs.Usagef("--sign and --keys-file exclude each other")
 	}
 	if g.sign == "" && g.keysFile == "" && c.IsSet("sign-type") {
-		return o, usagef("--sign-type is the kind of signature of --sign or --keys-file, which are not given")
+		return o, errdefs.Usagef("--sign-type is the kind of signature of --sign or --keys-file, which are not given")
 	}
 	if (g.sign != "" || g.keysFile != "") && g.signType == "" {
-		return o, usagef("--sign-type is empty: it is ed25519, or what else this ostree has")
+		return o, errdefs.Usagef("--sign-type is empty: it is ed25519, or what else this ostree has")
 	}
 	s.journal.hide(g.sign)
 	var err error
@@ -505,7 +509,7 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 	}
 	if g.homedir != "" {
 		if g.gpgSign == "" {
-			return o, usagef("--gpg-homedir says where the key of --gpg-sign is, which is not given")
+			return o, errdefs.Usagef("--gpg-homedir says where the key of --gpg-sign is, which is not given")
 		}
 		if s.gpgHomedir, err = filepath.Abs(g.homedir); err != nil {
 			return o, errors.WithStack(err)
@@ -540,7 +544,7 @@ func parseSize(option, text string) (int64, error) {
 	}
 	n, err := units.RAMInBytes(text)
 	if err != nil || n <= 0 {
-		return 0, usagef("%s %q: it is a size, such as 512MiB", option, text)
+		return 0, errdefs.Usagef("%s %q: it is a size, such as 512MiB", option, text)
 	}
 	return n, nil
 }
@@ -619,7 +623,7 @@ func (p *program) push(c *cli.Context) error {
 
 func (p *program) inspect(c *cli.Context) error {
 	if p.global.raw && p.global.config {
-		return usagef("inspect: --raw and --config exclude each other")
+		return errdefs.Usagef("inspect: --raw and --config exclude each other")
 	}
 	asJSON, err := p.wantsJSON()
 	if err != nil {
@@ -699,7 +703,7 @@ func (p *program) references(c *cli.Context) (*repository, []ostreeReference, er
 // sameRepository refuses a command about images of two repositories.
 func sameRepository(c *cli.Context, one, other string) error {
 	if one != other {
-		return usagef("%s: the images are in two repositories, %s and %s", c.Command.Name, one, other)
+		return errdefs.Usagef("%s: the images are in two repositories, %s and %s", c.Command.Name, one, other)
 	}
 	return nil
 }
@@ -785,7 +789,7 @@ func (p *program) verify(c *cli.Context) error {
 		return err
 	}
 	if g := &p.global; g.gpgVerify != (g.homedir != "") {
-		return usagef("verify: --gpg-verify and --gpg-homedir go together: the one asks for signatures, the other says by whom")
+		return errdefs.Usagef("verify: --gpg-verify and --gpg-homedir go together: the one asks for signatures, the other says by whom")
 	} else if g.gpgVerify {
 		if p.settings.gpgHomedir, err = filepath.Abs(g.homedir); err != nil {
 			return errors.WithStack(err)
@@ -823,10 +827,10 @@ func (p *program) verify(c *cli.Context) error {
 		})
 	}
 	if err == nil && bad > 0 {
-		err = checkf("%d of %d images are damaged", bad, len(results))
+		err = errdefs.Checkf("%d of %d images are damaged", bad, len(results))
 	}
 	if missing := len(refs) - len(results); err == nil && missing > 0 {
-		err = notFoundf("%d of %d images are gone: they were removed meanwhile", missing, len(refs))
+		err = errdefs.NotFoundf("%d of %d images are gone: they were removed meanwhile", missing, len(refs))
 	}
 	return err
 }
@@ -835,7 +839,7 @@ func (p *program) replay(c *cli.Context) error {
 	o := p.global.replay
 	o.repo = p.global.repo
 	if o.from < 0 || o.to < 0 || o.to > 0 && o.from > o.to {
-		return usagef("replay: --from %d --to %d name no commands", o.from, o.to)
+		return errdefs.Usagef("replay: --from %d --to %d name no commands", o.from, o.to)
 	}
 	return replayRecord(c.Context, p.settings, c.Args().First(), o, os.Stdin, p.stdout)
 }
@@ -851,8 +855,8 @@ func (p *program) list(c *cli.Context) error {
 	}
 	var failed error
 	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), asJSON, func(name string, err error) {
-		var gone goneError
-		var access *accessError
+		var gone errdefs.GoneError
+		var access *errdefs.AccessError
 		switch {
 		case errors.As(err, &gone):
 			p.settings.notef("%s", gone)
@@ -860,7 +864,7 @@ func (p *program) list(c *cli.Context) error {
 		case errors.As(err, &access) && failed == nil:
 			failed = errors.New("some images cannot be read by this user")
 		case !errors.As(err, &access):
-			failed = checkf("some images cannot be read")
+			failed = errdefs.Checkf("some images cannot be read")
 		}
 		p.settings.progress.print(fmt.Sprintf("ostree-image: image %s: %s\n", printable(name), oneLine(err)))
 	})
@@ -885,7 +889,7 @@ func (p *program) wantsJSON() (bool, error) {
 	case "json":
 		return true, nil
 	default:
-		return false, usagef("--format %q: it is table or json", f)
+		return false, errdefs.Usagef("--format %q: it is table or json", f)
 	}
 }
 

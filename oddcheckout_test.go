@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 // oddBase is what odd layers are checked out above: some of their names, as something else or with other permissions, and some of its own.
@@ -53,8 +56,8 @@ var oddRemoves = map[string][]string{
 // TestOddCheckouts holds checkouts of odd layers, alone and above another one, against what umoci makes of them, or against their commits.
 func TestOddCheckouts(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	needTools(t, "umoci", "ostree", "tar")
+	testutil.NeedRoot(t)
+	testutil.NeedTools(t, "umoci", "ostree", "tar")
 	odd := accepted(t)
 	blobs := [][]byte{oddBase(t)}
 	for _, l := range odd {
@@ -90,12 +93,12 @@ func (p *stackPool) checkOdd(t *testing.T, name, mode, image string, stack []int
 	run := newTestRun(t, testOptions{repo: p.runs[mode].repo.path})
 	root := filepath.Join(dir, "root")
 	if err := p.checkout(t.Context(), run.settings, mode, root, stack); err != nil {
-		t.Errorf("%s, %s: %v (umoci: %v %s)", image, mode, err, uerr, tailOf(string(out)))
+		t.Errorf("%s, %s: %v (umoci: %v %s)", image, mode, err, uerr, testutil.TailOf(string(out)))
 		return
 	}
 	if _, known := notAsUmoci[name]; !known {
 		if uerr != nil {
-			t.Errorf("%s, %s: umoci refuses it: %s", image, mode, tailOf(string(out)))
+			t.Errorf("%s, %s: umoci refuses it: %s", image, mode, testutil.TailOf(string(out)))
 			return
 		}
 		want := rootTree(t, dir+"/umoci")
@@ -106,7 +109,7 @@ func (p *stackPool) checkOdd(t *testing.T, name, mode, image string, stack []int
 	// Nothing but what the layer's commit has, above what the base has.
 	listed := map[string]string{}
 	for _, n := range stack {
-		for _, line := range lsLines(t, run.repo.path, blobRef(digest.FromBytes(p.blobs[n]))) {
+		for _, line := range lsLines(t, run.repo.path, imageref.BlobRef(digest.FromBytes(p.blobs[n]))) {
 			listed[line[strings.Index(line, " /"):]] = line
 		}
 	}
@@ -117,7 +120,7 @@ func (p *stackPool) checkOdd(t *testing.T, name, mode, image string, stack []int
 		return strings.Contains(line, "/"+whiteoutPrefix) && !strings.Contains(line, "/.wh..wh.plnk")
 	})
 	commits := newSharedRepo(t, modeArchive)
-	tool(t, "ostree", "commit", "--repo="+commits, "--branch=root", "--tree=dir="+root)
+	testutil.Run(t, "ostree", "commit", "--repo="+commits, "--branch=root", "--tree=dir="+root)
 	have := lsLines(t, commits, "root")
 	slices.Sort(have)
 	if !slices.Equal(have, want) {

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ostree-image/internal/testutil"
 )
 
 // member is an entry of a tar archive, written as it is, however odd.
@@ -485,7 +487,7 @@ func corrupt(b []byte, at int) []byte {
 // sparseLayer is an archive of files with holes, as GNU tar makes it.
 func sparseLayer(t testing.TB, options ...string) []byte {
 	t.Helper()
-	needTools(t, "tar")
+	testutil.NeedTools(t, "tar")
 	d := t.TempDir()
 	for name, at := range map[string][]int64{"holes": {0, 1 << 20, 3 << 20}, "begins-with-a-hole": {2 << 20}, "many": {0, 1 << 16, 2 << 16, 3 << 16, 4 << 16, 5 << 16, 6 << 16, 7 << 16, 8 << 16}} {
 		f, err := os.Create(filepath.Join(d, name))

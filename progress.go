@@ -6,10 +6,10 @@ import (
 	"sync"
 	"time"
 
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+	"go.podman.io/image/v5/types"
 )
 
 const (

@@ -2,19 +2,16 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"os"
 	"syscall"
 
-	"go.podman.io/image/v5/docker/reference"
-	"go.podman.io/image/v5/manifest"
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
-	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
 
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/treesum"
 )
@@ -32,7 +29,7 @@ func (e *unprovenError) Error() string {
 }
 
 // Unwrap makes it one of the errors that have an exit status of their own.
-func (e *unprovenError) Unwrap() error { return checkError{e.Error()} }
+func (e *unprovenError) Unwrap() error { return errdefs.CheckError{Text: e.Error()} }
 
 // proveLayer reads a layer and checks all that can be checked of it alone: that its tar stream matches the diffID in its
 // commit, that the compressed bytes, where they are kept, match its digest and come to the same stream, and that the tree
@@ -42,11 +39,11 @@ func (s *blobStore) proveLayer(ctx context.Context, b *storedBlob, mode string) 
 		return &unprovenError{b.digest}
 	}
 	for name := range b.hasFile {
-		if name != fileSplit && name != fileBlob {
-			return checkf("layer %s: its sidecar commit holds %s, which does not belong there", b.digest, quoted(name))
+		if name != imageref.FileTarSplit && name != imageref.FileBlob {
+			return errdefs.Checkf("layer %s: its sidecar commit holds %s, which does not belong there", b.digest, quoted(name))
 		}
 	}
-	if b.hasRecord() && b.hasFile[fileBlob] {
+	if b.hasRecord() && b.hasFile[imageref.FileBlob] {
 		stream, err := s.openBlobTar(ctx, b)
 		if err == nil {
 			_, err = io.Copy(io.Discard, stream)
@@ -67,13 +64,13 @@ func (s *blobStore) proveLayer(ctx context.Context, b *storedBlob, mode string) 
 			return err
 		}
 		if size != b.tarSize {
-			return checkf("layer %s: its tar stream has %d bytes, and its commit says %d", b.digest, size, b.tarSize)
+			return errdefs.Checkf("layer %s: its tar stream has %d bytes, and its commit says %d", b.digest, size, b.tarSize)
 		}
 		if tree == b.tree {
 			return nil
 		}
 	}
-	return checkf("layer %s: the tree of its commit is not what its tar stream comes to: "+
+	return errdefs.Checkf("layer %s: the tree of its commit is not what its tar stream comes to: "+
 		"files were changed, or another tool or an older release imported it; import the image again", b.digest)
 }
 
@@ -184,7 +181,7 @@ type boundedSink struct {
 func (s *boundedSink) entry(hdr *tar.Header) (io.Writer, error) {
 	const each = 512 // bytes, about what one takes beside its names
 	if s.left -= int64(each + 2*len(hdr.Name) + len(hdr.Linkname)); s.left < 0 {
-		return nil, checkf("its headers take more than %d bytes", int64(maxHeaderMemory))
+		return nil, errdefs.Checkf("its headers take more than %d bytes", int64(maxHeaderMemory))
 	}
 	return s.sink.entry(hdr)
 }
@@ -224,55 +221,6 @@ func fileTree(files []treeFile, perms permissions) (treesum.Root, error) {
 	return sum.Root(), sum.Close()
 }
 
-// checkNamedDigest refuses a manifest that is not the one that an image's name asks for.
-func checkNamedDigest(name string, manifest []byte) error {
-	named, err := reference.ParseNormalizedNamed(name)
-	if err != nil {
-		return nil //nolint:nilerr // a name of another kind holds no digest
-	}
-	digested, ok := named.(reference.Digested)
-	if !ok {
-		return nil
-	}
-	want := digested.Digest()
-	if got := want.Algorithm().FromBytes(manifest); got != want {
-		return checkf("the image's manifest is %s, and its name asks for %s", got, want)
-	}
-	return nil
-}
-
-// layerProofs returns the diffIDs that an image's config names, one for each layer. It is nil where nothing names them:
-// for artifacts, and for a config without any, or one that is no JSON. Their layers are kept byte for byte, so that the manifest
-// proves them.
-func layerProofs(config []byte, blobs []types.BlobInfo) ([]digest.Digest, error) {
-	if !isConfigType(blobs[0].MediaType) {
-		return nil, nil
-	}
-	var image struct {
-		RootFS struct {
-			DiffIDs []digest.Digest `json:"diff_ids"`
-		} `json:"rootfs"`
-	}
-	if err := json.Unmarshal(config, &image); err != nil || len(image.RootFS.DiffIDs) == 0 {
-		return nil, nil //nolint:nilerr // its digest is right, whatever it is
-	}
-	diffIDs := image.RootFS.DiffIDs
-	if len(diffIDs) != len(blobs)-1 {
-		return nil, checkf("the config %s names %d diffIDs, and the manifest %d layers", blobs[0].Digest, len(diffIDs), len(blobs)-1)
-	}
-	for _, d := range diffIDs {
-		if err := d.Validate(); err != nil {
-			return nil, checkf("the config %s names the diffID %q: %s", blobs[0].Digest, d, err)
-		}
-	}
-	return diffIDs, nil
-}
-
-// isConfigType tells whether a blob of this media type is the config of an image that runs.
-func isConfigType(mediaType string) bool {
-	return mediaType == imgspecv1.MediaTypeImageConfig || mediaType == manifest.DockerV2Schema2ConfigMediaType
-}
-
 // checkDiffID refuses a layer whose tar stream is another than the config names. proofs is what layerProofs returned.
 func checkDiffID(layer, got digest.Digest, proofs []digest.Digest, n int) error {
 	if proofs == nil || proofs[n] == got {
@@ -281,5 +229,5 @@ func checkDiffID(layer, got digest.Digest, proofs []digest.Digest, n int) error 
 	if got == "" {
 		return &unprovenError{layer}
 	}
-	return checkf("layer %s: its tar stream is %s, and the image's config names %s", layer, got, proofs[n])
+	return errdefs.Checkf("layer %s: its tar stream is %s, and the image's config names %s", layer, got, proofs[n])
 }

@@ -14,9 +14,12 @@ import (
 	"strings"
 	"testing"
 
-	"go.podman.io/image/v5/oci/layout"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/oci/layout"
+
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 // forgery is a repository that holds two images, and where they come from.
@@ -99,7 +102,7 @@ func (f *forgery) problems(t testing.TB) map[string]string {
 func (f *forgery) copyOf(t testing.TB) *forgery {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "repo")
-	tool(t, "cp", "-a", f.repo.path, path)
+	testutil.Run(t, "cp", "-a", f.repo.path, path)
 	other := &forgery{testRun: newTestRun(t, testOptions{repo: path}), layout: f.layout, images: f.images, streams: f.streams}
 	other.insecurePolicy = true
 	return other
@@ -113,7 +116,7 @@ func (f *forgery) edit(t testing.TB, ref string, change func(dir string)) {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(t.TempDir(), "tree")
-	tool(t, "ostree", "checkout", "--repo="+f.repo.path, "--force-copy", ref, dir)
+	testutil.Run(t, "ostree", "checkout", "--repo="+f.repo.path, "--force-copy", ref, dir)
 	change(dir)
 	f.commit(t, ref, info, "--tree=dir="+dir)
 }
@@ -125,12 +128,12 @@ func (f *forgery) commit(t testing.TB, ref string, info commitInfo, tree string)
 	for _, k := range slices.Sorted(maps.Keys(info.metadata)) {
 		args = append(args, "--add-metadata-string="+k+"="+info.metadata[k])
 	}
-	tool(t, "ostree", args...)
+	testutil.Run(t, "ostree", args...)
 }
 
 // layerRef is the ref of a layer of the image small.
 func (f *forgery) layerRef(n int) string {
-	return blobRef(digest.FromBytes(f.images["small"].layers[n]))
+	return imageref.BlobRef(digest.FromBytes(f.images["small"].layers[n]))
 }
 
 func must(t testing.TB, err error) {
@@ -144,8 +147,8 @@ func must(t testing.TB, err error) {
 // out, and that none of it survives a pull of the image.
 func TestForgeries(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	needTools(t, "cp")
+	testutil.NeedRoot(t)
+	testutil.NeedTools(t, "cp")
 	original := newForgery(t, modeBareUser)
 	if found := original.problems(t); len(found) > 0 {
 		t.Fatalf("what was imported is wrong: %v", found)
@@ -153,7 +156,7 @@ func TestForgeries(t *testing.T) {
 	// Of another image, with content of its own: what an attacker would have it be.
 	evil := &testImage{layers: [][]byte{tarOf(t, &gotar.Header{Name: "evil", Typeflag: gotar.TypeReg, Mode: 0o4755, Size: 5})}}
 	must(t, original.importImage(t, "evil", evil))
-	evilRef := blobRef(digest.FromBytes(evil.layers[0]))
+	evilRef := imageref.BlobRef(digest.FromBytes(evil.layers[0]))
 	tests := []struct {
 		name   string
 		change func(t *testing.T, f *forgery)
@@ -187,54 +190,54 @@ func TestForgeries(t *testing.T) {
 		}, "the tree of its commit is not what", false},
 		{"a kept blob", func(t *testing.T, f *forgery) {
 			dir := t.TempDir()
-			must(t, os.WriteFile(filepath.Join(dir, fileBlob), evil.layers[0], 0o644))
-			tool(t, "ostree", "commit", "--repo="+f.repo.path, "--branch="+sideRef(digest.FromBytes(f.images["small"].layers[0])), "--tree=dir="+dir)
+			must(t, os.WriteFile(filepath.Join(dir, imageref.FileBlob), evil.layers[0], 0o644))
+			testutil.Run(t, "ostree", "commit", "--repo="+f.repo.path, "--branch="+imageref.SidecarRef(digest.FromBytes(f.images["small"].layers[0])), "--tree=dir="+dir)
 		}, "instead of", false},
 		{"a kept blob of a compressed layer", func(t *testing.T, f *forgery) {
 			dir := t.TempDir()
-			must(t, os.WriteFile(filepath.Join(dir, fileBlob), f.images["small"].layers[0], 0o644))
-			tool(t, "ostree", "commit", "--repo="+f.repo.path, "--branch="+sideRef(digest.FromBytes(f.images["other"].layers[0])), "--tree=dir="+dir)
+			must(t, os.WriteFile(filepath.Join(dir, imageref.FileBlob), f.images["small"].layers[0], 0o644))
+			testutil.Run(t, "ostree", "commit", "--repo="+f.repo.path, "--branch="+imageref.SidecarRef(digest.FromBytes(f.images["other"].layers[0])), "--tree=dir="+dir)
 		}, "its compressed bytes", false},
 		{"a layer as of 2017", func(t *testing.T, f *forgery) {
 			ref := f.layerRef(0)
 			info, err := f.repo.commitInfo(t.Context(), ref)
 			must(t, err)
-			info.metadata = map[string]string{keySize: info.metadata[keySize]}
+			info.metadata = map[string]string{imageref.KeySize: info.metadata[imageref.KeySize]}
 			f.commit(t, ref, info, "--tree=ref="+info.checksum)
 		}, "was stored without what proves its files", true},
 		{"the commit of another image", func(t *testing.T, f *forgery) {
-			sum := strings.TrimSpace(tool(t, "ostree", "rev-parse", "--repo="+f.repo.path, f.reference(t, "evil").ref()))
-			tool(t, "ostree", "refs", "--repo="+f.repo.path, "--force", "--create="+f.reference(t, "small").ref(), sum)
+			sum := strings.TrimSpace(testutil.Run(t, "ostree", "rev-parse", "--repo="+f.repo.path, f.reference(t, "evil").ref()))
+			testutil.Run(t, "ostree", "refs", "--repo="+f.repo.path, "--force", "--create="+f.reference(t, "small").ref(), sum)
 		}, "was made for", true},
 		{"another config", func(t *testing.T, f *forgery) {
-			f.edit(t, blobRef(digest.FromBytes(f.images["small"].config)), func(dir string) {
-				must(t, os.WriteFile(filepath.Join(dir, fileContent), evil.config, 0o644))
+			f.edit(t, imageref.BlobRef(digest.FromBytes(f.images["small"].config)), func(dir string) {
+				must(t, os.WriteFile(filepath.Join(dir, imageref.FileContent), evil.config, 0o644))
 			})
 		}, "instead of", false},
 		{"no size of the config", func(t *testing.T, f *forgery) {
-			ref := blobRef(digest.FromBytes(f.images["small"].config))
+			ref := imageref.BlobRef(digest.FromBytes(f.images["small"].config))
 			info, err := f.repo.commitInfo(t.Context(), ref)
 			must(t, err)
 			f.commit(t, ref, commitInfo{timestamp: info.timestamp}, "--tree=ref="+info.checksum)
 		}, "its commit says that it has -1 bytes", true},
 		{"a layer in the config's place", func(t *testing.T, f *forgery) {
-			sum := strings.TrimSpace(tool(t, "ostree", "rev-parse", "--repo="+f.repo.path, f.layerRef(0)))
-			ref := blobRef(digest.FromBytes(f.images["small"].config))
-			tool(t, "ostree", "refs", "--repo="+f.repo.path, "--force", "--create="+ref, sum)
+			sum := strings.TrimSpace(testutil.Run(t, "ostree", "rev-parse", "--repo="+f.repo.path, f.layerRef(0)))
+			ref := imageref.BlobRef(digest.FromBytes(f.images["small"].config))
+			testutil.Run(t, "ostree", "refs", "--repo="+f.repo.path, "--force", "--create="+ref, sum)
 		}, "was made for the refs", false},
 		{"a layer in the config's place, made for it", func(t *testing.T, f *forgery) {
 			info, err := f.repo.commitInfo(t.Context(), f.layerRef(0))
 			must(t, err)
-			f.commit(t, blobRef(digest.FromBytes(f.images["small"].config)), info, "--tree=ref="+info.checksum)
+			f.commit(t, imageref.BlobRef(digest.FromBytes(f.images["small"].config)), info, "--tree=ref="+info.checksum)
 		}, "No such file or directory: /content", false},
 		{"a config without content", func(t *testing.T, f *forgery) {
-			f.edit(t, blobRef(digest.FromBytes(f.images["small"].config)), func(dir string) {
-				must(t, os.Remove(filepath.Join(dir, fileContent)))
+			f.edit(t, imageref.BlobRef(digest.FromBytes(f.images["small"].config)), func(dir string) {
+				must(t, os.Remove(filepath.Join(dir, imageref.FileContent)))
 			})
 		}, "was stored without what proves its files", false},
 		{"another manifest", func(t *testing.T, f *forgery) {
 			f.edit(t, f.reference(t, "small").ref(), func(dir string) {
-				must(t, os.WriteFile(filepath.Join(dir, fileManifest), evil.manifest, 0o644))
+				must(t, os.WriteFile(filepath.Join(dir, imageref.FileManifest), evil.manifest, 0o644))
 			})
 		}, "does not match its digest", true},
 	}
@@ -281,8 +284,8 @@ func TestForgeries(t *testing.T) {
 // OSTREE_IMAGE_FORGERIES=N it tries N of them, with a fresh seed.
 func TestForgeriesAtRandom(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	needTools(t, "cp")
+	testutil.NeedRoot(t)
+	testutil.NeedTools(t, "cp")
 	count, seed := 4, uint64(1)
 	if n, err := strconv.Atoi(os.Getenv("OSTREE_IMAGE_FORGERIES")); err == nil {
 		count, seed = n, rand.Uint64()
@@ -328,8 +331,8 @@ func (f *forgery) forge(t testing.TB, r *rand.Rand, refs []string) string {
 	switch r.IntN(4) {
 	case 0:
 		from := refs[r.IntN(len(refs))]
-		sum := strings.TrimSpace(tool(t, "ostree", "rev-parse", "--repo="+f.repo.path, from))
-		tool(t, "ostree", "refs", "--repo="+f.repo.path, "--force", "--create="+ref, sum)
+		sum := strings.TrimSpace(testutil.Run(t, "ostree", "rev-parse", "--repo="+f.repo.path, from))
+		testutil.Run(t, "ostree", "refs", "--repo="+f.repo.path, "--force", "--create="+ref, sum)
 		return ref + " is what " + from + " is"
 	case 1:
 		keys := slices.Sorted(maps.Keys(info.metadata))
@@ -337,7 +340,7 @@ func (f *forgery) forge(t testing.TB, r *rand.Rand, refs []string) string {
 			break
 		}
 		key := keys[r.IntN(len(keys))]
-		if slices.Contains([]string{keyManifest, keyDigest, keySignatures}, key) {
+		if slices.Contains([]string{imageref.KeyManifest, imageref.KeyDigest, imageref.KeySignatures}, key) {
 			info.metadata[key] += "1" // without them it is as in 2017
 			f.commit(t, ref, info, "--tree=ref="+info.checksum)
 			return fmt.Sprintf("%s has another %s", ref, key)
@@ -353,14 +356,14 @@ func (f *forgery) forge(t testing.TB, r *rand.Rand, refs []string) string {
 		f.commit(t, ref, info, "--tree=ref="+info.checksum)
 		return fmt.Sprintf("%s has another %s", ref, key)
 	case 2:
-		if isImageRef(ref) {
+		if imageref.IsImage(ref) {
 			break // an image that is not there is no wrong one
 		}
-		tool(t, "ostree", "refs", "--repo="+f.repo.path, "--delete", ref)
+		testutil.Run(t, "ostree", "refs", "--repo="+f.repo.path, "--delete", ref)
 		return ref + " is gone"
 	}
 	what := ""
-	_, isLayer := info.metadata[keyUncompressedDigest]
+	_, isLayer := info.metadata[imageref.KeyUncompressedDigest]
 	f.edit(t, ref, func(dir string) { what = changeTree(t, r, dir, isLayer) })
 	return ref + ": " + what
 }

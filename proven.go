@@ -13,6 +13,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/errdefs"
 )
 
 // provenCommits remembers which blobs this program has imported or proved for this user on this machine, by their digests and the
@@ -178,7 +180,7 @@ func writeFileAtomic(path string, content []byte) (err error) {
 		return errors.WithStack(err)
 	}
 	_, err = f.Write(content)
-	closeWith(&err, f)
+	errdefs.Close(&err, f)
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}

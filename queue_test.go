@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/testutil"
 )
 
 // TestImportQueue: no more run at a time than have a turn, those that read before it is theirs are few, and none keeps what it was given.
@@ -68,7 +70,7 @@ func TestImportQueueEnds(t *testing.T) {
 	for range 2 {
 		q.add(t.Context(), func(*turn) { <-hold })
 	}
-	eventually(t, "two turns", func() bool { return len(q.turns) == 2 })
+	testutil.Eventually(t, "two turns", func() bool { return len(q.turns) == 2 })
 	why := errors.New("the copy has ended")
 	q.add(ctx, func(*turn) { t.Error("it runs") })
 	if !q.mayRead() {

@@ -20,7 +20,9 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/imageref"
 	"ostree-image/internal/tarstream"
+	"ostree-image/internal/testutil"
 )
 
 // randomSource makes layers of a few entries in three levels, with names so few that they meet: directories that nothing names, names that
@@ -145,7 +147,7 @@ func randomImage(t testing.TB, r *randomSource, n int, single bool) (*testImage,
 		seen[string(layer)] = true
 		name := fmt.Sprintf("L%03d", len(raw))
 		if single {
-			raw[blobRef(digest.FromBytes(layer))] = layer
+			raw[imageref.BlobRef(digest.FromBytes(layer))] = layer
 			i.layers = append(i.layers, layer)
 		} else {
 			raw[name] = layer
@@ -250,7 +252,7 @@ func differingLines(got, want []string) string {
 			b.WriteString("want " + l + "\n")
 		}
 	}
-	return tailOf(b.String())
+	return testutil.TailOf(b.String())
 }
 
 // extractEach extracts each layer with a plain tar -x, as root, and says on which it fails.
@@ -279,9 +281,9 @@ func checkAsTar(t *testing.T, r *testRun, seed uint64, raw map[string][]byte, si
 		t.Fatal(err)
 	}
 	failed := strings.Fields(string(out))
-	tool(t, "find", dir, "(", "-type", "b", "-o", "-type", "c", "-o", "-type", "p", "-o", "-name", "*.tar", "-o", "-name", "*.said", ")", "-delete")
+	testutil.Run(t, "find", dir, "(", "-type", "b", "-o", "-type", "c", "-o", "-type", "p", "-o", "-name", "*.tar", "-o", "-name", "*.said", ")", "-delete")
 	repo := newRepo(t, modeArchive)
-	tool(t, "ostree", "commit", "--repo="+repo, "--branch=all/plain", "--tree=dir="+dir)
+	testutil.Run(t, "ostree", "commit", "--repo="+repo, "--branch=all/plain", "--tree=dir="+dir)
 	extracted, imported := map[string][]string{}, map[string][]string{}
 	split := func(to map[string][]string, lines []string, layer string) {
 		for _, line := range lines {
@@ -297,7 +299,7 @@ func checkAsTar(t *testing.T, r *testRun, seed uint64, raw map[string][]byte, si
 	}
 	split(extracted, lsLines(t, repo, "all/plain"), "")
 	for ref := range r.commits(t) {
-		if !strings.Contains(ref, "/tarsplit/") && !isImageRef(ref) {
+		if !strings.Contains(ref, "/tarsplit/") && !imageref.IsImage(ref) {
 			if name := ""; single {
 				name = path.Base(ref)
 				split(imported, lsLines(t, r.repo.path, ref), name)
@@ -355,7 +357,7 @@ func describe(layer []byte) string {
 
 func TestRandomLayers(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testutil.NeedRoot(t)
 	t.Run("many in one", func(t *testing.T) {
 		t.Parallel()
 		checkRandomLayers(t, 1, 500, false)
@@ -372,7 +374,7 @@ func TestRandomLayers(t *testing.T) {
 
 // FuzzRandomLayers does it with fresh seeds: without -fuzz it does nothing.
 func FuzzRandomLayers(f *testing.F) {
-	needRoot(f)
+	testutil.NeedRoot(f)
 	f.Fuzz(func(t *testing.T, seed uint64) {
 		checkRandomLayers(t, seed, 40, false)
 		checkRandomLayersOfUser(t, seed, 40)
@@ -419,7 +421,7 @@ func checkRandomLayersOfUser(t *testing.T, seed uint64, n int) {
 		sameCommits(t, e.String()+" of another user", read(e), commits, names)
 	}
 	for _, l := range image.layers {
-		ref := blobRef(digest.FromBytes(l))
+		ref := imageref.BlobRef(digest.FromBytes(l))
 		got, err := os.ReadFile(filepath.Join(dir, path.Base(ref)+".list"))
 		if err != nil {
 			t.Fatal(err)
@@ -452,7 +454,7 @@ func TestRandomLayersOfUser(t *testing.T) {
 		r := e.importImage(t, image)
 		if e == (engineRun{modeArchive, engineTar, false}) {
 			for _, l := range image.layers {
-				ref := blobRef(digest.FromBytes(l))
+				ref := imageref.BlobRef(digest.FromBytes(l))
 				list := strings.Join(withoutOwners(lsLines(t, r.repo.path, ref)), "\n")
 				if err := os.WriteFile(filepath.Join(dir, path.Base(ref)+".list"), []byte(list), 0o644); err != nil {
 					t.Fatal(err)
@@ -471,7 +473,7 @@ func TestRandomLayersOfUser(t *testing.T) {
 		}
 		attribute := "0 { [(b'user.k', [byte 0x31])] }"
 		want := []string{"d00755 /", "-00000 " + attribute + " /none", "-00444 " + attribute + " /ro", "-00000 " + attribute + " /too"}
-		if got := withoutOwners(lsLines(t, r.repo.path, blobRef(digest.FromBytes(readOnly)))); !slices.Equal(got, want) {
+		if got := withoutOwners(lsLines(t, r.repo.path, imageref.BlobRef(digest.FromBytes(readOnly)))); !slices.Equal(got, want) {
 			t.Errorf("%s: %s", e, differingLines(got, want))
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
 
+	"ostree-image/internal/errdefs"
 	"ostree-image/internal/shellquote"
 )
 
@@ -289,7 +290,7 @@ func (rec *recorder) pullRemote(ctx context.Context, k *keptRepository, ref stri
 		return errors.WithStack(err)
 	}
 	_, err = fmt.Fprintf(f, "%s %s\n", sums[0], ref)
-	closeWith(&err, f)
+	errdefs.Close(&err, f)
 	return errors.WithStack(err)
 }
 
@@ -415,7 +416,7 @@ func (s *recordedStream) end(whole bool) (err error) {
 	if ferr := s.buf.Flush(); err == nil {
 		err = ferr
 	}
-	closeWith(&err, s.file)
+	errdefs.Close(&err, s.file)
 	if !whole {
 		return errors.WithStack(os.Remove(s.file.Name()))
 	}
@@ -460,7 +461,7 @@ func (rec *recorder) finish(failure error, status int, secrets []string) error {
 	defer rec.mu.Unlock()
 	err := rec.err
 	for _, f := range []*os.File{rec.script, rec.refs, rec.sums} {
-		closeWith(&err, f)
+		errdefs.Close(&err, f)
 	}
 	return err
 }

@@ -7,8 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/testutil"
 )
 
 // newRecordedRun is a run on a repository that is kept in a record.
@@ -32,7 +34,7 @@ func newRecordedRun(t *testing.T, o testOptions) (r *testRun, dir string) {
 // replayed runs a record's script where nothing of the run is left, and returns what it said.
 func replayed(t *testing.T, dir string) (work, said string, err error) {
 	t.Helper()
-	needTools(t, "sh", "ostree", "zstd", "sha256sum")
+	testutil.NeedTools(t, "sh", "ostree", "zstd", "sha256sum")
 	work = filepath.Join(t.TempDir(), "work")
 	mkdir(t, work)
 	said, err = runScript(filepath.Join(dir, recordScript), "WORK="+work)
@@ -72,7 +74,7 @@ func checkGolden(t *testing.T, name, got string) {
 // TestGoldenRecord holds that the scripts of records are what a reader has reviewed, and give the same again.
 func TestGoldenRecord(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testutil.NeedRoot(t)
 	repo := newRepo(t, modeBareUser)
 	sameRefs := func(t *testing.T, dir, work string) {
 		t.Helper()
@@ -150,12 +152,12 @@ func TestGoldenRecord(t *testing.T) {
 // TestRecordOfFailure holds that a record of a command that failed fails with that command, and that its input is all there.
 func TestRecordOfFailure(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testutil.NeedRoot(t)
 	// ostree ends at once, or in the middle of a layer that no pipe holds.
 	for name, read := range map[string]int64{"at once": 0, "in the middle": 3 << 20} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			fake := fakeTool(t, "ostree", fakeRule{Match: "--tree=tar=-", Read: read, Close: true, Stderr: "error: the disk is full\n", Exit: 1})
+			fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "--tree=tar=-", Read: read, Close: true, Stderr: "error: the disk is full\n", Exit: 1})
 			r, dir := newRecordedRun(t, testOptions{ostree: fake, mode: modeArchive})
 			content := make([]byte, 8<<20)
 			image := &testImage{layers: [][]byte{archive(member{name: "big", body: string(content)}, file("last", "x"))}}
@@ -168,14 +170,14 @@ func TestRecordOfFailure(t *testing.T) {
 			}
 			script := readFile(t, filepath.Join(dir, recordScript))
 			if !strings.Contains(script, " failed after ") || !strings.Contains(script, "the disk is full") {
-				t.Errorf("the script does not say what failed:\n%s", tailOf(script))
+				t.Errorf("the script does not say what failed:\n%s", testutil.TailOf(script))
 			}
 			// With a disk that is not full the command does well, and the record ends as the run did.
 			work, said, err := replayed(t, dir)
 			if err == nil || !strings.Contains(said, "the disk is full") {
 				t.Errorf("the replay ends with %v: %s", err, said)
 			}
-			found := tool(t, "find", filepath.Join(work, "stage", "objects"), "-name", "*.commit")
+			found := testutil.Run(t, "find", filepath.Join(work, "stage", "objects"), "-name", "*.commit")
 			if strings.Count(found, "\n") == 0 {
 				t.Error("the replay did not run the command that failed")
 			}

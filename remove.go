@@ -9,11 +9,14 @@ import (
 	"strings"
 	"sync"
 
-	"go.podman.io/image/v5/manifest"
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
 	"golang.org/x/sync/errgroup"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 )
 
 // DeleteImage removes the image, and the blobs that no image needs any more.
@@ -43,7 +46,7 @@ func (r removal) find(store *blobStore) (string, error) {
 	if r.invalid != nil {
 		return "", r.invalid
 	}
-	return "", notFoundf("no image %s in the repository %s; see ostree-image list", r.text, store.repo.path)
+	return "", errdefs.NotFoundf("no image %s in the repository %s; see ostree-image list", r.text, store.repo.path)
 }
 
 // prunedBlob is a blob that prune removes. Its JSON keys are part of the program's interface.
@@ -102,7 +105,7 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []r
 	if err == nil {
 		err = damage(repo.pruneCommits(ctx, gone, pruning(repo, broken)))
 	}
-	var check checkError
+	var check errdefs.CheckError
 	if err == nil {
 		err = broken
 	}
@@ -174,9 +177,9 @@ func pruneBlobs(ctx context.Context, s *settings, repo *repository, dryRun bool)
 	var specs []string
 	for _, spec := range slices.Sorted(maps.Keys(refs)) {
 		_, ref := splitSpec(spec)
-		hex, isBlob := blobHex(ref)
+		hex, isBlob := imageref.BlobHex(ref)
 		if !isBlob {
-			if hex, isBlob = sideHex(ref); !isBlob {
+			if hex, isBlob = imageref.SidecarHex(ref); !isBlob {
 				continue
 			}
 		}
@@ -192,7 +195,7 @@ func pruneBlobs(ctx context.Context, s *settings, repo *repository, dryRun bool)
 		blobs = append(blobs, prunedBlob{Ref: spec, Commit: commits[i]})
 	}
 	err = repo.checkMetadata(ctx, refs, without(slices.Collect(maps.Keys(refs)), specs))
-	var check checkError
+	var check errdefs.CheckError
 	if ctx.Err() == nil && errors.As(err, &check) {
 		broken, err = errors.WithMessage(err, "all files stay"), nil
 	}
@@ -218,12 +221,12 @@ func (r *repository) checkMetadata(ctx context.Context, refs map[string]bool, sp
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for _, spec := range specs {
-		if _, ref := splitSpec(spec); !strings.HasPrefix(ref, refPrefix) {
+		if _, ref := splitSpec(spec); !strings.HasPrefix(ref, imageref.Prefix) {
 			continue
 		}
 		group.Go(func() error {
 			err := r.list(ctx, spec, store.mostOf(ctx, spec), func(string) {})
-			var access *accessError
+			var access *errdefs.AccessError
 			if errors.As(err, &access) || ctx.Err() != nil {
 				return err
 			}
@@ -240,12 +243,12 @@ func (r *repository) checkMetadata(ctx context.Context, refs map[string]bool, sp
 // others a few.
 func (s *blobStore) mostOf(ctx context.Context, spec string) func() (int, error) {
 	_, ref := splitSpec(spec)
-	hex, ok := blobHex(ref)
+	hex, ok := imageref.BlobHex(ref)
 	if !ok {
 		return nil
 	}
 	return func() (int, error) {
-		b, err := s.beside(spec).blob(ctx, blobDigest(hex))
+		b, err := s.beside(spec).blob(ctx, imageref.BlobDigest(hex))
 		if err != nil {
 			return 0, err
 		}
@@ -274,7 +277,7 @@ func neededHex(
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for spec := range refs {
 		_, ref := splitSpec(spec)
-		name, ok := imageName(ref)
+		name, ok := imageref.ImageName(ref)
 		if !ok {
 			continue
 		}
@@ -287,7 +290,7 @@ func neededHex(
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			var check checkError
+			var check errdefs.CheckError
 			if ctx.Err() == nil && errors.As(damage(err), &check) {
 				unread = append(unread, fmt.Sprintf("image %s: %v", name, err))
 				return nil
@@ -305,7 +308,7 @@ func neededHex(
 		return needed, nil, err
 	}
 	slices.Sort(unread)
-	return needed, checkf("the blobs that no other image needs stay, and so do all files: %s", strings.Join(unread, "; ")), nil
+	return needed, errdefs.Checkf("the blobs that no other image needs stay, and so do all files: %s", strings.Join(unread, "; ")), nil
 }
 
 // imageBlobs returns the blobs that an image's manifests name: of the image itself, or of each instance that is there.
@@ -316,8 +319,8 @@ func (r *repository) imageBlobs(ctx context.Context, rev string) ([]types.BlobIn
 	}
 	blob, mimeType, err := r.readManifest(ctx, info)
 	if err != nil {
-		ok, herr := r.hasFile(ctx, info.checksum, fileManifest)
-		if herr == nil && !ok && info.metadata[keyManifest] == "" {
+		ok, herr := r.hasFile(ctx, info.checksum, imageref.FileManifest)
+		if herr == nil && !ok && info.metadata[imageref.KeyManifest] == "" {
 			return nil, &nonsenseError{errors.New("its commit has no manifest")}
 		}
 		return nil, damage(err)
@@ -331,7 +334,7 @@ func (r *repository) imageBlobs(ctx context.Context, rev string) ([]types.BlobIn
 	}
 	var blobs []types.BlobInfo
 	for _, i := range instances {
-		more, err := manifestBlobs(i.blob, i.mimeType)
+		more, err := imageref.Blobs(i.blob, i.mimeType)
 		if err != nil {
 			return nil, &nonsenseError{err} // its digest is right
 		}
@@ -346,13 +349,13 @@ type nonsenseError struct{ err error }
 func (e *nonsenseError) Error() string { return e.err.Error() }
 
 // Unwrap makes it one of the errors that have an exit status of their own.
-func (e *nonsenseError) Unwrap() error { return checkError{e.Error()} }
+func (e *nonsenseError) Unwrap() error { return errdefs.CheckError{Text: e.Error()} }
 
 // understoodBlobs is manifestBlobs of a manifest out of a commit. One that is whole, by its digest,
 // and that nobody understands is nonsense; another is damaged.
 func understoodBlobs(info commitInfo, blob []byte, mimeType string) ([]types.BlobInfo, error) {
-	blobs, err := manifestBlobs(blob, mimeType)
-	if err != nil && info.metadata[keyDigest] != "" {
+	blobs, err := imageref.Blobs(blob, mimeType)
+	if err != nil && info.metadata[imageref.KeyDigest] != "" {
 		return nil, &nonsenseError{err}
 	}
 	return blobs, err
@@ -366,23 +369,23 @@ type instance struct {
 
 // instances returns the instances of an index that are in its commit, verified against the names that they have there.
 func (r *repository) instances(ctx context.Context, commit string) ([]instance, error) {
-	ok, err := r.hasFile(ctx, commit, dirInstances)
+	ok, err := r.hasFile(ctx, commit, imageref.DirInstances)
 	if err != nil || !ok {
 		return nil, damage(err)
 	}
-	names, err := r.fileNames(ctx, commit, dirInstances+"/")
+	names, err := r.fileNames(ctx, commit, imageref.DirInstances+"/")
 	if err != nil {
 		return nil, damage(err)
 	}
 	var all []instance
 	for _, hex := range names {
 		want := digest.NewDigestFromEncoded(digest.SHA256, hex)
-		blob, err := r.catFile(ctx, commit, dirInstances+"/"+hex+"/"+fileManifest, maxManifestBytes)
+		blob, err := r.catFile(ctx, commit, imageref.DirInstances+"/"+hex+"/"+imageref.FileManifest, maxManifestBytes)
 		if err != nil {
 			return nil, damage(err)
 		}
 		if got := digest.FromBytes(blob); got != want {
-			return nil, checkf("the manifest of instance %s is %s", want, got)
+			return nil, errdefs.Checkf("the manifest of instance %s is %s", want, got)
 		}
 		all = append(all, instance{blob, manifest.GuessMIMEType(blob)})
 	}

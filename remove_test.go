@@ -16,9 +16,13 @@ import (
 	"testing"
 	"time"
 
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 // removeAll removes images by name.
@@ -68,17 +72,17 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(files, "theirs"), []byte("theirs\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			first := strings.TrimSpace(tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch=their/branch", "--tree=dir="+files))
+			first := strings.TrimSpace(testutil.Run(t, "ostree", "commit", "--repo="+r.repo.path, "--branch=their/branch", "--tree=dir="+files))
 			if err := os.WriteFile(filepath.Join(files, "more"), []byte("more\n"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch=their/branch", "--tree=dir="+files)
+			testutil.Run(t, "ostree", "commit", "--repo="+r.repo.path, "--branch=their/branch", "--tree=dir="+files)
 
 			if err := r.removeAll(t, true, "a", "a"); err != nil {
 				t.Errorf("one image, named twice: %v", err)
 			}
 			r.allWell(t, 2)
-			if err := r.removeAll(t, true, "b", "missing", "c"); exitStatus(t.Context(), err) != exitNotFound {
+			if err := r.removeAll(t, true, "b", "missing", "c"); errdefs.ExitStatus(t.Context(), err) != errdefs.StatusNotFound {
 				t.Errorf("removing one that is not there: %v", err)
 			}
 			r.allWell(t, 2)
@@ -101,10 +105,10 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 			if err := r.reference(t, "c").DeleteImage(t.Context(), nil); err != nil {
 				t.Error(err)
 			}
-			if refs := strings.Fields(tool(t, "ostree", "refs", "--repo="+r.repo.path)); !slices.Equal(refs, []string{"their/branch"}) {
+			if refs := strings.Fields(testutil.Run(t, "ostree", "refs", "--repo="+r.repo.path)); !slices.Equal(refs, []string{"their/branch"}) {
 				t.Errorf("refs are %q", refs)
 			}
-			if text := tool(t, "ostree", "cat", "--repo="+r.repo.path, first, "/theirs") + tool(t, "ostree", "cat", "--repo="+r.repo.path, "their/branch", "/more"); text != "theirs\nmore\n" {
+			if text := testutil.Run(t, "ostree", "cat", "--repo="+r.repo.path, first, "/theirs") + testutil.Run(t, "ostree", "cat", "--repo="+r.repo.path, "their/branch", "/more"); text != "theirs\nmore\n" {
 				t.Errorf("of others is left: %q", text)
 			}
 			commits := 0
@@ -130,16 +134,16 @@ func theirs(t *testing.T, repo string) []string {
 		if err := os.WriteFile(filepath.Join(files, "theirs"), []byte(fmt.Sprintln("theirs", len(unnamed))), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		sum := strings.TrimSpace(tool(t, "ostree", append([]string{"commit", "--repo=" + repo, "--tree=dir=" + files}, args...)...))
+		sum := strings.TrimSpace(testutil.Run(t, "ostree", append([]string{"commit", "--repo=" + repo, "--tree=dir=" + files}, args...)...))
 		unnamed = append(unnamed, sum)
 		return sum
 	}
 	commit(repo, "--orphan")
 	commit(repo, "--branch=their/branch")
 	commit(repo, "--branch=their/branch")
-	tool(t, "ostree", "refs", "--repo="+repo, "--delete", "their/branch")
+	testutil.Run(t, "ostree", "refs", "--repo="+repo, "--delete", "their/branch")
 	other := newRepo(t, modeArchive)
-	tool(t, "ostree", "pull-local", "--repo="+repo, "--commit-metadata-only", other, commit(other, "--branch=partial"))
+	testutil.Run(t, "ostree", "pull-local", "--repo="+repo, "--commit-metadata-only", other, commit(other, "--branch=partial"))
 	return unnamed
 }
 
@@ -156,7 +160,7 @@ func TestRemoveKeepsUnnamedCommits(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			old := tool(t, "ostree", "rev-parse", "--repo="+r.repo.path, "ociimage/a_3Alatest")
+			old := testutil.Run(t, "ostree", "rev-parse", "--repo="+r.repo.path, "ociimage/a_3Alatest")
 			if err := r.importImage(t, "a", smallImage(t)); err != nil {
 				t.Fatal(err)
 			}
@@ -164,17 +168,17 @@ func TestRemoveKeepsUnnamedCommits(t *testing.T) {
 			if err := r.removeAll(t, true, "a"); err != nil {
 				t.Fatal(err)
 			}
-			sameText(t, "refs", tool(t, "ostree", "refs", "--repo="+r.repo.path), "")
-			sameText(t, "config", readFile(t, filepath.Join(r.repo.path, "config")), config)
+			testutil.SameText(t, "refs", testutil.Run(t, "ostree", "refs", "--repo="+r.repo.path), "")
+			testutil.SameText(t, "config", readFile(t, filepath.Join(r.repo.path, "config")), config)
 			// Of ours is left what the name meant before, and no more than its commit, file, tree and modes.
-			tool(t, "ostree", "show", "--repo="+r.repo.path, strings.TrimSpace(old))
+			testutil.Run(t, "ostree", "show", "--repo="+r.repo.path, strings.TrimSpace(old))
 			if more := len(objects(t, r.repo.path)) - len(before); more > 4 {
 				t.Errorf("%d objects more than before", more)
 			}
 			for _, commit := range unnamed[:3] {
-				tool(t, "ostree", "cat", "--repo="+r.repo.path, commit, "/theirs")
+				testutil.Run(t, "ostree", "cat", "--repo="+r.repo.path, commit, "/theirs")
 			}
-			tool(t, "ostree", "show", "--repo="+r.repo.path, unnamed[3])
+			testutil.Run(t, "ostree", "show", "--repo="+r.repo.path, unnamed[3])
 			fsck(t, r.repo.path)
 			r.nothingInTmp(t)
 
@@ -200,7 +204,7 @@ func TestRemoveKeepsUnnamedCommits(t *testing.T) {
 // A removal that is killed while it keeps the commits of others leaves them as they are, and the next one takes its refs away.
 func TestRemoveIsKilledWhileItKeeps(t *testing.T) {
 	t.Parallel()
-	fake := fakeTool(t, "ostree", fakeRule{Match: "--no-prune", Then: "ostree"}, fakeRule{Match: "prune ", Signal: 9, Once: true})
+	fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "--no-prune", Then: "ostree"}, testutil.FakeRule{Match: "prune ", Signal: 9, Once: true})
 	r := newTestRun(t, testOptions{ostree: fake})
 	unnamed := theirs(t, r.repo.path)
 	for _, name := range []string{"a", "b"} {
@@ -212,13 +216,13 @@ func TestRemoveIsKilledWhileItKeeps(t *testing.T) {
 		t.Error("the killed prune is no error")
 	}
 	// As where the whole run was killed.
-	tool(t, "ostree", "refs", "--repo="+r.repo.path, "--create="+keptPrefix+"/"+unnamed[0], unnamed[0])
+	testutil.Run(t, "ostree", "refs", "--repo="+r.repo.path, "--create="+keptPrefix+"/"+unnamed[0], unnamed[0])
 	if err := r.removeAll(t, true, "b"); err != nil {
 		t.Error(err)
 	}
-	sameText(t, "refs", tool(t, "ostree", "refs", "--repo="+r.repo.path), "")
+	testutil.SameText(t, "refs", testutil.Run(t, "ostree", "refs", "--repo="+r.repo.path), "")
 	for _, commit := range unnamed {
-		tool(t, "ostree", "show", "--repo="+r.repo.path, commit)
+		testutil.Run(t, "ostree", "show", "--repo="+r.repo.path, commit)
 	}
 	fsck(t, r.repo.path)
 }
@@ -226,7 +230,7 @@ func TestRemoveIsKilledWhileItKeeps(t *testing.T) {
 // Where ostree is killed while it deletes files, no commit may be there that had them: fsck would call that corruption.
 func TestPruneIsKilled(t *testing.T) {
 	t.Parallel()
-	fake := fakeTool(t, "ostree", fakeRule{Match: "--commit-only", Then: "ostree"}, fakeRule{Match: "prune ", Signal: 9})
+	fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "--commit-only", Then: "ostree"}, testutil.FakeRule{Match: "prune ", Signal: 9})
 	r := newTestRun(t, testOptions{ostree: fake})
 	if err := r.importImage(t, "gone", otherImage(t)); err != nil {
 		t.Fatal(err)
@@ -245,10 +249,10 @@ func TestPruneIsKilled(t *testing.T) {
 // A prune that another ostree gets in the way of is started again, each of its halves.
 func TestPruneLosesRace(t *testing.T) {
 	t.Parallel()
-	lost := fakeRule{Stderr: "error: opendir(staging-a): No such file or directory\n", Exit: 1, Once: true}
+	lost := testutil.FakeRule{Stderr: "error: opendir(staging-a): No such file or directory\n", Exit: 1, Once: true}
 	first, second := lost, lost
 	first.Match, second.Match = "--commit-only", "prune "
-	r := newTestRun(t, testOptions{ostree: fakeTool(t, "ostree", first, fakeRule{Match: "--commit-only", Then: "ostree"}, second)})
+	r := newTestRun(t, testOptions{ostree: testutil.FakeTool(t, "ostree", first, testutil.FakeRule{Match: "--commit-only", Then: "ostree"}, second)})
 	if err := r.importImage(t, "gone", otherImage(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +315,7 @@ func TestOneDigestTwoUses(t *testing.T) {
 // What publishes or removes waits for others that do, before it as much as looks.
 func TestWaitsForLock(t *testing.T) {
 	t.Parallel()
-	fake := fakeTool(t, "ostree")
+	fake := testutil.FakeTool(t, "ostree")
 	r := newTestRun(t, testOptions{ostree: fake})
 	if err := r.importImage(t, "a", smallImage(t)); err != nil {
 		t.Fatal(err)
@@ -339,10 +343,10 @@ func TestWaitsForLock(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		before, ended := len(fakeCalls(t, fake)), make(chan error, 1)
+		before, ended := len(testutil.FakeCalls(t, fake)), make(chan error, 1)
 		go func() { ended <- tt.run() }()
 		time.Sleep(300 * time.Millisecond)
-		for _, call := range fakeCalls(t, fake)[before:] {
+		for _, call := range testutil.FakeCalls(t, fake)[before:] {
 			if strings.Contains(call+" ", "--repo="+r.repo.path+" ") { // what is staged may go on
 				t.Errorf("%s does not wait, and runs %q", tt.what, call)
 			}
@@ -400,7 +404,7 @@ func TestRemoveWhileCopying(t *testing.T) {
 			switch {
 			case err == nil:
 				count("removed")
-			case exitStatus(context.Background(), err) != exitNotFound:
+			case errdefs.ExitStatus(context.Background(), err) != errdefs.StatusNotFound:
 				t.Errorf("remove: %v", err)
 			}
 			time.Sleep(100 * time.Millisecond)
@@ -467,7 +471,7 @@ func TestImageGoesWhileItIsRead(t *testing.T) {
 			}
 			refs := r.reference(t, "a").ref()
 			for _, layer := range smallImage(t).layers {
-				refs += " " + blobRef(digest.FromBytes(layer))
+				refs += " " + imageref.BlobRef(digest.FromBytes(layer))
 			}
 			script := filepath.Join(t.TempDir(), "ostree")
 			text := fmt.Sprintf("#!/bin/sh\nif echo \"$*\" | grep -q '%[1]s' && mkdir %[2]s.done 2>/dev/null; then\n"+
@@ -482,15 +486,15 @@ func TestImageGoesWhileItIsRead(t *testing.T) {
 						t.Fatal(err)
 					}
 					_ = os.Remove(script + ".done")
-					var stdout, stderr syncBuffer
+					var stdout, stderr testutil.SyncBuffer
 					args := append([]string{"--ostree=" + script, "--repo=" + r.repo.path}, strings.Fields(command)...)
 					status := runProgram(t, args, &stdout, &stderr)
 					if _, err := os.Stat(script + ".done"); err != nil {
 						t.Fatal("nothing was removed")
 					}
-					want := exitDone
+					want := errdefs.StatusDone
 					if command == "verify a" {
-						want = exitNotFound
+						want = errdefs.StatusNotFound
 					}
 					if status != want || strings.Contains(stdout.String(), "damaged") || strings.Contains(stderr.String(), "damaged") {
 						t.Errorf("status %d: %s%s", status, stdout.String(), stderr.String())

@@ -11,6 +11,8 @@ import (
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
 
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 	"ostree-image/internal/tarstream"
 )
 
@@ -32,8 +34,8 @@ func (c *checkout) fetchReplaced(ctx context.Context, b *storedBlob, i int, entr
 	if len(sink.wanted) == 0 {
 		return nil
 	}
-	if !b.hasFile[fileBlob] {
-		return checkf("it replaces what it holds itself, and its bytes are not kept")
+	if !b.hasFile[imageref.FileBlob] {
+		return errdefs.Checkf("it replaces what it holds itself, and its bytes are not kept")
 	}
 	dir, input := c.replacedDir(i), fmt.Sprintf("replaced-%d.tar", i)
 	c.settings.journal.step("a directory for what the layer itself replaces", "mkdir", dir)

@@ -17,6 +17,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/errdefs"
 )
 
 // replayOptions are the options of replay.
@@ -111,7 +113,7 @@ func replayRecord(ctx context.Context, s *settings, path string, o replayOptions
 		return r.checkMissed()
 	}
 	if !r.ended {
-		return checkf("the record ends after %d commands: the run was cut off", len(commands))
+		return errdefs.Checkf("the record ends after %d commands: the run was cut off", len(commands))
 	}
 	if err := r.compare(ctx, out); err != nil {
 		return err
@@ -124,7 +126,7 @@ func (r *replayer) checkMissed() error {
 	if len(r.missed) == 0 {
 		return nil
 	}
-	return checkf("commands that only read fail now, though they did not when they were recorded: %s", strings.Trim(fmt.Sprint(r.missed), "[]"))
+	return errdefs.Checkf("commands that only read fail now, though they did not when they were recorded: %s", strings.Trim(fmt.Sprint(r.missed), "[]"))
 }
 
 // openRecord returns the directory of a record. An archive is extracted first.
@@ -320,7 +322,7 @@ func (r *replayer) checkBlobs() error {
 
 func checkFile(path string, want digest.Digest) error {
 	if err := want.Validate(); err != nil {
-		return checkf("%s", err)
+		return errdefs.Checkf("%s", err)
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|oNoFollow|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -335,7 +337,7 @@ func checkFile(path string, want digest.Digest) error {
 		return errors.WithStack(err)
 	}
 	if got != want {
-		return checkf("does not match its digest: it is %s, and should be %s", got, want)
+		return errdefs.Checkf("does not match its digest: it is %s, and should be %s", got, want)
 	}
 	return nil
 }
@@ -432,7 +434,7 @@ func (r *replayer) compare(ctx context.Context, out io.Writer) error {
 	for line := range strings.Lines(string(content)) {
 		want, ref, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
 		if !ok || !checksumPattern.MatchString(want) {
-			return checkf("the record's refs have a line %q", line)
+			return errdefs.Checkf("the record's refs have a line %q", line)
 		}
 		total++
 		verdict := "same"
@@ -453,7 +455,7 @@ func (r *replayer) compare(ctx context.Context, out io.Writer) error {
 		}
 	}
 	if differ > 0 {
-		return checkf("%d of %d refs differ from the record", differ, total)
+		return errdefs.Checkf("%d of %d refs differ from the record", differ, total)
 	}
 	return nil
 }

@@ -6,10 +6,13 @@ import (
 	"strings"
 	"testing"
 
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 // TestBlobWithoutDigest: a blob may come without a digest, and is the same as with one from then on.
@@ -38,8 +41,8 @@ func TestBlobWithoutDigest(t *testing.T) {
 				var sum digest.Digest
 				for range 2 {
 					info, err := d.PutBlob(t.Context(), bytes.NewReader(tt.blob), types.BlobInfo{Size: -1, MediaType: tt.mediaType}, nil, tt.isConfig)
-					if !strings.Contains(errText(err), tt.wantErr) || (err == nil) != (tt.wantErr == "") {
-						t.Errorf("error %q, want %q", errText(err), tt.wantErr)
+					if !strings.Contains(testutil.ErrText(err), tt.wantErr) || (err == nil) != (tt.wantErr == "") {
+						t.Errorf("error %q, want %q", testutil.ErrText(err), tt.wantErr)
 					}
 					sum = info.Digest
 					if err == nil && (sum != digest.FromBytes(tt.blob) || info.Size != int64(len(tt.blob))) {
@@ -144,14 +147,14 @@ func TestIncompleteLayer(t *testing.T) {
 	}
 	large := &testImage{layers: [][]byte{archive(many...)}}
 	broken := map[string]func(metadata map[string]string){
-		"no record": func(m map[string]string) { delete(m, keyTarSplit) },
-		"no diffID": func(m map[string]string) { delete(m, keyUncompressedDigest) },
+		"no record": func(m map[string]string) { delete(m, imageref.KeyTarSplit) },
+		"no diffID": func(m map[string]string) { delete(m, imageref.KeyUncompressedDigest) },
 		"of 2017": func(m map[string]string) {
-			delete(m, keyTarSplit)
-			delete(m, keyUncompressedDigest)
-			delete(m, keyUncompressedSize)
+			delete(m, imageref.KeyTarSplit)
+			delete(m, imageref.KeyUncompressedDigest)
+			delete(m, imageref.KeyUncompressedSize)
 		},
-		"other size": func(m map[string]string) { m[keySize] = "1" },
+		"other size": func(m map[string]string) { m[imageref.KeySize] = "1" },
 	}
 	for what, edit := range broken {
 		for _, again := range []string{"app:1", "app:2", "other"} {
@@ -167,7 +170,7 @@ func TestIncompleteLayer(t *testing.T) {
 						t.Fatal(err)
 					}
 					want := r.commits(t)
-					r.tamper(t, blobRef(digest.FromBytes(i.layers[0])), edit)
+					r.tamper(t, imageref.BlobRef(digest.FromBytes(i.layers[0])), edit)
 					if err := r.importImage(t, again, &copied); err != nil {
 						t.Fatal(err)
 					}
@@ -189,6 +192,6 @@ func TestIncompleteLayer(t *testing.T) {
 }
 
 func nameOfRef(ref string) string {
-	name, _ := imageName(ref)
+	name, _ := imageref.ImageName(ref)
 	return name
 }

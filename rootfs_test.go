@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/testutil"
 )
 
 // openTree makes a directory of these entries, "d/" for a directory, "l -> target" for a symlink, anything else for a file that holds its
@@ -244,7 +246,7 @@ func TestRootFSDescribe(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := r.meta(d)
-		if sameText(t, d, fmt.Sprint(got, err), fmt.Sprint(meta, nil)); err != nil {
+		if testutil.SameText(t, d, fmt.Sprint(got, err), fmt.Sprint(meta, nil)); err != nil {
 			t.Error(err)
 		}
 	}
@@ -253,7 +255,7 @@ func TestRootFSDescribe(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := rootTree(t, dir)["d"]
-	sameText(t, "attributes", n.xattrs, fmt.Sprintf(" user.b=%q", meta.xattrs["user.b"]))
+	testutil.SameText(t, "attributes", n.xattrs, fmt.Sprintf(" user.b=%q", meta.xattrs["user.b"]))
 	if err := r.describe("f", meta); err == nil {
 		t.Error("it describes a file")
 	}

@@ -19,9 +19,12 @@ import (
 	"testing"
 	"time"
 
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 // corpus returns the archives that Go and tar-split test their readers with, by name.
@@ -64,8 +67,8 @@ func corpus(t testing.TB) map[string][]byte {
 			}
 		}
 	}
-	add("go", filepath.Join(strings.TrimSpace(tool(t, "go", "env", "GOROOT")), "src/archive/tar/testdata"))
-	split := strings.TrimSpace(tool(t, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/vbatts/tar-split"))
+	add("go", filepath.Join(strings.TrimSpace(testutil.Run(t, "go", "env", "GOROOT")), "src/archive/tar/testdata"))
+	split := strings.TrimSpace(testutil.Run(t, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/vbatts/tar-split"))
 	add("tar-split", filepath.Join(split, "archive/tar/testdata"))
 	add("asm", filepath.Join(split, "tar/asm/testdata"))
 	return archives
@@ -113,7 +116,7 @@ func TestCorpus(t *testing.T) {
 				return
 			}
 			r.nothingLeft(t)
-			text := errText(err)
+			text := testutil.ErrText(err)
 			if !strings.Contains(text, "layer "+digest.FromBytes(b).Encoded()+": ") {
 				t.Errorf("the error does not name the layer: %s", text)
 			}
@@ -144,14 +147,14 @@ func TestLostRace(t *testing.T) {
 		{"tar", modeBareUser, engineTar, 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			rules := []fakeRule{
+			rules := []testutil.FakeRule{
 				{Match: "--branch=", Stderr: said, Exit: 1, Once: true},
 				{Match: "pull-local", Stderr: said, Exit: 1, Once: true},
 			}
 			if tt.engine == engineStream {
-				rules = append(rules, fakeRule{Match: "--tree=tar=-", Stderr: said, Exit: 1, Once: true})
+				rules = append(rules, testutil.FakeRule{Match: "--tree=tar=-", Stderr: said, Exit: 1, Once: true})
 			}
-			r := newTestRun(t, testOptions{mode: tt.mode, ostree: fakeTool(t, "ostree", rules...), unpack: tt.engine})
+			r := newTestRun(t, testOptions{mode: tt.mode, ostree: testutil.FakeTool(t, "ostree", rules...), unpack: tt.engine})
 			layer := tarOf(t, &gotar.Header{Name: "a", Typeflag: gotar.TypeReg, Mode: 0o644, Size: tt.size})
 			i := &testImage{layers: [][]byte{layer}}
 			if err := r.importImage(t, "a", i); err != nil {
@@ -167,11 +170,11 @@ func TestLostRace(t *testing.T) {
 func TestLostRaces(t *testing.T) {
 	t.Parallel()
 	layer := tarOf(t, &gotar.Header{Name: "a", Typeflag: gotar.TypeReg, Mode: 0o644, Size: 3})
-	lost := fakeRule{
-		Match: "--branch=" + blobRef(digest.FromBytes(layer)), Exit: 1, Once: true,
+	lost := testutil.FakeRule{
+		Match: "--branch=" + imageref.BlobRef(digest.FromBytes(layer)), Exit: 1, Once: true,
 		Stderr: "error: opendir(staging-ca849a65-20c6-4cb6-bef6-ed52fd141fa6-C4y2XY): No such file or directory\n",
 	}
-	r := newTestRun(t, testOptions{ostree: fakeTool(t, "ostree", slices.Repeat([]fakeRule{lost}, raceRetries+1)...), unpack: engineTar})
+	r := newTestRun(t, testOptions{ostree: testutil.FakeTool(t, "ostree", slices.Repeat([]testutil.FakeRule{lost}, raceRetries+1)...), unpack: engineTar})
 	i := &testImage{layers: [][]byte{layer}}
 	if err := r.importImage(t, "a", i); err != nil {
 		t.Fatal(err)
@@ -248,9 +251,9 @@ func TestSameUnderRemote(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := newTestRun(t, testOptions{})
-	tool(t, "ostree", "remote", "add", "--no-gpg-verify", "--repo="+r.repo.path, "origin", "file://"+from.repo.path)
+	testutil.Run(t, "ostree", "remote", "add", "--no-gpg-verify", "--repo="+r.repo.path, "origin", "file://"+from.repo.path)
 	for ref := range from.commits(t) {
-		tool(t, "ostree", "pull", "--repo="+r.repo.path, "origin", ref)
+		testutil.Run(t, "ostree", "pull", "--repo="+r.repo.path, "origin", ref)
 	}
 	if err := r.importImage(t, "a", otherImage(t)); err != nil {
 		t.Fatal(err)
@@ -390,7 +393,7 @@ func FuzzRoundTrip(f *testing.F) {
 		staged.turn = &turn{taken: true}
 		defer func() {
 			_ = os.Remove(staged.path)
-			_ = os.Remove(staged.path + "." + fileSplit)
+			_ = os.Remove(staged.path + "." + imageref.FileTarSplit)
 		}()
 		if err := staged.fill(ctx, bytes.NewReader(layer), file); err != nil {
 			t.Fatal(err)
@@ -404,9 +407,9 @@ func FuzzRoundTrip(f *testing.F) {
 			t.Logf("refused: %v", err)
 			return
 		}
-		store := &blobStore{repo: st.repo, refs: map[string]bool{blobRef(d): true}}
+		store := &blobStore{repo: st.repo, refs: map[string]bool{imageref.BlobRef(d): true}}
 		if l.kept || l.exact && !l.inline {
-			store.refs[sideRef(d)] = true
+			store.refs[imageref.SidecarRef(d)] = true
 		}
 		b, err := store.blob(ctx, d)
 		if err != nil {
@@ -422,7 +425,7 @@ func FuzzRoundTrip(f *testing.F) {
 			t.Fatalf("%d bytes came back of %d: %v", len(got), len(layer), err)
 		}
 		for ref := range store.refs {
-			tool(t, "ostree", "refs", "--repo="+st.repo.path, "--delete", ref)
+			testutil.Run(t, "ostree", "refs", "--repo="+st.repo.path, "--delete", ref)
 		}
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
 
+	"ostree-image/internal/errdefs"
 	"ostree-image/internal/shellquote"
 )
 
@@ -136,7 +137,7 @@ func (r *runner) program(tool string) (string, error) {
 	name := r.programs[tool]
 	path, err := exec.LookPath(name)
 	if err != nil {
-		return "", &missingToolError{Tool: name, Why: "not found: " + packages[tool]}
+		return "", &errdefs.MissingToolError{Tool: name, Why: "not found: " + packages[tool]}
 	}
 	r.found[tool] = path
 	return path, nil

@@ -18,12 +18,15 @@ import (
 	"time"
 
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/testutil"
 )
 
 // fakeRunner runs a fake ostree. The returned function takes its path out of texts.
-func fakeRunner(t *testing.T, timeout time.Duration, rules ...fakeRule) (r *runner, path string) {
+func fakeRunner(t *testing.T, timeout time.Duration, rules ...testutil.FakeRule) (r *runner, path string) {
 	t.Helper()
-	path = fakeTool(t, "", rules...)
+	path = testutil.FakeTool(t, "", rules...)
 	return newRunner(path, "tar", timeout, &journal{}), path
 }
 
@@ -31,31 +34,31 @@ func TestRunnerErrors(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name    string
-		rule    fakeRule
+		rule    testutil.FakeRule
 		args    []string
 		want    string
 		code    int
 		wantErr string
 	}{
-		{"well", fakeRule{Stdout: "out\n"}, []string{"verb"}, "out\n", 0, ""},
-		{"says nothing", fakeRule{}, []string{"verb"}, "", 0, ""},
-		{"warns only", fakeRule{Stdout: "out", Stderr: "warning\n"}, []string{"verb"}, "out", 0, ""},
-		{"fails", fakeRule{Stdout: "half", Stderr: "error: no\n", Exit: 1}, []string{"verb", "--repo=x"}, "", 1, "FAKE verb: exit status 1: no"},
-		{"fails silently", fakeRule{Exit: 3}, []string{"verb"}, "", 3, "FAKE verb: exit status 3"},
-		{"no verb", fakeRule{Stderr: "what?", Exit: 2}, []string{"--version"}, "", 2, "FAKE: exit status 2: what?"},
-		{"no arguments", fakeRule{Exit: 2}, nil, "", 2, "FAKE: exit status 2"},
-		{"the last lines", fakeRule{Stderr: "one\ntwo\nthree\n\nerror: four\r\n", Exit: 1}, []string{"verb"}, "", 1, "FAKE verb: exit status 1: two; three; four"},
-		{"a flood", fakeRule{Stderr: strings.Repeat("flood\n", 100000) + "error: why\n", Exit: 1}, []string{"verb"}, "", 1, "FAKE verb: exit status 1: flood; flood; why"},
-		{"not UTF-8", fakeRule{Stderr: "a\xffb\n", Exit: 1}, []string{"verb"}, "", 1, "FAKE verb: exit status 1: a\uFFFDb"},
-		{"killed", fakeRule{Stderr: "so far\n", Signal: int(syscall.SIGKILL)}, []string{"verb"}, "", -1, "FAKE verb: signal: killed: so far"},
+		{"well", testutil.FakeRule{Stdout: "out\n"}, []string{"verb"}, "out\n", 0, ""},
+		{"says nothing", testutil.FakeRule{}, []string{"verb"}, "", 0, ""},
+		{"warns only", testutil.FakeRule{Stdout: "out", Stderr: "warning\n"}, []string{"verb"}, "out", 0, ""},
+		{"fails", testutil.FakeRule{Stdout: "half", Stderr: "error: no\n", Exit: 1}, []string{"verb", "--repo=x"}, "", 1, "FAKE verb: exit status 1: no"},
+		{"fails silently", testutil.FakeRule{Exit: 3}, []string{"verb"}, "", 3, "FAKE verb: exit status 3"},
+		{"no verb", testutil.FakeRule{Stderr: "what?", Exit: 2}, []string{"--version"}, "", 2, "FAKE: exit status 2: what?"},
+		{"no arguments", testutil.FakeRule{Exit: 2}, nil, "", 2, "FAKE: exit status 2"},
+		{"the last lines", testutil.FakeRule{Stderr: "one\ntwo\nthree\n\nerror: four\r\n", Exit: 1}, []string{"verb"}, "", 1, "FAKE verb: exit status 1: two; three; four"},
+		{"a flood", testutil.FakeRule{Stderr: strings.Repeat("flood\n", 100000) + "error: why\n", Exit: 1}, []string{"verb"}, "", 1, "FAKE verb: exit status 1: flood; flood; why"},
+		{"not UTF-8", testutil.FakeRule{Stderr: "a\xffb\n", Exit: 1}, []string{"verb"}, "", 1, "FAKE verb: exit status 1: a\uFFFDb"},
+		{"killed", testutil.FakeRule{Stderr: "so far\n", Signal: int(syscall.SIGKILL)}, []string{"verb"}, "", -1, "FAKE verb: signal: killed: so far"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			r, path := fakeRunner(t, 0, tt.rule)
 			out, err := r.output(t.Context(), command{tool: toolOSTree, args: tt.args})
-			sameText(t, "output", string(out), tt.want)
-			sameText(t, "error", strings.ReplaceAll(errText(err), path, "FAKE"), tt.wantErr)
+			testutil.SameText(t, "output", string(out), tt.want)
+			testutil.SameText(t, "error", strings.ReplaceAll(testutil.ErrText(err), path, "FAKE"), tt.wantErr)
 			if tt.wantErr == "" {
 				return
 			}
@@ -84,8 +87,8 @@ func TestMissingProgram(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRunner("ostree", dir+"/plain", 0, &journal{})
 			err := r.run(t.Context(), command{tool: tt.tool})
-			sameText(t, "error", errText(err), tt.wantErr)
-			var missing *missingToolError
+			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
+			var missing *errdefs.MissingToolError
 			if !errors.As(err, &missing) {
 				t.Errorf("%T is no missingToolError", err)
 			}
@@ -98,7 +101,7 @@ func TestEnvironment(t *testing.T) {
 		t.Setenv(name, "/evil")
 	}
 	t.Setenv("GNUPGHOME", "/keys")
-	r, _ := fakeRunner(t, 0, fakeRule{Env: true})
+	r, _ := fakeRunner(t, 0, testutil.FakeRule{Env: true})
 	out, err := r.output(t.Context(), command{tool: toolOSTree})
 	if err != nil {
 		t.Fatal(err)
@@ -112,9 +115,9 @@ func TestEnvironment(t *testing.T) {
 			t.Errorf("%s reaches the command", name)
 		}
 	}
-	sameText(t, "LC_ALL", got["LC_ALL"], "C.UTF-8")
-	sameText(t, "GNUPGHOME", got["GNUPGHOME"], "/keys")
-	sameText(t, "PATH", got["PATH"], os.Getenv("PATH"))
+	testutil.SameText(t, "LC_ALL", got["LC_ALL"], "C.UTF-8")
+	testutil.SameText(t, "GNUPGHOME", got["GNUPGHOME"], "/keys")
+	testutil.SameText(t, "PATH", got["PATH"], os.Getenv("PATH"))
 }
 
 // TestCancel ends commands whose child is deaf to SIGTERM, and looks for that.
@@ -123,13 +126,13 @@ func TestCancel(t *testing.T) {
 	whim := errors.New("a whim")
 	tests := []struct {
 		name    string
-		rule    fakeRule
+		rule    testutil.FakeRule
 		timeout time.Duration
 		wantErr string
 	}{
-		{"that ends", fakeRule{Child: true, Read: -1}, 0, "a whim"},
-		{"that is deaf itself", fakeRule{Child: true, Sleep: time.Minute}, 0, "a whim"},
-		{"out of time", fakeRule{Child: true, Stderr: "error: slow\n", Read: -1}, 4 * time.Second, "FAKE verb: stopped after 4s, the limit of --command-timeout: slow"},
+		{"that ends", testutil.FakeRule{Child: true, Read: -1}, 0, "a whim"},
+		{"that is deaf itself", testutil.FakeRule{Child: true, Sleep: time.Minute}, 0, "a whim"},
+		{"out of time", testutil.FakeRule{Child: true, Stderr: "error: slow\n", Read: -1}, 4 * time.Second, "FAKE verb: stopped after 4s, the limit of --command-timeout: slow"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -144,7 +147,7 @@ func TestCancel(t *testing.T) {
 			}
 			defer func() { _ = stdin.Close() }()
 			file := filepath.Join(filepath.Dir(path), "child")
-			eventually(t, "the child", func() bool { _, err := os.Stat(file); return err == nil })
+			testutil.Eventually(t, "the child", func() bool { _, err := os.Stat(file); return err == nil })
 			b, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
@@ -157,13 +160,13 @@ func TestCancel(t *testing.T) {
 				cancel(whim)
 			}
 			err = p.wait()
-			sameText(t, "error", strings.ReplaceAll(errText(err), path, "FAKE"), tt.wantErr)
+			testutil.SameText(t, "error", strings.ReplaceAll(testutil.ErrText(err), path, "FAKE"), tt.wantErr)
 			if tt.timeout == 0 && !errors.Is(err, whim) {
 				t.Errorf("%v is not its cause", err)
 			}
 			// Whatever the program does next, such as ending, nothing is left.
-			eventually(t, "the end of the child", func() bool { return !running(child) })
-			if running(p.cmd.Process.Pid) {
+			testutil.Eventually(t, "the end of the child", func() bool { return !testutil.Running(child) })
+			if testutil.Running(p.cmd.Process.Pid) {
 				t.Error("the command still runs")
 			}
 			if took := time.Since(began); took > waitDelay+15*time.Second {
@@ -178,7 +181,7 @@ func TestCancel(t *testing.T) {
 func TestTimeOfTheCommand(t *testing.T) {
 	t.Parallel()
 	const limit = 2 * time.Second
-	r := newRunner(fakeTool(t, "ostree", fakeRule{Match: "commit", Read: -1, Stdout: "done"}, fakeRule{Match: "cat", Stdout: "all"}), "tar", limit, &journal{})
+	r := newRunner(testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "commit", Read: -1, Stdout: "done"}, testutil.FakeRule{Match: "cat", Stdout: "all"}), "tar", limit, &journal{})
 	out := &limitedBuffer{limit: 100}
 	p, stdin, err := r.writer(t.Context(), command{tool: toolOSTree, args: []string{"commit"}}, out)
 	if err != nil {
@@ -200,18 +203,18 @@ func TestTimeOfTheCommand(t *testing.T) {
 	if err := p.wait(); err != nil {
 		t.Error(err)
 	}
-	sameText(t, "what it printed", string(out.bytes), "done")
+	testutil.SameText(t, "what it printed", string(out.bytes), "done")
 	all, err := io.ReadAll(stream)
 	if err != nil {
 		t.Error(err)
 	}
-	sameText(t, "what was read late", string(all), "all")
+	testutil.SameText(t, "what was read late", string(all), "all")
 }
 
 // TestNoSignalToOthers: the number of a process that was waited for may be another's.
 func TestNoSignalToOthers(t *testing.T) {
 	t.Parallel()
-	r, _ := fakeRunner(t, 0, fakeRule{})
+	r, _ := fakeRunner(t, 0, testutil.FakeRule{})
 	p, err := r.start(t.Context(), command{tool: toolOSTree, args: []string{"verb"}}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -227,7 +230,7 @@ func TestNoSignalToOthers(t *testing.T) {
 // TestDeafReader: a process whose stream is read ahead, and no longer wanted, ends at once.
 func TestDeafReader(t *testing.T) {
 	t.Parallel()
-	r := newRunner(fakeTool(t, "ostree", fakeRule{Match: "cat", Stdout: "all", Sleep: time.Minute}), "tar", 0, &journal{})
+	r := newRunner(testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "cat", Stdout: "all", Sleep: time.Minute}), "tar", 0, &journal{})
 	stream, err := r.reader(t.Context(), command{tool: toolOSTree, args: []string{"cat"}})
 	if err != nil {
 		t.Fatal(err)
@@ -241,7 +244,7 @@ func TestDeafReader(t *testing.T) {
 	if took := time.Since(began); took >= killAfter {
 		t.Errorf("it took %s", took)
 	}
-	if running(stream.p.cmd.Process.Pid) {
+	if testutil.Running(stream.p.cmd.Process.Pid) {
 		t.Error("the command still runs")
 	}
 	stream.kill() // by now its number may be another's
@@ -283,14 +286,14 @@ func TestDeafChildKeepsStream(t *testing.T) {
 
 func TestEndedContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(signalError{syscall.SIGINT})
+	cancel(errdefs.SignalError{Sig: syscall.SIGINT})
 	r := newRunner("true", "true", 0, &journal{})
 	err := r.run(ctx, command{tool: toolOSTree, args: []string{"verb"}})
-	if !strings.HasSuffix(errText(err), "stopped by interrupt") {
+	if !strings.HasSuffix(testutil.ErrText(err), "stopped by interrupt") {
 		t.Errorf("%v", err)
 	}
-	var sig signalError
-	if !errors.As(err, &sig) || sig.sig != syscall.SIGINT {
+	var sig errdefs.SignalError
+	if !errors.As(err, &sig) || sig.Sig != syscall.SIGINT {
 		t.Errorf("%#v is no signalError", err)
 	}
 }
@@ -299,14 +302,14 @@ func TestCutOutput(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name    string
-		rule    fakeRule
+		rule    testutil.FakeRule
 		want    string
 		wantErr string
 	}{
-		{"whole", fakeRule{Stdout: "all of it"}, "all of it", ""},
-		{"empty", fakeRule{}, "", ""},
-		{"cut", fakeRule{Stdout: "half of", Stderr: "error: no such file\n", Exit: 1}, "half of", "FAKE cat: exit status 1: no such file"},
-		{"killed", fakeRule{Stdout: "half of", Signal: int(syscall.SIGKILL)}, "half of", "FAKE cat: signal: killed"},
+		{"whole", testutil.FakeRule{Stdout: "all of it"}, "all of it", ""},
+		{"empty", testutil.FakeRule{}, "", ""},
+		{"cut", testutil.FakeRule{Stdout: "half of", Stderr: "error: no such file\n", Exit: 1}, "half of", "FAKE cat: exit status 1: no such file"},
+		{"killed", testutil.FakeRule{Stdout: "half of", Signal: int(syscall.SIGKILL)}, "half of", "FAKE cat: signal: killed"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -317,9 +320,9 @@ func TestCutOutput(t *testing.T) {
 				t.Fatal(err)
 			}
 			got, err := io.ReadAll(rc)
-			sameText(t, "output", string(got), tt.want)
-			sameText(t, "error", strings.ReplaceAll(errText(err), path, "FAKE"), tt.wantErr)
-			if n, again := rc.Read(make([]byte, 1)); n != 0 || errText(again) == "" || tt.wantErr != "" && again.Error() != err.Error() {
+			testutil.SameText(t, "output", string(got), tt.want)
+			testutil.SameText(t, "error", strings.ReplaceAll(testutil.ErrText(err), path, "FAKE"), tt.wantErr)
+			if n, again := rc.Read(make([]byte, 1)); n != 0 || testutil.ErrText(again) == "" || tt.wantErr != "" && again.Error() != err.Error() {
 				t.Errorf("after its end it reads %d, %v", n, again)
 			}
 			if err := rc.Close(); err != nil {
@@ -332,7 +335,7 @@ func TestCutOutput(t *testing.T) {
 // TestClosedReader: whoever needs no more ends the command.
 func TestClosedReader(t *testing.T) {
 	t.Parallel()
-	r, _ := fakeRunner(t, 0, fakeRule{Stdout: "some", Sleep: time.Minute})
+	r, _ := fakeRunner(t, 0, testutil.FakeRule{Stdout: "some", Sleep: time.Minute})
 	rc, err := r.reader(t.Context(), command{tool: toolOSTree, args: []string{"cat"}})
 	if err != nil {
 		t.Fatal(err)
@@ -350,7 +353,7 @@ func TestClosedReader(t *testing.T) {
 	if n, err := rc.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrClosed) {
 		t.Errorf("a closed reader reads %d, %v", n, err)
 	}
-	if running(rc.p.cmd.Process.Pid) {
+	if testutil.Running(rc.p.cmd.Process.Pid) {
 		t.Error("the command still runs")
 	}
 }
@@ -359,23 +362,23 @@ func TestOutputLimit(t *testing.T) {
 	b := &limitedBuffer{limit: 5}
 	for _, tt := range []struct{ text, wantErr string }{{"abc", ""}, {"de", ""}, {"f", "more than 5 bytes of output"}} {
 		_, err := b.Write([]byte(tt.text))
-		sameText(t, "error of "+tt.text, errText(err), tt.wantErr)
+		testutil.SameText(t, "error of "+tt.text, testutil.ErrText(err), tt.wantErr)
 	}
-	sameText(t, "output", string(b.bytes), "abcde")
+	testutil.SameText(t, "output", string(b.bytes), "abcde")
 }
 
 // TestWorkingDirectory: where a command is run, a relative path means nothing of the caller's.
 func TestWorkingDirectory(t *testing.T) {
 	t.Parallel()
-	needTools(t, "pwd")
+	testutil.NeedTools(t, "pwd")
 	out, err := newRunner("pwd", "tar", 0, &journal{}).output(t.Context(), command{tool: toolOSTree, args: []string{"-P"}})
-	sameText(t, "directory", string(out)+errText(err), "/\n")
+	testutil.SameText(t, "directory", string(out)+testutil.ErrText(err), "/\n")
 }
 
 // TestInheritedLock: every child holds the locks of the run, and none of its other files.
 func TestInheritedLock(t *testing.T) {
 	t.Parallel()
-	r, _ := fakeRunner(t, 0, fakeRule{Fds: true})
+	r, _ := fakeRunner(t, 0, testutil.FakeRule{Fds: true})
 	lock, err := os.Create(filepath.Join(t.TempDir(), "lock"))
 	if err != nil {
 		t.Fatal(err)
@@ -405,7 +408,7 @@ func TestInheritedLock(t *testing.T) {
 // TestLockLetGo: a run ends its hold on a directory while another one starts commands.
 func TestLockLetGo(t *testing.T) {
 	t.Parallel()
-	needTools(t, "true")
+	testutil.NeedTools(t, "true")
 	r := newRunner("true", "true", 0, &journal{})
 	dir := t.TempDir()
 	var runs sync.WaitGroup
@@ -453,14 +456,14 @@ func TestParentKilled(t *testing.T) {
 	if _, err := fmt.Fscan(out, &child); err != nil {
 		t.Fatal(err)
 	}
-	if !running(child) {
+	if !testutil.Running(child) {
 		t.Error("the child does not run")
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	eventually(t, "the end of the child", func() bool { return !running(child) })
+	testutil.Eventually(t, "the end of the child", func() bool { return !testutil.Running(child) })
 }
 
 // parentOfSleeper is the program of TestParentKilled. The thread on which it asks for the child ends, as any of a Go program may.
@@ -492,26 +495,26 @@ func TestEngineEnds(t *testing.T) {
 	tests := []struct {
 		name    string
 		engine  engineName
-		rule    fakeRule
+		rule    testutil.FakeRule
 		timeout time.Duration
 		wantErr string
 	}{
-		{"fails", engineStream, fakeRule{Match: "--tree=tar=-", Read: 1000, Stderr: "error: no space\n", Exit: 1}, 0, "FAKE commit: exit status 1: no space"},
-		{"crashes", engineStream, fakeRule{Match: "--tree=tar=-", Read: 1000, Stderr: "assertion\n", Signal: int(syscall.SIGKILL)}, 0, "FAKE commit: signal: killed: assertion"},
-		{"hangs", engineStream, fakeRule{Match: "--tree=tar=-", Read: 1000, Sleep: time.Minute}, 2 * time.Second, "FAKE commit: stopped after 2s, the limit of --command-timeout"},
-		{"ends well, too early", engineStream, fakeRule{Match: "--tree=tar=-", Read: 1000, Stdout: sumA + "\n"}, 0, "FAKE commit: it ended before its input did"},
-		{"no checksum", engineStream, fakeRule{Match: "--tree=tar=-", Read: -1, Stdout: "done\n"}, 0, `ostree commit: "done\n" is no checksum`},
-		{"tar fails", engineTar, fakeRule{Match: "-x", Read: 1000, Stderr: "tar: no space\n", Exit: 2}, 0, "FAKE: exit status 2: tar: no space"},
-		{"tar hangs", engineTar, fakeRule{Match: "-x", Read: 1000, Sleep: time.Minute}, 2 * time.Second, "FAKE: stopped after 2s, the limit of --command-timeout"},
+		{"fails", engineStream, testutil.FakeRule{Match: "--tree=tar=-", Read: 1000, Stderr: "error: no space\n", Exit: 1}, 0, "FAKE commit: exit status 1: no space"},
+		{"crashes", engineStream, testutil.FakeRule{Match: "--tree=tar=-", Read: 1000, Stderr: "assertion\n", Signal: int(syscall.SIGKILL)}, 0, "FAKE commit: signal: killed: assertion"},
+		{"hangs", engineStream, testutil.FakeRule{Match: "--tree=tar=-", Read: 1000, Sleep: time.Minute}, 2 * time.Second, "FAKE commit: stopped after 2s, the limit of --command-timeout"},
+		{"ends well, too early", engineStream, testutil.FakeRule{Match: "--tree=tar=-", Read: 1000, Stdout: sumA + "\n"}, 0, "FAKE commit: it ended before its input did"},
+		{"no checksum", engineStream, testutil.FakeRule{Match: "--tree=tar=-", Read: -1, Stdout: "done\n"}, 0, `ostree commit: "done\n" is no checksum`},
+		{"tar fails", engineTar, testutil.FakeRule{Match: "-x", Read: 1000, Stderr: "tar: no space\n", Exit: 2}, 0, "FAKE: exit status 2: tar: no space"},
+		{"tar hangs", engineTar, testutil.FakeRule{Match: "-x", Read: 1000, Sleep: time.Minute}, 2 * time.Second, "FAKE: stopped after 2s, the limit of --command-timeout"},
 		{
 			"tar fails at the end", engineTar,
-			fakeRule{Match: "-x", Read: -1, Stderr: "tar: Exiting with failure status due to previous errors\n", Exit: 2},
+			testutil.FakeRule{Match: "-x", Read: -1, Stderr: "tar: Exiting with failure status due to previous errors\n", Exit: 2},
 			0,
 			"FAKE: exit status 2: tar: Exiting with failure status due to previous errors",
 		},
 		{
 			"tar cannot set an attribute", engineTar,
-			fakeRule{Match: "-x", Read: -1, Stderr: "tar: setxattrat: Cannot set 'user.a' extended attribute for file 'x': No space left on device\n"},
+			testutil.FakeRule{Match: "-x", Read: -1, Stderr: "tar: setxattrat: Cannot set 'user.a' extended attribute for file 'x': No space left on device\n"},
 			0,
 			"FAKE: the files cannot have all attributes here: tar: setxattrat: Cannot set 'user.a' extended attribute for file 'x': No space left on device",
 		},
@@ -522,17 +525,17 @@ func TestEngineEnds(t *testing.T) {
 			o := testOptions{mode: modeArchive, unpack: tt.engine, timeout: tt.timeout}
 			fake := ""
 			if tt.engine == engineTar {
-				fake = fakeTool(t, "tar", tt.rule)
+				fake = testutil.FakeTool(t, "tar", tt.rule)
 				o.tar = fake
 			} else {
-				fake = fakeTool(t, "ostree", tt.rule)
+				fake = testutil.FakeTool(t, "ostree", tt.rule)
 				o.ostree = fake
 			}
 			r := newTestRun(t, o)
 			err := r.importImage(t, "a", &testImage{layers: [][]byte{layer}})
-			got := strings.ReplaceAll(errText(err), fake, "FAKE")
+			got := strings.ReplaceAll(testutil.ErrText(err), fake, "FAKE")
 			_, got, _ = strings.Cut(strings.TrimPrefix(got, "importing: layer "), ": ")
-			sameText(t, "error", got, tt.wantErr)
+			testutil.SameText(t, "error", got, tt.wantErr)
 			r.nothingLeft(t)
 		})
 	}

@@ -19,6 +19,9 @@ import (
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
 	"github.com/vbatts/tar-split/tar/storage"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 )
 
 // entrySink takes a layer's entries, in their order.
@@ -401,13 +404,13 @@ func (s *splitFile) close() error {
 	if ferr := s.buf.Flush(); err == nil {
 		err = ferr
 	}
-	closeWith(&err, s.file)
+	errdefs.Close(&err, s.file)
 	return errors.WithMessage(err, "recording the layer's tar stream")
 }
 
 // inline returns the file in base64 as metadata of a commit. ok is false where it does not fit into one argument.
 func (s *splitFile) inline() (m metadataString, ok bool, err error) {
-	m.key = keyTarSplit
+	m.key = imageref.KeyTarSplit
 	info, err := os.Stat(s.path)
 	if err != nil {
 		return m, false, errors.WithStack(err)

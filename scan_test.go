@@ -10,6 +10,8 @@ import (
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/tar/asm"
 	"github.com/vbatts/tar-split/tar/storage"
+
+	"ostree-image/internal/testutil"
 )
 
 func unzipped(t testing.TB, record []byte) io.Reader {
@@ -106,7 +108,7 @@ func TestScanPieces(t *testing.T) {
 			}
 			want := record(stream())
 			for name, r := range map[string]io.Reader{"bytes": iotest.OneByteReader(stream()), "halves": iotest.HalfReader(stream()), "the end with the last ones": iotest.DataErrReader(stream())} {
-				sameText(t, name, record(r), want)
+				testutil.SameText(t, name, record(r), want)
 			}
 		})
 	}

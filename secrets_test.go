@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/testutil"
 )
 
 // TestSecrets: whatever a registry says of what it was sent, no log and no record holds it.
@@ -30,7 +33,7 @@ func TestSecrets(t *testing.T) {
 	log, record := filepath.Join(dir, "log"), filepath.Join(dir, "record")
 	said := "no access for ann:firstPass " + b64("ann:firstPass") + " tokenTwo bob:thirdPass " + b64("bob:thirdPass") + " fourthPass fifthPass " +
 		b64("eve:sixthPass") + " https://storage.example/blob?X-Amz-Signature=seventhPass&x=y"
-	fake := fakeTool(t, "ostree", fakeRule{Match: "refs", Stderr: "error: " + said + "\n", Exit: 1})
+	fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "refs", Stderr: "error: " + said + "\n", Exit: 1})
 	run := newTestRun(t, testOptions{mode: modeBareUserOnly})
 	name, _ := lyingRegistry(t, "well")
 	var out strings.Builder
@@ -38,7 +41,7 @@ func TestSecrets(t *testing.T) {
 		"--insecure-policy", "--authfile=" + named, "--ostree=" + fake, "--log-commands=" + log, "--record=" + record, "--repo=" + run.repo.path,
 		"pull", "--src-creds=eve:sixthPass", "--src-tls-verify=false", name, "x",
 	}, &out, &out)
-	if status != exitFailed {
+	if status != errdefs.StatusFailed {
 		t.Fatalf("status %d: %s", status, out.String())
 	}
 	for _, path := range []string{log, filepath.Join(record, recordScript)} {

@@ -11,9 +11,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pkg/errors"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
-	"github.com/pkg/errors"
+
+	"ostree-image/internal/errdefs"
 )
 
 // settings are what one run of the program was told, and what all its parts share.
@@ -112,7 +114,7 @@ func (s *settings) checkSigning(ctx context.Context, destination types.ImageRefe
 		return nil
 	}
 	if _, ok := destination.(ostreeReference); !ok {
-		return usagef("--gpg-sign, --sign and --keys-file sign commits, and %s: makes none; --sign-by signs an image",
+		return errdefs.Usagef("--gpg-sign, --sign and --keys-file sign commits, and %s: makes none; --sign-by signs an image",
 			destination.Transport().Name())
 	}
 	features, err := ostreeVersion(ctx, s.runner)
@@ -176,7 +178,7 @@ func parseTimestamp(text string, now time.Time) (int64, error) {
 	}
 	var n int64
 	if _, err := fmt.Sscanf(text+"\n", "%d\n", &n); err != nil || n < 0 || fmt.Sprint(n) != text {
-		return 0, usagef("timestamp %q: it is \"now\" or a number of seconds since 1970", text)
+		return 0, errdefs.Usagef("timestamp %q: it is \"now\" or a number of seconds since 1970", text)
 	}
 	return n, nil
 }

@@ -12,11 +12,14 @@ import (
 	"strings"
 	"sync"
 
-	"go.podman.io/image/v5/manifest"
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
 	"golang.org/x/sync/errgroup"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 )
 
 // source reads one image out of a repository (types.ImageSource). What the image's name stands for is settled when it is
@@ -65,7 +68,7 @@ func openSource(ctx context.Context, ref ostreeReference) (*source, error) {
 	}
 	src.manifest, src.mimeType, err = repo.readManifest(ctx, info)
 	if err == nil {
-		err = checkNamedDigest(ref.image, src.manifest)
+		err = imageref.CheckDigest(ref.image, src.manifest)
 	}
 	return src, errors.WithMessagef(damage(err), "image %s", ref.image)
 }
@@ -84,26 +87,26 @@ func (s *source) GetManifest(ctx context.Context, instance *digest.Digest) ([]by
 	if err := instance.Validate(); err != nil {
 		return nil, "", errors.Wrapf(err, "manifest digest %q", *instance)
 	}
-	path := instanceDir(*instance) + fileManifest
+	path := instanceDir(*instance) + imageref.FileManifest
 	ok, err := s.store.repo.hasFile(ctx, s.commit, path)
 	if err != nil {
 		return nil, "", damage(err)
 	}
 	if !ok {
-		return nil, "", notFoundf("instance %s of %s is not in the repository; copy the image with --all to have all", *instance, s.ref.image)
+		return nil, "", errdefs.NotFoundf("instance %s of %s is not in the repository; copy the image with --all to have all", *instance, s.ref.image)
 	}
 	blob, err := s.store.repo.catFile(ctx, s.commit, path, maxManifestBytes)
 	if err != nil {
 		return nil, "", damage(err)
 	}
 	if got := instance.Algorithm().FromBytes(blob); got != *instance {
-		return nil, "", checkf("the manifest of instance %s is %s: the repository is damaged", *instance, got)
+		return nil, "", errdefs.Checkf("the manifest of instance %s is %s: the repository is damaged", *instance, got)
 	}
 	return blob, manifest.GuessMIMEType(blob), nil
 }
 
 // instanceDir is where an instance of an index lies within the image's commit.
-func instanceDir(d digest.Digest) string { return dirInstances + "/" + d.Encoded() + "/" }
+func instanceDir(d digest.Digest) string { return imageref.DirInstances + "/" + d.Encoded() + "/" }
 
 // sigstoreMark begins a file that holds no simple signature.
 var sigstoreMark = []byte("\x00sigstore-json\n")
@@ -115,7 +118,7 @@ func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([]
 	if instance != nil && *instance != digest.FromBytes(s.manifest) {
 		dir = instanceDir(*instance)
 	}
-	if n := s.info.metadata[keySignatures]; dir == "" && n == "0" {
+	if n := s.info.metadata[imageref.KeySignatures]; dir == "" && n == "0" {
 		return nil, nil
 	}
 	numbers, err := s.store.repo.signatureNumbers(ctx, s.info, dir)
@@ -124,7 +127,7 @@ func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([]
 	}
 	var signatures [][]byte
 	for _, n := range numbers {
-		blob, err := s.store.repo.catFile(ctx, s.commit, dir+fileSignature+strconv.Itoa(n), maxSignatureBytes)
+		blob, err := s.store.repo.catFile(ctx, s.commit, dir+imageref.FileSignature+strconv.Itoa(n), maxSignatureBytes)
 		if err != nil {
 			return nil, damage(err)
 		}
@@ -146,13 +149,13 @@ func (r *repository) signatureNumbers(ctx context.Context, info commitInfo, dir 
 	}
 	var numbers []int
 	for _, name := range names {
-		if n, err := strconv.Atoi(strings.TrimPrefix(name, fileSignature)); err == nil && strings.HasPrefix(name, fileSignature) {
+		if n, err := strconv.Atoi(strings.TrimPrefix(name, imageref.FileSignature)); err == nil && strings.HasPrefix(name, imageref.FileSignature) {
 			numbers = append(numbers, n)
 		}
 	}
 	sort.Ints(numbers)
-	if want := info.metadata[keySignatures]; dir == "" && want != "" && want != strconv.Itoa(len(numbers)) {
-		return nil, checkf("it has %d signature files, and its commit says %q", len(numbers), want)
+	if want := info.metadata[imageref.KeySignatures]; dir == "" && want != "" && want != strconv.Itoa(len(numbers)) {
+		return nil, errdefs.Checkf("it has %d signature files, and its commit says %q", len(numbers), want)
 	}
 	return numbers, nil
 }
@@ -182,13 +185,13 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 		}
 		signedIndex = len(signatures) > 0
 	}
-	named, err := manifestBlobs(blob, mimeType)
+	named, err := imageref.Blobs(blob, mimeType)
 	if err != nil {
 		return nil, err
 	}
-	tarType := layerTypes[0]
+	tarType := imageref.LayerTypes[0]
 	if mimeType != manifest.DockerV2Schema2MediaType {
-		tarType = layerTypes[2]
+		tarType = imageref.LayerTypes[2]
 	}
 	layers, err := s.layers(ctx, named[1:])
 	if err != nil {
@@ -214,7 +217,7 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 		exact = exact && b.isExact()
 		infos = append(infos, types.BlobInfo{Digest: b.diffID, Size: b.tarSize, MediaType: tarType, Annotations: annotationsOf(named[1+i], b)})
 	}
-	if exact && (signedIndex || !canChangeLayers(blob, mimeType)) {
+	if exact && (signedIndex || !imageref.CanChangeLayers(blob, mimeType)) {
 		return nil, nil
 	}
 	return infos, nil
@@ -222,14 +225,14 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 
 // layerProofs returns the diffIDs that the config of a manifest of the image names: see layerProofs.
 func (s *source) layerProofs(ctx context.Context, named []types.BlobInfo) ([]digest.Digest, error) {
-	if !isConfigType(named[0].MediaType) {
+	if !imageref.IsConfigType(named[0].MediaType) {
 		return nil, nil
 	}
 	config, err := s.store.readSmall(ctx, named[0].Digest)
 	if err != nil {
 		return nil, damage(err)
 	}
-	return layerProofs(config, named)
+	return imageref.DiffIDs(config, named)
 }
 
 // proveLayers proves that layers of the image are what the manifest and the config name, as far as that was not done before on

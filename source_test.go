@@ -16,10 +16,14 @@ import (
 	"testing"
 	"time"
 
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 // source opens an image of the repository.
@@ -56,7 +60,7 @@ func getBlob(ctx context.Context, src *source, d digest.Digest) ([]byte, error) 
 	defer func() { _ = stream.Close() }()
 	var b bytes.Buffer
 	if _, err = io.Copy(&b, stream); err == nil && size >= 0 && size != int64(b.Len()) {
-		err = checkf("it has %d bytes, and %d were announced", b.Len(), size)
+		err = errdefs.Checkf("it has %d bytes, and %d were announced", b.Len(), size)
 	}
 	return b.Bytes(), err
 }
@@ -113,7 +117,7 @@ func (r *testRun) tamper(t *testing.T, ref string, edit func(metadata map[string
 	for _, k := range slices.Sorted(maps.Keys(info.metadata)) {
 		args = append(args, "--add-metadata-string="+k+"="+info.metadata[k])
 	}
-	tool(t, "ostree", args...)
+	testutil.Run(t, "ostree", args...)
 }
 
 // record returns tar-split data as the metadata of a commit has it.
@@ -157,7 +161,7 @@ func TestLyingMetadata(t *testing.T) {
 		return fmt.Sprintf(`{"type":1,"name":%q,"size":%d,"payload":"AAAAAAAAAAA=","position":0}`, name, size)
 	}
 	setRecord := func(lines ...string) func(*testing.T, map[string]string) {
-		return func(t *testing.T, m map[string]string) { m[keyTarSplit] = record(t, lines...) }
+		return func(t *testing.T, m map[string]string) { m[imageref.KeyTarSplit] = record(t, lines...) }
 	}
 	set := func(key, value string) func(*testing.T, map[string]string) {
 		return func(_ *testing.T, m map[string]string) { m[key] = value }
@@ -171,14 +175,14 @@ func TestLyingMetadata(t *testing.T) {
 		edit func(*testing.T, map[string]string)
 		want string
 	}{
-		{"another diffID", set(keyUncompressedDigest, "sha256:"+strings.Repeat("0", 64)), "and the image's config names"},
-		{"no diffID", set(keyUncompressedDigest, "sha256:x"), "names the diffID"},
-		{"another diffID's kind", set(keyUncompressedDigest, "md5:"+strings.Repeat("0", 32)), "names the diffID"},
-		{"no size", set(keySize, "many"), `says that docker.size is "many"`},
-		{"negative size", set(keyUncompressedSize, "-5"), `docker.uncompressed_size is "-5"`},
-		{"no base64", set(keyTarSplit, "!!!"), "cannot be read"},
-		{"no gzip", set(keyTarSplit, "aGVsbG8gd29ybGQK"), "cannot be read"},
-		{"cut gzip", func(_ *testing.T, m map[string]string) { m[keyTarSplit] = m[keyTarSplit][:200] }, "cannot be read"},
+		{"another diffID", set(imageref.KeyUncompressedDigest, "sha256:"+strings.Repeat("0", 64)), "and the image's config names"},
+		{"no diffID", set(imageref.KeyUncompressedDigest, "sha256:x"), "names the diffID"},
+		{"another diffID's kind", set(imageref.KeyUncompressedDigest, "md5:"+strings.Repeat("0", 32)), "names the diffID"},
+		{"no size", set(imageref.KeySize, "many"), `says that docker.size is "many"`},
+		{"negative size", set(imageref.KeyUncompressedSize, "-5"), `docker.uncompressed_size is "-5"`},
+		{"no base64", set(imageref.KeyTarSplit, "!!!"), "cannot be read"},
+		{"no gzip", set(imageref.KeyTarSplit, "aGVsbG8gd29ybGQK"), "cannot be read"},
+		{"cut gzip", func(_ *testing.T, m map[string]string) { m[imageref.KeyTarSplit] = m[imageref.KeyTarSplit][:200] }, "cannot be read"},
 		{"no JSON", setRecord("hello"), "cannot be read"},
 		{"no entries", setRecord(), "it is damaged"},
 		{"file outside", setRecord(file("../../../../etc/passwd", 10)), `leads out of the layer`},
@@ -198,12 +202,12 @@ func TestLyingMetadata(t *testing.T) {
 		{"ten thousand times the same name", setRecord(many...), "damaged"},
 		{"a large file over and over", func(t *testing.T, m map[string]string) {
 			var large string
-			for _, line := range recordLines(t, m[keyTarSplit]) {
+			for _, line := range recordLines(t, m[imageref.KeyTarSplit]) {
 				if strings.Contains(line, `"name":"big"`) {
 					large = line
 				}
 			}
-			m[keyTarSplit] = record(t, slices.Repeat([]string{large}, 20)...)
+			m[imageref.KeyTarSplit] = record(t, slices.Repeat([]string{large}, 20)...)
 		}, "longer than its commit says"},
 		{"a type that is none", setRecord(`{"type":7,"name":"dir/a","size":10}`), "it is damaged"},
 		{"only segments", setRecord(`{"type":2,"payload":"aGVsbG8="}`), "it is damaged"},
@@ -216,19 +220,19 @@ func TestLyingMetadata(t *testing.T) {
 			if err := r.importImage(t, "a", i); err != nil {
 				t.Fatal(err)
 			}
-			r.tamper(t, blobRef(digest.FromBytes(layer)), func(m map[string]string) { tt.edit(t, m) })
-			before := processesOf(r.repo.path)
+			r.tamper(t, imageref.BlobRef(digest.FromBytes(layer)), func(m map[string]string) { tt.edit(t, m) })
+			before := testutil.ProcessesOf(r.repo.path)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			_, err := tars(ctx, r.source(t, "a"))
-			if exitStatus(ctx, err) != exitCheck || !strings.Contains(errText(err), tt.want) {
-				t.Errorf("export: %v (status %d), want %q", err, exitStatus(ctx, err), tt.want)
+			if errdefs.ExitStatus(ctx, err) != errdefs.StatusCheck || !strings.Contains(testutil.ErrText(err), tt.want) {
+				t.Errorf("export: %v (status %d), want %q", err, errdefs.ExitStatus(ctx, err), tt.want)
 			}
-			if !strings.Contains(errText(err), "sha256:") {
+			if !strings.Contains(testutil.ErrText(err), "sha256:") {
 				t.Errorf("the error names no blob: %v", err)
 			}
-			if len(errText(err)) > 1000 {
-				t.Errorf("the error has %d bytes", len(errText(err)))
+			if len(testutil.ErrText(err)) > 1000 {
+				t.Errorf("the error has %d bytes", len(testutil.ErrText(err)))
 			}
 			results, err := verifyImages(ctx, r.settings, r.repo, nil, 2)
 			if err != nil || len(results) != 1 || results[0].OK {
@@ -237,7 +241,7 @@ func TestLyingMetadata(t *testing.T) {
 			if _, err := r.repo.listImages(ctx, 1, true, func(string, error) {}); err != nil {
 				t.Errorf("list: %v", err)
 			}
-			if after := processesOf(r.repo.path); len(after) > len(before) {
+			if after := testutil.ProcessesOf(r.repo.path); len(after) > len(before) {
 				t.Errorf("processes are left: %q", after)
 			}
 		})
@@ -251,10 +255,10 @@ func TestLyingImage(t *testing.T) {
 		edit func(map[string]string)
 		want string
 	}{
-		{"another digest", func(m map[string]string) { m[keyDigest] = "sha256:" + strings.Repeat("1", 64) }, "its commit says"},
-		{"no digest", func(m map[string]string) { m[keyDigest] = "hello" }, "names the manifest digest"},
-		{"signatures that are not there", func(m map[string]string) { m[keySignatures] = "3" }, "0 signature files"},
-		{"signatures that are no number", func(m map[string]string) { m[keySignatures] = "many" }, `signature`},
+		{"another digest", func(m map[string]string) { m[imageref.KeyDigest] = "sha256:" + strings.Repeat("1", 64) }, "its commit says"},
+		{"no digest", func(m map[string]string) { m[imageref.KeyDigest] = "hello" }, "names the manifest digest"},
+		{"signatures that are not there", func(m map[string]string) { m[imageref.KeySignatures] = "3" }, "0 signature files"},
+		{"signatures that are no number", func(m map[string]string) { m[imageref.KeySignatures] = "many" }, `signature`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -267,7 +271,7 @@ func TestLyingImage(t *testing.T) {
 			if err == nil {
 				_, err = src.GetSignatures(t.Context(), nil)
 			}
-			if exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), tt.want) || !strings.Contains(errText(err), "a:latest") {
+			if errdefs.ExitStatus(t.Context(), err) != errdefs.StatusCheck || !strings.Contains(testutil.ErrText(err), tt.want) || !strings.Contains(testutil.ErrText(err), "a:latest") {
 				t.Errorf("%v", err)
 			}
 			results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 2)
@@ -282,7 +286,7 @@ func TestLyingImage(t *testing.T) {
 		if err := r.importImage(t, "a", i); err != nil {
 			t.Fatal(err)
 		}
-		r.tamper(t, r.reference(t, "a").ref(), func(m map[string]string) { m[keyManifest] = "{}" })
+		r.tamper(t, r.reference(t, "a").ref(), func(m map[string]string) { m[imageref.KeyManifest] = "{}" })
 		if b, _, err := r.source(t, "a").GetManifest(t.Context(), nil); err != nil || string(b) != string(i.manifest) {
 			t.Errorf("the manifest is %q: %v", b, err)
 		}
@@ -292,7 +296,7 @@ func TestLyingImage(t *testing.T) {
 // A layer that is kept as it came is read as what its commit says it is, or not at all.
 func TestLyingBlob(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testutil.NeedRoot(t)
 	r := newTestRun(t, testOptions{})
 	layer, other := archive(file("f", "one"), file("f", "two")), archive(file("f", "one"), file("g", "two"))
 	if err := r.importImage(t, "a", &testImage{layers: [][]byte{archive(file("base", "")), layer}}); err != nil {
@@ -302,15 +306,15 @@ func TestLyingBlob(t *testing.T) {
 		"what the repository holds gives": other, "longer than its commit says": append(bytes.Clone(layer), make([]byte, 1<<20)...),
 	} {
 		tree := t.TempDir()
-		if err := os.WriteFile(filepath.Join(tree, fileBlob), blob, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(tree, imageref.FileBlob), blob, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch="+sideRef(digest.FromBytes(layer)), "--tree=dir="+tree)
-		if _, err := tars(t.Context(), r.source(t, "a")); exitStatus(t.Context(), err) != exitCheck {
+		testutil.Run(t, "ostree", "commit", "--repo="+r.repo.path, "--branch="+imageref.SidecarRef(digest.FromBytes(layer)), "--tree=dir="+tree)
+		if _, err := tars(t.Context(), r.source(t, "a")); errdefs.ExitStatus(t.Context(), err) != errdefs.StatusCheck {
 			t.Errorf("it is exported: %v", err)
 		}
 		target := filepath.Join(t.TempDir(), "root")
-		if err := r.checkoutTo(t, "a", target, checkoutOptions{}); exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), want) {
+		if err := r.checkoutTo(t, "a", target, checkoutOptions{}); errdefs.ExitStatus(t.Context(), err) != errdefs.StatusCheck || !strings.Contains(testutil.ErrText(err), want) {
 			t.Errorf("it is checked out: %v, want %q", err, want)
 		}
 		if results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 1); err != nil || len(results) != 1 || results[0].OK {
@@ -330,14 +334,14 @@ func TestLongerTree(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	short, long := blobRef(digest.FromBytes(layers["short"])), blobRef(digest.FromBytes(layers["long"]))
+	short, long := imageref.BlobRef(digest.FromBytes(layers["short"])), imageref.BlobRef(digest.FromBytes(layers["long"]))
 	info, err := r.repo.commitInfo(t.Context(), short)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.tamper(t, long, func(m map[string]string) { maps.Copy(m, info.metadata) })
-	tool(t, "ostree", "refs", "--repo="+r.repo.path, "--force", "--create="+short, long)
-	if _, err := tars(t.Context(), r.source(t, "short")); exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), "longer than its tar-split data says") {
+	testutil.Run(t, "ostree", "refs", "--repo="+r.repo.path, "--force", "--create="+short, long)
+	if _, err := tars(t.Context(), r.source(t, "short")); errdefs.ExitStatus(t.Context(), err) != errdefs.StatusCheck || !strings.Contains(testutil.ErrText(err), "longer than its tar-split data says") {
 		t.Errorf("it is exported: %v", err)
 	}
 	results, err := verifyImages(t.Context(), r.settings, r.repo, []ostreeReference{r.reference(t, "short")}, 1)
@@ -356,13 +360,13 @@ func TestBlobDigests(t *testing.T) {
 	src, dest := r.source(t, "a"), r.destination(t, "b")
 	for _, d := range []digest.Digest{"sha256:../../a_3Alatest", "nonsense", "", "md5:d41d8cd98f00b204e9800998ecf8427e"} {
 		_, err := src.store.blob(t.Context(), d)
-		if exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), "blob digest ") {
+		if errdefs.ExitStatus(t.Context(), err) != errdefs.StatusCheck || !strings.Contains(testutil.ErrText(err), "blob digest ") {
 			t.Errorf("blob %q: %v", d, err)
 		}
-		if _, _, err := src.GetManifest(t.Context(), &d); !strings.Contains(errText(err), "manifest digest ") {
+		if _, _, err := src.GetManifest(t.Context(), &d); !strings.Contains(testutil.ErrText(err), "manifest digest ") {
 			t.Errorf("manifest %q: %v", d, err)
 		}
-		if _, _, err := dest.TryReusingBlob(t.Context(), types.BlobInfo{Digest: d}, nil, false); !strings.Contains(errText(err), "blob digest ") {
+		if _, _, err := dest.TryReusingBlob(t.Context(), types.BlobInfo{Digest: d}, nil, false); !strings.Contains(testutil.ErrText(err), "blob digest ") {
 			t.Errorf("reusing %q: %v", d, err)
 		}
 	}
@@ -404,18 +408,18 @@ func TestLyingInstance(t *testing.T) {
 	})
 	tree := t.TempDir()
 	mkdir(t, filepath.Join(tree, instanceDir(lie)))
-	for name, content := range map[string][]byte{fileManifest: index, instanceDir(lie) + fileManifest: (&testImage{}).finish(t).manifest} {
+	for name, content := range map[string][]byte{imageref.FileManifest: index, instanceDir(lie) + imageref.FileManifest: (&testImage{}).finish(t).manifest} {
 		if err := os.WriteFile(filepath.Join(tree, name), content, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	tool(t, "ostree", "commit", "--repo="+r.repo.path, "--branch="+r.reference(t, "a").ref(), "--tree=dir="+tree,
-		"--add-metadata-string="+keyDigest+"="+digest.FromBytes(index).String(), "--add-metadata-string="+keySignatures+"=0")
+	testutil.Run(t, "ostree", "commit", "--repo="+r.repo.path, "--branch="+r.reference(t, "a").ref(), "--tree=dir="+tree,
+		"--add-metadata-string="+imageref.KeyDigest+"="+digest.FromBytes(index).String(), "--add-metadata-string="+imageref.KeySignatures+"=0")
 	_, _, err := r.source(t, "a").GetManifest(t.Context(), &lie)
-	if exitStatus(t.Context(), err) != exitCheck || !strings.Contains(errText(err), "the manifest of instance "+lie.String()) {
+	if errdefs.ExitStatus(t.Context(), err) != errdefs.StatusCheck || !strings.Contains(testutil.ErrText(err), "the manifest of instance "+lie.String()) {
 		t.Errorf("it is read: %v", err)
 	}
-	if _, err := pruneRepository(t.Context(), r.settings, r.repo, false, func([]string) {}); exitStatus(t.Context(), err) != exitCheck {
+	if _, err := pruneRepository(t.Context(), r.settings, r.repo, false, func([]string) {}); errdefs.ExitStatus(t.Context(), err) != errdefs.StatusCheck {
 		t.Errorf("prune: %v", err)
 	}
 	if results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 1); err != nil || len(results) != 1 || results[0].OK {
@@ -448,7 +452,7 @@ func TestCloseEarly(t *testing.T) {
 		if err := stream.Close(); err != nil {
 			t.Errorf("closing: %v", err)
 		}
-		if found := processesOf(r.repo.path); len(found) > 0 {
+		if found := testutil.ProcessesOf(r.repo.path); len(found) > 0 {
 			t.Errorf("after %d bytes and Close %q runs", n, found)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -461,11 +465,11 @@ func TestCloseEarly(t *testing.T) {
 		if err == nil && n <= half { // near its end all of it has been put together
 			t.Errorf("after %d bytes and the end of the context the layer ends well", n)
 		}
-		if exitStatus(t.Context(), err) == exitCheck {
+		if errdefs.ExitStatus(t.Context(), err) == errdefs.StatusCheck {
 			t.Errorf("after the end of the context: %v", err)
 		}
 		_ = stream.Close()
-		if found := processesOf(r.repo.path); len(found) > 0 {
+		if found := testutil.ProcessesOf(r.repo.path); len(found) > 0 {
 			t.Errorf("after %d bytes and the end of the context %q runs", n, found)
 		}
 	}

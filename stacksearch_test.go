@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"ostree-image/internal/testutil"
 )
 
 // The search for stacks of layers of which a checkout makes something else than umoci. OSTREE_IMAGE_STACKS is how many are
@@ -221,8 +223,8 @@ func numberFrom(t testing.TB, name string) (n uint64, ok bool) {
 
 // TestSearchStacks holds random stacks against what umoci makes of them.
 func TestSearchStacks(t *testing.T) {
-	needRoot(t)
-	needTools(t, "umoci", "ostree", "tar")
+	testutil.NeedRoot(t)
+	testutil.NeedTools(t, "umoci", "ostree", "tar")
 	stacks, layers, seed := fewStacks, fewLayers, uint64(1)
 	wanted, all := numberFrom(t, "OSTREE_IMAGE_STACKS")
 	if all {
@@ -296,7 +298,7 @@ func (p *stackPool) try(t *testing.T, n int, stack []int, modes []string, count 
 		case want == nil:
 			known := slices.IndexFunc(stackDifferences, func(d stackDifference) bool { return d.umoci.Match(refused) })
 			if known < 0 {
-				t.Errorf("umoci refuses it, the checkout says %v: %s", oerr, tailOf(string(refused)))
+				t.Errorf("umoci refuses it, the checkout says %v: %s", oerr, testutil.TailOf(string(refused)))
 			}
 			count(fmt.Sprintf("refused by umoci (%d), %v here", known, oerr != nil))
 		case oerr != nil:
@@ -336,7 +338,7 @@ func (p *stackPool) replay(t *testing.T, mode string, stack []int, dir string) {
 	cmd := exec.Command("sh", filepath.Join(record, "commands.sh"))
 	cmd.Env = append(os.Environ(), "WORK="+t.TempDir(), "OUT="+again, "REPO="+p.runs[mode].repo.path, "LC_ALL=C.UTF-8")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s, replayed: %v: %s", mode, err, tailOf(string(out)))
+		t.Fatalf("%s, replayed: %v: %s", mode, err, testutil.TailOf(string(out)))
 	}
 	compareCopies(t, mode+", replayed", rootTree(t, again), rootTree(t, root), time.Now(), fsNode.String)
 	for _, d := range []string{root, again, record} {

@@ -8,9 +8,11 @@ import (
 	"os"
 	"sync"
 
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/errdefs"
 )
 
 const copyBuffer = 256 << 10
@@ -49,7 +51,7 @@ func (b *stagedBlob) fill(ctx context.Context, r io.Reader, f *os.File) error {
 	if err == nil {
 		err = b.copy(ctx, r, f, sum)
 	}
-	closeWith(&err, f)
+	errdefs.Close(&err, f)
 	var got digest.Digest
 	if err == nil {
 		got = digest.NewDigest(algorithm, sum)
@@ -93,7 +95,7 @@ func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.
 			b.more.Broadcast()
 			b.mu.Unlock()
 			if over {
-				return checkf("blob %s is larger than the %d bytes that its manifest names", b.want.Digest, b.want.Size)
+				return errdefs.Checkf("blob %s is larger than the %d bytes that its manifest names", b.want.Digest, b.want.Size)
 			}
 			if endless {
 				return errors.Errorf("a blob whose size nobody names (%s) has more than %d bytes, the limit of --max-layer-size",
@@ -111,10 +113,10 @@ func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.
 
 func (b *stagedBlob) verify(got digest.Digest) error {
 	if b.want.Size >= 0 && b.size() != b.want.Size {
-		return checkf("blob %s has %d bytes, and its manifest names %d: it was cut short", b.want.Digest, b.size(), b.want.Size)
+		return errdefs.Checkf("blob %s has %d bytes, and its manifest names %d: it was cut short", b.want.Digest, b.size(), b.want.Size)
 	}
 	if b.want.Digest != "" && got != b.want.Digest {
-		return checkf("blob %s does not match its digest: what arrived is %s", b.want.Digest, got)
+		return errdefs.Checkf("blob %s does not match its digest: what arrived is %s", b.want.Digest, got)
 	}
 	return nil
 }

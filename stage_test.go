@@ -10,9 +10,11 @@ import (
 	"testing"
 	"testing/iotest"
 
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/testutil"
 )
 
 func TestStagedBlob(t *testing.T) {
@@ -71,10 +73,10 @@ func TestStagedBlob(t *testing.T) {
 				readers.Go(func() { checkReader(t, b, content, tt.wantErr) })
 			}
 			err = b.fill(t.Context(), tt.stream, f)
-			sameText(t, "error", errText(err), tt.wantErr)
-			sameText(t, "error of wait", errText(b.wait()), tt.wantErr)
+			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
+			testutil.SameText(t, "error of wait", testutil.ErrText(b.wait()), tt.wantErr)
 			if err == nil {
-				sameText(t, "digest", string(b.digest), string(tt.digest))
+				testutil.SameText(t, "digest", string(b.digest), string(tt.digest))
 			}
 			readers.Wait()
 			checkReader(t, b, content, tt.wantErr) // and after
@@ -95,7 +97,7 @@ func checkReader(t *testing.T, b *stagedBlob, content, wantErr string) {
 	}
 	defer func() { _ = r.Close() }()
 	got, err := io.ReadAll(r)
-	sameText(t, "error of a reader", errText(err), wantErr)
+	testutil.SameText(t, "error of a reader", testutil.ErrText(err), wantErr)
 	if wantErr == "" && int64(len(got)) != b.size() {
 		t.Errorf("a reader got %d of %d bytes", len(got), b.size())
 	}
@@ -191,7 +193,7 @@ func TestStagedFileCut(t *testing.T) {
 	}
 	defer func() { _ = r.Close() }()
 	_, err = io.ReadAll(r)
-	sameText(t, "error", errText(err), "staged blob "+b.path+" became shorter")
+	testutil.SameText(t, "error", testutil.ErrText(err), "staged blob "+b.path+" became shorter")
 }
 
 // TestEndlessBlob: a blob whose size nobody names ends where a layer may have no more.

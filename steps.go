@@ -12,6 +12,7 @@ import (
 
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/errdefs"
 	"ostree-image/internal/shellquote"
 )
 
@@ -165,7 +166,7 @@ func (s *stepScript) end() error {
 	if ferr := s.buf.Flush(); err == nil {
 		err = ferr
 	}
-	closeWith(&err, s.file)
+	errdefs.Close(&err, s.file)
 	s.rec.mu.Lock()
 	defer s.rec.mu.Unlock()
 	s.rec.write(s.rec.sums, fmt.Sprintf("%x  %s/%s\n", s.sum.Sum(nil), recordBlobs, s.name))

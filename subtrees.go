@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sync/errgroup"
+
+	"ostree-image/internal/errdefs"
 )
 
 const (
@@ -132,7 +134,7 @@ func (c *checkout) fetchDivided(ctx context.Context, b *storedBlob, i int) (entr
 	if err != nil {
 		return nil, err
 	}
-	defer closeWith(&err, tree)
+	defer errdefs.Close(&err, tree)
 	for _, p := range parts {
 		if p.path == "" {
 			continue

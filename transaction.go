@@ -7,6 +7,8 @@ import (
 
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/errdefs"
 )
 
 // The names in a repository's tmp/ of a transaction of ostree: a directory, and beside it the lock that lasts as long as its process.
@@ -55,7 +57,7 @@ func dropTransaction(path string) (err error) {
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	defer closeWith(&err, lock)
+	defer errdefs.Close(&err, lock)
 	if err := unix.FcntlFlock(lock.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
 		return nil //nolint:nilerr // another process is at work there
 	}

@@ -10,13 +10,14 @@ import (
 	"testing"
 
 	"ostree-image/internal/tarstream"
+	"ostree-image/internal/testutil"
 	"ostree-image/internal/treesum"
 )
 
 // TestTreesum holds the checksums that treesum computes against those of ostree, in all modes.
 func TestTreesum(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testutil.NeedRoot(t)
 	const seed = 1
 	t.Logf("seed %d", seed)
 	trees := map[string][]tarstream.Entry{"empty": nil}
@@ -69,7 +70,7 @@ func TestTreesum(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s, %s: %v", mode, name, err)
 			}
-			info, err := parseCommit(tool(t, "ostree", "show", "--raw", "--repo="+repo, strings.TrimSpace(string(out))))
+			info, err := parseCommit(testutil.Run(t, "ostree", "show", "--raw", "--repo="+repo, strings.TrimSpace(string(out))))
 			if err != nil {
 				t.Fatal(err)
 			}

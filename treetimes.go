@@ -13,6 +13,8 @@ import (
 
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/errdefs"
 )
 
 // treeTimes are the modification times that what is in a tree is to have, by real paths. Making, moving and removing files
@@ -112,7 +114,7 @@ func (t *treeTimes) setRoot(dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer closeWith(&err, root)
+	defer errdefs.Close(&err, root)
 	return root.setTime("", t.of[""])
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"testing"
 	"time"
+
+	"ostree-image/internal/testutil"
 )
 
 func TestTimeText(t *testing.T) {
@@ -20,6 +22,6 @@ func TestTimeText(t *testing.T) {
 		{time.Unix(-1, 25e7), "-0.75"},
 		{time.Unix(7e10, 0), "70000000000"},
 	} {
-		sameText(t, c.time.String(), timeText(fileTimeOf(c.time)), c.want)
+		testutil.SameText(t, c.time.String(), timeText(fileTimeOf(c.time)), c.want)
 	}
 }

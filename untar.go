@@ -12,6 +12,7 @@ import (
 
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/errdefs"
 	"ostree-image/internal/tarstream"
 )
 
@@ -31,11 +32,11 @@ func tarVersion(ctx context.Context, r *runner) (string, error) {
 	}
 	m := tarVersionLine.FindSubmatch(out)
 	if m == nil {
-		return "", &missingToolError{Tool: r.programs[toolTar], Why: "not GNU tar: " + packages[toolTar]}
+		return "", &errdefs.MissingToolError{Tool: r.programs[toolTar], Why: "not GNU tar: " + packages[toolTar]}
 	}
 	version := string(m[1])
 	if compareVersions(version, oldestTar) < 0 {
-		return version, &missingToolError{Tool: r.programs[toolTar], Why: "version " + version + " is too old: " + packages[toolTar]}
+		return version, &errdefs.MissingToolError{Tool: r.programs[toolTar], Why: "version " + version + " is too old: " + packages[toolTar]}
 	}
 	return version, nil
 }

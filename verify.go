@@ -11,12 +11,15 @@ import (
 	"strings"
 	"sync"
 
-	"go.podman.io/image/v5/manifest"
-	"go.podman.io/image/v5/types"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
 	"golang.org/x/sync/errgroup"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 )
 
 // verifyResult is what verify says of an image. Its JSON keys are part of the program's interface.
@@ -49,7 +52,7 @@ type verifier struct {
 
 // text is that of an error for a problem. What this user may not read is none, and ends the run instead.
 func (v *verifier) text(err error) string {
-	var access *accessError
+	var access *errdefs.AccessError
 	if errors.As(err, &access) {
 		v.mu.Lock()
 		defer v.mu.Unlock()
@@ -102,7 +105,7 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 			return nil, context.Cause(ctx)
 		}
 		if errors.Is(err, errNoRef) {
-			gone = notFoundError{goneError{names[i]}.Error()}
+			gone = errdefs.NotFoundError{Text: errdefs.GoneError{Name: names[i]}.Error()}
 			s.notef("%s", gone)
 			continue
 		}
@@ -258,7 +261,7 @@ func (r *repository) fileSizes(ctx context.Context, rev string, most func() (int
 		if m[1] == "-" && err == nil {
 			sizes[m[3]] = size
 		} else if size != 0 {
-			wrong = checkf("the tree says that the symbolic link %q has %s bytes", m[3], m[2])
+			wrong = errdefs.Checkf("the tree says that the symbolic link %q has %s bytes", m[3], m[2])
 		}
 	})
 	if err == nil {
@@ -277,7 +280,7 @@ func (v *verifier) checkSizes(ctx context.Context, store *blobStore, b *storedBl
 	err = store.headers(ctx, b, func(hdr *tar.Header) error {
 		name, err := cleanName(hdr.Name)
 		if err != nil {
-			return checkf("%s", err)
+			return errdefs.Checkf("%s", err)
 		}
 		if delete(want, name); hdr.Typeflag == tar.TypeReg {
 			want[name] = hdr.Size
@@ -289,7 +292,7 @@ func (v *verifier) checkSizes(ctx context.Context, store *blobStore, b *storedBl
 	}
 	for name, size := range want {
 		if got, ok := listed[name]; ok && got != size {
-			return checkf("the tree says that %q has %d bytes, and the layer that it has %d", name, got, size)
+			return errdefs.Checkf("the tree says that %q has %d bytes, and the layer that it has %d", name, got, size)
 		}
 	}
 	return nil
@@ -328,7 +331,7 @@ func (v *verifier) checkPlainSizes(ctx context.Context, rev string) error {
 		want += size
 	}
 	if got != want {
-		return checkf("the tree says that its files have %d bytes, and they have %d", want, got)
+		return errdefs.Checkf("the tree says that its files have %d bytes, and they have %d", want, got)
 	}
 	return nil
 }
@@ -400,27 +403,27 @@ func (v *verifier) image(ctx context.Context, name, spec string, parallel int) (
 		}
 	}
 	// The file counts, not its copy in the metadata, so the file is read whatever that says.
-	want := digest.Digest(info.metadata[keyDigest])
-	content, err := v.repo.catFile(ctx, info.checksum, fileManifest, maxManifestBytes)
+	want := digest.Digest(info.metadata[imageref.KeyDigest])
+	content, err := v.repo.catFile(ctx, info.checksum, imageref.FileManifest, maxManifestBytes)
 	if err != nil {
 		problems = append(problems, verifyProblem{Expected: want.String(), Error: v.text(errors.WithMessage(err, "reading the manifest"))})
 	} else if got := digest.FromBytes(content); want != "" && got != want {
 		problems = append(problems, verifyProblem{Expected: want.String(), Actual: got.String(), Error: "the manifest does not match its digest"})
 	}
-	if text := info.metadata[keyManifest]; text != "" && err == nil && text != string(content) {
-		add(checkf("the manifest in the commit's metadata is another than the file %s", fileManifest))
+	if text := info.metadata[imageref.KeyManifest]; text != "" && err == nil && text != string(content) {
+		add(errdefs.Checkf("the manifest in the commit's metadata is another than the file %s", imageref.FileManifest))
 	}
 	if _, err := v.repo.signatureNumbers(ctx, info, ""); err != nil {
 		add(err)
 	}
 	if err := v.checkNames(ctx, info.checksum, func(name string) bool {
-		return name == fileManifest || name == dirInstances || strings.HasPrefix(name, fileSignature)
+		return name == imageref.FileManifest || name == imageref.DirInstances || strings.HasPrefix(name, imageref.FileSignature)
 	}); err != nil {
 		add(err)
 	}
 	top, mimeType, err := v.repo.readManifest(ctx, info)
 	if err == nil {
-		err = checkNamedDigest(name, top)
+		err = imageref.CheckDigest(name, top)
 	}
 	if err != nil {
 		add(err)
@@ -435,7 +438,7 @@ func (v *verifier) image(ctx context.Context, name, spec string, parallel int) (
 	}
 	seen := map[digest.Digest]bool{}
 	for _, m := range manifests {
-		blobs, err := manifestBlobs(m.blob, m.mimeType)
+		blobs, err := imageref.Blobs(m.blob, m.mimeType)
 		if err != nil {
 			add(err)
 			continue
@@ -453,7 +456,7 @@ func (v *verifier) checkNames(ctx context.Context, commit string, ours func(name
 	}
 	for _, name := range names {
 		if !ours(name) {
-			return checkf("commit %s holds %s, which does not belong there", commit, quoted(name))
+			return errdefs.Checkf("commit %s holds %s, which does not belong there", commit, quoted(name))
 		}
 	}
 	return nil
@@ -486,7 +489,7 @@ func (v *verifier) manifest(
 	config, err := store.readSmall(ctx, blobs[0].Digest)
 	var proofs []digest.Digest
 	if err == nil {
-		proofs, err = layerProofs(config, blobs)
+		proofs, err = imageref.DiffIDs(config, blobs)
 	}
 	if err != nil {
 		return append(problems, v.problem(blobs[0].Digest, err))
@@ -494,7 +497,7 @@ func (v *verifier) manifest(
 	for i, b := range checked {
 		if want := blobs[i].Size; len(b.problems) == 0 && b.size != want && want >= 0 {
 			problems = append(problems, v.problem(blobs[i].Digest,
-				checkf("its commit says that it has %d bytes (-1 for nothing), and the manifest %d", b.size, want)))
+				errdefs.Checkf("its commit says that it has %d bytes (-1 for nothing), and the manifest %d", b.size, want)))
 		}
 	}
 	for i, b := range checked[1:] {
@@ -502,7 +505,7 @@ func (v *verifier) manifest(
 		switch {
 		case len(b.problems) > 0 || !b.layer:
 		case proofs == nil && !b.exact:
-			problems = append(problems, v.problem(layer, checkf("nothing that the image names proves this layer: no diffID, "+
+			problems = append(problems, v.problem(layer, errdefs.Checkf("nothing that the image names proves this layer: no diffID, "+
 				"and its compressed bytes are not stored; import the image again with --preserve-digests")))
 		default:
 			if err := checkDiffID(layer, b.diffID, proofs, i); err != nil {
@@ -576,7 +579,7 @@ func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Dig
 			add(damage(err))
 		}
 		if !b.layer && spec == b.spec {
-			if err := v.checkNames(ctx, info.checksum, func(name string) bool { return name == fileContent }); err != nil {
+			if err := v.checkNames(ctx, info.checksum, func(name string) bool { return name == imageref.FileContent }); err != nil {
 				add(err)
 			}
 		}

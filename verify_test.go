@@ -10,6 +10,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 // smallImage has a layer that its tree gives back, one that is kept as it came, and a config.
@@ -61,7 +65,7 @@ func damaged(t *testing.T, repo string, kinds []string, change func(t *testing.T
 			t.Parallel()
 			// fsck writes into state/ what it finds, so each has a copy of its own.
 			other := filepath.Join(t.TempDir(), "repo")
-			tool(t, "cp", "-a", repo, other)
+			testutil.Run(t, "cp", "-a", repo, other)
 			change(t, filepath.Join(other, strings.TrimPrefix(path, repo)))
 			f(t, other, sum)
 		})
@@ -117,13 +121,13 @@ func (r *testRun) owners(t testing.TB, names ...string) map[string][]string {
 		}
 		revs := []string{ref.ref()}
 		for _, b := range blobs {
-			revs = append(revs, blobRef(b.Digest))
-			if r.commits(t)[sideRef(b.Digest)] != "" {
-				revs = append(revs, sideRef(b.Digest))
+			revs = append(revs, imageref.BlobRef(b.Digest))
+			if r.commits(t)[imageref.SidecarRef(b.Digest)] != "" {
+				revs = append(revs, imageref.SidecarRef(b.Digest))
 			}
 		}
 		for _, rev := range revs {
-			text := tool(t, "ostree", "rev-parse", "--repo="+r.repo.path, rev) + tool(t, "ostree", "ls", "-R", "-C", "--repo="+r.repo.path, rev)
+			text := testutil.Run(t, "ostree", "rev-parse", "--repo="+r.repo.path, rev) + testutil.Run(t, "ostree", "ls", "-R", "-C", "--repo="+r.repo.path, rev)
 			for _, sum := range checksums.FindAllString(text, -1) {
 				if !slices.Contains(owners[sum], ref.image) {
 					owners[sum] = append(owners[sum], ref.image)
@@ -180,14 +184,14 @@ func TestDamagedObject(t *testing.T) {
 				if after := objects(t, repo); !slices.Equal(before, after) {
 					t.Errorf("prune (%v) has removed objects: %q", perr, without(before, after))
 				}
-				if perr != nil && exitStatus(t.Context(), perr) != exitCheck {
+				if perr != nil && errdefs.ExitStatus(t.Context(), perr) != errdefs.StatusCheck {
 					t.Errorf("prune ends with %v", perr)
 				}
 
 				var broken []string
 				images, err := r.repo.listImages(t.Context(), 2, true, func(name string, err error) {
 					broken = append(broken, name)
-					if strings.ContainsAny(errText(err), "\n\x00") || len(errText(err)) > 2000 {
+					if strings.ContainsAny(testutil.ErrText(err), "\n\x00") || len(testutil.ErrText(err)) > 2000 {
 						t.Errorf("list says of %s: %q", name, err)
 					}
 				})
@@ -256,10 +260,10 @@ func TestFsckLines(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r, fake := fakeRunner(t, 0, fakeRule{Match: "fsck", Stderr: tt.says, Exit: tt.exit, Signal: tt.signal})
+			r, fake := fakeRunner(t, 0, testutil.FakeRule{Match: "fsck", Stderr: tt.says, Exit: tt.exit, Signal: tt.signal})
 			v := &verifier{repo: &repository{path: "/nowhere", run: r}}
 			unknown, err := v.fsck(t.Context())
-			sameText(t, "error", strings.ReplaceAll(errText(err), fake, "FAKE"), tt.wantErr)
+			testutil.SameText(t, "error", strings.ReplaceAll(testutil.ErrText(err), fake, "FAKE"), tt.wantErr)
 			for i := range unknown {
 				unknown[i] = strings.ReplaceAll(unknown[i], fake, "FAKE")
 			}

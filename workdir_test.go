@@ -13,6 +13,8 @@ import (
 	"github.com/pkg/errors"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/testutil"
 )
 
 func names(t testing.TB, dir string) []string {
@@ -204,7 +206,7 @@ func TestLeftByOthers(t *testing.T) {
 
 // TestSweepWaitsForChildren: a child that outlives the program still writes there.
 func TestSweepWaitsForChildren(t *testing.T) {
-	needTools(t, "sleep")
+	testutil.NeedTools(t, "sleep")
 	parent := t.TempDir()
 	r := newRunner("sleep", "tar", 0, &journal{})
 	w, err := newWorkDir(parent, r)
@@ -242,7 +244,7 @@ func TestRemovalBreaksOff(t *testing.T) {
 	mkdir(t, w.path+"/stuck", "file")
 	// A file that cannot be removed stands for the kill. Nobody, root neither, removes from a directory that is not there.
 	if os.Geteuid() != 0 {
-		skip(t, "only root can make a file that cannot be removed")
+		testutil.Skip(t, "only root can make a file that cannot be removed")
 	}
 	immutable(t, w.path+"/stuck/file", true)
 	if err := w.remove(); err == nil {
@@ -273,7 +275,7 @@ func immutable(t *testing.T, path string, on bool) {
 		err = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags)
 	}
 	if err != nil {
-		skip(t, "no attributes of files here: %v", err)
+		testutil.Skip(t, "no attributes of files here: %v", err)
 	}
 }
 
@@ -508,7 +510,7 @@ func TestFixTreeAsRoot(t *testing.T) {
 }
 
 func TestParentsOfOthers(t *testing.T) {
-	needRoot(t)
+	testutil.NeedRoot(t)
 	base := t.TempDir()
 	tests := []struct {
 		name    string
@@ -535,7 +537,7 @@ func TestParentsOfOthers(t *testing.T) {
 			if err := os.Chmod(dir, tt.mode); err != nil {
 				t.Fatal(err)
 			}
-			if got := errText(checkParent(dir)); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
+			if got := testutil.ErrText(checkParent(dir)); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
 				t.Errorf("%q, want %q", got, tt.wantErr)
 			}
 		})
@@ -561,7 +563,7 @@ func TestRemovalLeavesAnotherDirectoryAlone(t *testing.T) {
 			if err := plant(w.path); err != nil {
 				t.Fatal(err)
 			}
-			if got := errText(w.remove()); !strings.Contains(got, "is no longer the directory that this run made") {
+			if got := testutil.ErrText(w.remove()); !strings.Contains(got, "is no longer the directory that this run made") {
 				t.Errorf("the error is %q", got)
 			}
 			if got := names(t, w.path); !slices.Equal(got, []string{"precious"}) {

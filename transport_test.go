@@ -8,8 +8,12 @@ import (
 	"strings"
 	"testing"
 
-	"go.podman.io/image/v5/types"
 	"github.com/pkg/errors"
+	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
+	"ostree-image/internal/testutil"
 )
 
 const someHex = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -77,20 +81,20 @@ func TestParseReference(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			here := func(s string) string { return strings.ReplaceAll(s, "DIR", dir) }
 			ref, err := newTransport(dir + "/default").parse(here(tt.text))
-			sameText(t, "error", errText(err), here(tt.wantErr))
+			testutil.SameText(t, "error", testutil.ErrText(err), here(tt.wantErr))
 			if err != nil {
-				var usage usageError
-				var notFound notFoundError
+				var usage errdefs.UsageError
+				var notFound errdefs.NotFoundError
 				if !errors.As(err, &usage) && !errors.As(err, &notFound) {
 					t.Errorf("%T is neither a usageError nor a notFoundError", err)
 				}
 				return
 			}
-			sameText(t, "image", ref.image, here(tt.image))
-			sameText(t, "repository", ref.repo, here(tt.repo))
-			sameText(t, "ref", ref.ref(), "ociimage/"+tt.encoded)
-			sameText(t, "text", ref.StringWithinTransport(), here(tt.image+"@"+tt.repo))
-			if name, ok := imageName(ref.ref()); !ok || name != ref.image {
+			testutil.SameText(t, "image", ref.image, here(tt.image))
+			testutil.SameText(t, "repository", ref.repo, here(tt.repo))
+			testutil.SameText(t, "ref", ref.ref(), "ociimage/"+tt.encoded)
+			testutil.SameText(t, "text", ref.StringWithinTransport(), here(tt.image+"@"+tt.repo))
+			if name, ok := imageref.ImageName(ref.ref()); !ok || name != ref.image {
 				t.Errorf("the ref gives back %q, %t", name, ok)
 			}
 			again, err := newTransport("/").parse(ref.StringWithinTransport())
@@ -126,7 +130,7 @@ func TestDefaultRepository(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
-		sameText(t, what, ref.repo, want)
+		testutil.SameText(t, what, ref.repo, want)
 	}
 	check("--repo", newTransport(dir+"/given"), dir+"/given")
 	check("environment", newTransport(""), dir+"/environment")
@@ -157,7 +161,7 @@ func TestPolicy(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.image, func(t *testing.T) {
 			r := ostreeReference{image: tt.image, repo: "/r"}
-			sameText(t, "identity", r.PolicyConfigurationIdentity(), tt.identity)
+			testutil.SameText(t, "identity", r.PolicyConfigurationIdentity(), tt.identity)
 			if got := r.PolicyConfigurationNamespaces(); !slices.Equal(got, tt.spaces) {
 				t.Errorf("namespaces %q, want %q", got, tt.spaces)
 			}
@@ -181,7 +185,7 @@ func TestPolicyScope(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.scope, func(t *testing.T) {
-			sameText(t, "error", errText(newTransport("/").ValidatePolicyConfigurationScope(tt.scope)), tt.wantErr)
+			testutil.SameText(t, "error", testutil.ErrText(newTransport("/").ValidatePolicyConfigurationScope(tt.scope)), tt.wantErr)
 		})
 	}
 }
@@ -199,118 +203,9 @@ func TestDockerReference(t *testing.T) {
 			if n := (ostreeReference{image: tt.image}).DockerReference(); n != nil {
 				got = n.String()
 			}
-			sameText(t, "name", got, tt.want)
+			testutil.SameText(t, "name", got, tt.want)
 		})
 	}
-}
-
-func TestImageName(t *testing.T) {
-	tests := []struct {
-		ref, want string
-		ok        bool
-	}{
-		{"ociimage/a_3A1", "a:1", true},
-		{"ociimage/a_40sha256_3A" + someHex, "a@sha256:" + someHex, true},
-		{"ociimage/docker.io_2Flibrary_2Fbusybox_3Alatest", "docker.io/library/busybox:latest", true},
-		{"ociimage/" + someHex, "", false},                          // a blob
-		{"ociimage/tarsplit/" + someHex, "", false},                 // what a layer's bytes need
-		{"ociimage/tmp.AbC123", "", false},                          // left by a killed pull-local
-		{"ociimage/tarsplit/tmp.AbC123", "", false},                 // there too
-		{"ociimage/a_3A1/b", "", false},                             // not one component
-		{"ociimage/a", "", false},                                   // neither tag nor digest
-		{"ociimage/a_3a1", "", false},                               // lower-case digits
-		{"ociimage/a_3", "", false},                                 // cut
-		{"ociimage/a_", "", false},                                  // cut
-		{"ociimage/a_3A_61", "", false},                             // an "a" that needs no escape
-		{"ociimage/a_3A_FF", "", false},                             // not UTF-8
-		{"ociimage/a:1", "", false},                                 // a colon that is not encoded
-		{"ociimage/", "", false},                                    // nothing
-		{"other/a_3A1", "", false},                                  // not ours
-		{"remote:ociimage/a_3A1", "", false},                        // a remote's
-		{"ociimage/" + someHex + someHex, "", false},                // a sha512 blob
-		{"ociimage/tmp.AbC_3A1", "tmp.AbC:1", true},                 // a name, if an odd one
-		{"ostree/container/image/docker_3A__2F_2Fx_3A1", "", false}, // another program's
-	}
-	for _, tt := range tests {
-		t.Run(tt.ref, func(t *testing.T) {
-			got, ok := imageName(tt.ref)
-			if got != tt.want || ok != tt.ok {
-				t.Errorf("%q, %t; want %q, %t", got, ok, tt.want, tt.ok)
-			}
-		})
-	}
-}
-
-func TestBlobRefs(t *testing.T) {
-	tests := []struct {
-		ref        string
-		blob, side bool
-	}{
-		{"ociimage/" + someHex, true, false},
-		{"ociimage/" + someHex[:48] + someHex[:48], true, false},
-		{"ociimage/" + someHex + someHex, true, false},
-		{"ociimage/tarsplit/" + someHex, false, true},
-		{"ociimage/" + someHex[1:], false, false},
-		{"ociimage/" + strings.ToUpper(someHex), false, false},
-		{"ociimage/a_3A1", false, false},
-		{"ociimage/tarsplit/tmp.AbC123", false, false},
-		{someHex, false, false},
-	}
-	for _, tt := range tests {
-		t.Run(tt.ref, func(t *testing.T) {
-			if _, ok := blobHex(tt.ref); ok != tt.blob {
-				t.Errorf("a blob: %t, want %t", ok, tt.blob)
-			}
-			if _, ok := sideHex(tt.ref); ok != tt.side {
-				t.Errorf("a layer's side commit: %t, want %t", ok, tt.side)
-			}
-		})
-	}
-}
-
-func TestLayerTypes(t *testing.T) {
-	tests := []struct {
-		mediaType string
-		want      bool
-	}{
-		{"", true},
-		{"application/vnd.docker.image.rootfs.diff.tar", true},
-		{"application/vnd.docker.image.rootfs.diff.tar.gzip", true},
-		{"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", true},
-		{"application/vnd.oci.image.layer.v1.tar", true},
-		{"application/vnd.oci.image.layer.v1.tar+gzip", true},
-		{"application/vnd.oci.image.layer.v1.tar+zstd", true},
-		{"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", true},
-		{"application/vnd.oci.image.layer.v1.tar+encrypted", false},
-		{"application/vnd.oci.image.config.v1+json", false},
-		{"application/vnd.oci.empty.v1+json", false},
-		{"text/plain", false},
-		{".gzip", false},
-	}
-	for _, tt := range tests {
-		t.Run(tt.mediaType, func(t *testing.T) {
-			if got := isLayerType(tt.mediaType); got != tt.want {
-				t.Errorf("%t, want %t", got, tt.want)
-			}
-		})
-	}
-}
-
-func FuzzDecodeName(f *testing.F) {
-	for _, s := range []string{"", "a", "a_3A1", "_", "_3", "_3a", "_41", "_00", "_FF", "a:1", "tmp.x", "__", "_5F", "ü"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		if got, ok := decodeName(encodeName(s)); !ok || got != s {
-			t.Errorf("%q is encoded as %q, which is decoded as %q, %t", s, encodeName(s), got, ok)
-		}
-		if strings.Trim(encodeName(s), "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") != "" {
-			t.Errorf("%q is encoded as %q", s, encodeName(s))
-		}
-		if name, ok := decodeName(s); ok && encodeName(name) != s {
-			t.Errorf("%q is decoded as %q, which is encoded as %q", s, name, encodeName(name))
-		}
-	})
 }
 
 func FuzzParseReference(f *testing.F) {
@@ -330,10 +225,10 @@ func FuzzParseReference(f *testing.F) {
 		if strings.Contains(r.repo, ":") || !filepath.IsAbs(r.repo) {
 			t.Errorf("%q is in the repository %q", text, r.repo)
 		}
-		if name, ok := imageName(r.ref()); !ok || name != r.image {
+		if name, ok := imageref.ImageName(r.ref()); !ok || name != r.image {
 			t.Errorf("%q has the ref %q, which is of %q, %t", text, r.ref(), name, ok)
 		}
-		if n := len(r.ref()) - len(refPrefix); n > maxRefComponent {
+		if n := len(r.ref()) - len(imageref.Prefix); n > imageref.MaxComponent {
 			t.Errorf("%q has a ref of %d bytes", text, n)
 		}
 	})

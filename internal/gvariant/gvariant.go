@@ -1,4 +1,5 @@
-package main
+// Package gvariant reads GVariant text, the form in which ostree prints metadata.
+package gvariant
 
 import (
 	"strconv"
@@ -25,8 +26,8 @@ const (
 	gvariantMaxValues = 1 << 20 // each takes some ten times as much memory as text
 )
 
-// parseGVariant reads the one value that text holds, which may end with a newline.
-func parseGVariant(text string) (any, error) {
+// Parse reads the one value that text holds, which may end with a newline.
+func Parse(text string) (any, error) {
 	p := gvariant{text: strings.TrimSuffix(text, "\n")}
 	v, err := p.value()
 	if err == nil && p.at != len(p.text) {
@@ -38,9 +39,9 @@ func parseGVariant(text string) (any, error) {
 	return v, nil
 }
 
-// parseGVariantString reads a string, as "ostree show --print-metadata-key" prints it.
-func parseGVariantString(text string) (string, error) {
-	v, err := parseGVariant(text)
+// ParseString reads a string, as "ostree show --print-metadata-key" prints it.
+func ParseString(text string) (string, error) {
+	v, err := Parse(text)
 	if err != nil {
 		return "", err
 	}
@@ -323,3 +324,6 @@ func (p *gvariant) escape(b *strings.Builder, isBytes bool) error {
 	b.WriteRune(rune(n))
 	return nil
 }
+
+// IsText tells whether s can be a string of a GVariant: UTF-8 without NUL.
+func IsText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }

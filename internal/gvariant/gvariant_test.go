@@ -1,4 +1,4 @@
-package main
+package gvariant
 
 import (
 	"fmt"
@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"ostree-image/internal/testutil"
 )
 
 var gvariantTests = []struct {
@@ -99,8 +101,8 @@ var gvariantTests = []struct {
 func TestGVariant(t *testing.T) {
 	for _, tt := range gvariantTests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := parseGVariant(tt.text)
-			sameText(t, "error", errText(err), tt.wantErr)
+			got, err := Parse(tt.text)
+			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
 			if !reflect.DeepEqual(got, tt.want) {
 				t.Errorf("got %#v, want %#v", got, tt.want)
 			}
@@ -117,9 +119,9 @@ func TestGVariantString(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := parseGVariantString(tt.text)
-			sameText(t, "string", got, tt.want)
-			sameText(t, "error", errText(err), tt.wantErr)
+			got, err := ParseString(tt.text)
+			testutil.SameText(t, "string", got, tt.want)
+			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
 		})
 	}
 }
@@ -151,63 +153,19 @@ func FuzzGVariant(f *testing.F) {
 		f.Add(tt.text[:min(len(tt.text), 200)])
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		v, err := parseGVariant(text)
+		v, err := Parse(text)
 		if err != nil && v != nil {
 			t.Errorf("%#v comes with the error %v", v, err)
 		}
 		if s, ok := v.(string); ok && !utf8.ValidString(s) {
 			t.Errorf("%q is no text", s)
 		}
-		if !isText(text) {
+		if !IsText(text) {
 			return
 		}
-		got, err := parseGVariantString(gvariantText(text))
+		got, err := ParseString(gvariantText(text))
 		if err != nil || got != text {
 			t.Errorf("%q came back as %q, %v", text, got, err)
 		}
 	})
-}
-
-// nastyStrings are values that must come back from ostree as they went in.
-var nastyStrings = []string{
-	"", "plain", "it's", `say "so"`, `it's "both"`, `back\slash`, `\n`, "new\nline", "\n", "tab\tcr\rbell\a\b\f\v", "\x01\x1f\x7f", "é", "e\u0301", "😀\U0010ffff",
-	"\u200b\u200e\u2028\u2029\ufeff\u00ad", "\u0085\u009f\u00a0", "\ue000\ufffd\ufffe\uffff", " lead and trail ", "a=b=c", "$HOME `id` $(id)", "%s%n", "-", "--x",
-	"@ay []", "b'x'", "true", "5", "<'x'>", "{}", "\\u0041", strings.Repeat("long", 20000), `{"a": "b's", "c": "\u00e9\\"}`, "\ufdd0", "\ud7ff", "\r\n",
-}
-
-func TestStringsComeBackFromOSTree(t *testing.T) {
-	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
-	var metadata []metadataString
-	for i, s := range nastyStrings {
-		m := metadataString{fmt.Sprintf("test.%d", i), s}
-		if !m.fits() {
-			t.Fatalf("%.40q does not fit", s)
-		}
-		metadata = append(metadata, m)
-	}
-	metadata = append(metadata, metadataString{"it's \"a\" key\\", "odd"})
-	ctx := t.Context()
-	if _, err := r.repo.commit(ctx, commitOptions{branch: "test/strings", metadata: metadata}, "--tree=dir="+t.TempDir()); err != nil {
-		t.Fatal(err)
-	}
-	info, err := r.repo.commitInfo(ctx, "test/strings")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i, m := range metadata {
-		if info.metadata[m.key] != m.value {
-			t.Errorf("commitInfo: got %.80q, want %.80q", info.metadata[m.key], m.value)
-		}
-		if i%3 != 0 { // a process each
-			continue
-		}
-		got, ok, err := r.repo.metadataKey(ctx, "test/strings", m.key)
-		if err != nil || !ok || got != m.value {
-			t.Errorf("metadataKey: got %.80q, %t, %v, want %.80q", got, ok, err, m.value)
-		}
-	}
-	if _, ok, err := r.repo.metadataKey(ctx, "test/strings", "no.such"); ok || err != nil {
-		t.Errorf("a key that is not there: %t, %v", ok, err)
-	}
 }

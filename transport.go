@@ -2,26 +2,22 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"unicode/utf8"
 
+	"github.com/pkg/errors"
 	"go.podman.io/image/v5/directory/explicitfilepath"
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/image"
 	"go.podman.io/image/v5/types"
-	"github.com/pkg/errors"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 )
 
-const (
-	transportName   = "ostree"
-	refPrefix       = "ociimage/"
-	splitPrefix     = "ociimage/tarsplit/"
-	maxRefComponent = 255 // bytes: one file name (NAME_MAX)
-)
+const transportName = "ostree"
 
 // ostreeTransport is the "ostree:" of image names. Its settings are those of the run.
 type ostreeTransport struct{ settings *settings }
@@ -62,7 +58,7 @@ func (t ostreeTransport) split(text string) (name, path string, err error) {
 // newReference returns the reference of an image in the repository at path. The name becomes NAME:latest where it has
 // neither tag nor digest, loses the tag where it has both, and stays as it was written otherwise.
 func newReference(t ostreeTransport, name, path string) (ostreeReference, error) {
-	name, err := normalizeName(t.settings.dropTag(name))
+	name, err := imageref.Normalize(t.settings.dropTag(name))
 	if err != nil {
 		return ostreeReference{}, err
 	}
@@ -89,23 +85,6 @@ func (s *settings) dropTag(name string) string {
 	return strings.TrimSuffix(repository, ":"+tagged.Tag()) + "@" + sum
 }
 
-func normalizeName(name string) (string, error) {
-	if name == "" {
-		return "", usagef("the image name is empty; it is NAME[:TAG|@DIGEST]")
-	}
-	named, err := reference.ParseNormalizedNamed(name)
-	if err != nil {
-		return "", usagef("image name %q: %s", name, err)
-	}
-	if reference.IsNameOnly(named) {
-		name += ":latest"
-	}
-	if n := len(encodeName(name)); n > maxRefComponent {
-		return "", usagef("image name %q is too long: its ref has %d bytes, and %d is the most", name, n, maxRefComponent)
-	}
-	return name, nil
-}
-
 // normalizeRepo makes a repository's path absolute and resolves symbolic links. A colon would make the policy's scopes ambiguous, so the
 // old transport refused it, and so does this; ostree pull-local reads a path as a URL.
 func normalizeRepo(path string) (string, error) {
@@ -114,14 +93,14 @@ func normalizeRepo(path string) (string, error) {
 		var err error
 		if resolved, err = explicitfilepath.ResolvePathToFullyExplicit(path); err != nil {
 			if os.IsNotExist(errors.Cause(err)) {
-				return "", notFoundf("repository path %q: its parent directory does not exist", path)
+				return "", errdefs.NotFoundf("repository path %q: its parent directory does not exist", path)
 			}
-			return "", usagef("repository path %q: %s", path, err)
+			return "", errdefs.Usagef("repository path %q: %s", path, err)
 		}
 	}
 	for _, c := range []struct{ sign, name string }{{":", "a colon"}, {"%", "a percent sign"}, {"#", "a number sign"}} {
 		if strings.Contains(resolved, c.sign) {
-			return "", usagef("repository path %q: %s cannot stand in it", resolved, c.name)
+			return "", errdefs.Usagef("repository path %q: %s cannot stand in it", resolved, c.name)
 		}
 	}
 	return resolved, nil
@@ -197,66 +176,9 @@ func (r ostreeReference) NewImageDestination(ctx context.Context, sys *types.Sys
 }
 
 // ref is where the image is in the repository.
-func (r ostreeReference) ref() string { return refPrefix + encodeName(r.image) }
+func (r ostreeReference) ref() string { return imageref.Prefix + imageref.Encode(r.image) }
 
 // repository returns the reference's repository.
 func (r ostreeReference) repository() *repository {
 	return r.transport.settings.repository(r.repo)
 }
-
-// encodeName makes an image name one component of a ref: every byte outside [A-Za-z0-9.-] becomes "_" and two upper-case
-// hex digits.
-func encodeName(name string) string {
-	const digits = "0123456789ABCDEF"
-	var b strings.Builder
-	for i := range len(name) {
-		c := name[i]
-		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '.', c == '-':
-			b.WriteByte(c)
-		default:
-			b.WriteByte('_')
-			b.WriteByte(digits[c>>4])
-			b.WriteByte(digits[c&15])
-		}
-	}
-	return b.String()
-}
-
-// decodeName is the inverse of encodeName. ok is false for what that never writes.
-func decodeName(encoded string) (name string, ok bool) {
-	var b strings.Builder
-	for i := 0; i < len(encoded); i++ {
-		if encoded[i] != '_' {
-			b.WriteByte(encoded[i])
-			continue
-		}
-		if i+3 > len(encoded) {
-			return "", false
-		}
-		c, err := hex.DecodeString(encoded[i+1 : i+3])
-		if err != nil {
-			return "", false
-		}
-		b.WriteByte(c[0])
-		i += 2
-	}
-	name = b.String()
-	return name, encodeName(name) == encoded
-}
-
-// imageName returns the name of the image that a ref holds. ok is false for the refs of blobs, and all others.
-func imageName(ref string) (name string, ok bool) {
-	encoded, ok := strings.CutPrefix(ref, refPrefix)
-	if !ok || strings.Contains(encoded, "/") {
-		return "", false
-	}
-	name, ok = decodeName(encoded)
-	if !ok || !strings.ContainsAny(name, ":@") || !utf8.ValidString(name) {
-		return "", false
-	}
-	return name, true
-}
-
-// isText tells whether s can be an argument that ostree accepts: UTF-8 without NUL.
-func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
