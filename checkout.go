@@ -24,6 +24,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/tarstream"
+	"ostree-image/internal/ui"
 )
 
 // The names of whiteouts (the OCI image specification, layer.md).
@@ -484,14 +485,15 @@ func (c *checkout) fetch(ctx context.Context, b *storedBlob, i int) (entries []l
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	wait := c.store.repo.checkout(ctx, b.spec, c.layerDir(i), c.options)
+	done := make(chan error, 1)
+	go func() { done <- c.store.repo.checkout(ctx, b.spec, c.layerDir(i), c.options) }()
 	if named(b) {
 		if entries, err = c.entries(ctx, b, i == 0, nil); err != nil {
 			cancel()
 		}
 	}
 	var foreign *foreignOwnerError // tells more than ostree does
-	if werr := wait(); werr != nil && !errors.As(err, &foreign) && (err == nil || !errors.Is(werr, context.Canceled)) {
+	if werr := <-done; werr != nil && !errors.As(err, &foreign) && (err == nil || !errors.Is(werr, context.Canceled)) {
 		err = c.perms.namespace.explain(werr)
 	}
 	return entries, err
@@ -917,7 +919,7 @@ func (a *applier) whiteout(e layerEntry, dir, base string) error {
 	}
 	name := strings.TrimPrefix(base, whiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
-		a.settings.warnf("the whiteout %s names no file: nothing is removed", quoted(e.name))
+		a.settings.warnf("the whiteout %s names no file: nothing is removed", ui.Quoted(e.name))
 		return nil
 	}
 	return a.root.removeAll(joinPath(parent, name), kept)

@@ -14,6 +14,7 @@ import (
 
 	"ostree-image/internal/gvariant"
 	"ostree-image/internal/tarstream"
+	"ostree-image/internal/ui"
 )
 
 const (
@@ -193,7 +194,7 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 	case tar.TypeXGlobalHeader, 'V': // no entry; a GNU volume label
 		return e, false, nil
 	case 'M': // the rest of a file that another volume began (GNU tar)
-		return e, false, errors.Errorf("%s continues a file of another archive", quoted(hdr.Name))
+		return e, false, errors.Errorf("%s continues a file of another archive", ui.Quoted(hdr.Name))
 	case tar.TypeDir, 'D': // 'D' is a directory with a list of its files (GNU tar, --incremental)
 		e.Kind = tarstream.Dir
 	case tar.TypeSymlink:
@@ -215,12 +216,12 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 		return e, false, errors.New("a file has no name")
 	}
 	if e.Name == "" && e.Kind != tarstream.Dir {
-		return e, false, errors.Errorf("%s is the layer's root, which must be a directory", quoted(hdr.Name))
+		return e, false, errors.Errorf("%s is the layer's root, which must be a directory", ui.Quoted(hdr.Name))
 	}
 	// Among them -1, in base 256: chown(2) takes it for "leave it as it is", so no file can have it. umoci makes 4294967294
 	// of it, GNU tar root or whoever runs it; a layer that says so is broken, and is not guessed at.
 	if hdr.Uid < 0 || int64(hdr.Uid) >= 1<<32-1 || hdr.Gid < 0 || int64(hdr.Gid) >= 1<<32-1 {
-		return e, false, errors.Errorf("%s belongs to %d:%d, which no user or group can be", quoted(hdr.Name), hdr.Uid, hdr.Gid)
+		return e, false, errors.Errorf("%s belongs to %d:%d, which no user or group can be", ui.Quoted(hdr.Name), hdr.Uid, hdr.Gid)
 	}
 	e.UID, e.GID, e.Mode = uint32(hdr.Uid), uint32(hdr.Gid), uint32(hdr.Mode&0o7777)
 	switch e.Kind {
@@ -234,10 +235,10 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 		}
 	case tarstream.HardLink:
 		if hdr.Linkname == "" {
-			return e, false, errors.Errorf("the hard link %s has no target", quoted(hdr.Name))
+			return e, false, errors.Errorf("the hard link %s has no target", ui.Quoted(hdr.Name))
 		}
 		if e.Link, err = cleanName(hdr.Linkname); err != nil {
-			return e, false, errors.WithMessagef(err, "the hard link %s", quoted(hdr.Name))
+			return e, false, errors.WithMessagef(err, "the hard link %s", ui.Quoted(hdr.Name))
 		}
 	}
 	if e.Kind == tarstream.File || e.Kind == tarstream.Dir {
@@ -252,7 +253,7 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 // has no name.
 func cleanName(name string) (string, error) {
 	if !utf8.ValidString(name) {
-		return "", errors.Errorf("the file name %s is not UTF-8, and OSTree holds no other", quoted(name))
+		return "", errors.Errorf("the file name %s is not UTF-8, and OSTree holds no other", ui.Quoted(name))
 	}
 	depth := 0
 	for part := range strings.SplitSeq(name, "/") {
@@ -260,7 +261,7 @@ func cleanName(name string) (string, error) {
 		case "", ".":
 		case "..":
 			if depth--; depth < 0 {
-				return "", errors.Errorf("the file name %s leads out of the layer with \"..\"", quoted(name))
+				return "", errors.Errorf("the file name %s leads out of the layer with \"..\"", ui.Quoted(name))
 			}
 		default:
 			depth++
@@ -276,7 +277,7 @@ func cleanName(name string) (string, error) {
 		return "", errors.Errorf("the file name %.80q… has %d bytes, and %d is the most", name, len(clean), maxPathBytes)
 	}
 	if strings.ContainsRune(clean, 0) {
-		return "", errors.Errorf("the file name %s holds a NUL", quoted(name))
+		return "", errors.Errorf("the file name %s holds a NUL", ui.Quoted(name))
 	}
 	return clean, nil
 }
@@ -284,11 +285,11 @@ func cleanName(name string) (string, error) {
 func checkTarget(name, target string) error {
 	switch {
 	case target == "":
-		return errors.Errorf("the symbolic link %s has no target", quoted(name))
+		return errors.Errorf("the symbolic link %s has no target", ui.Quoted(name))
 	case len(target) > maxPathBytes:
-		return errors.Errorf("the target of the symbolic link %s has %d bytes, and %d is the most", quoted(name), len(target), maxPathBytes)
+		return errors.Errorf("the target of the symbolic link %s has %d bytes, and %d is the most", ui.Quoted(name), len(target), maxPathBytes)
 	case !gvariant.IsText(target):
-		return errors.Errorf("the target %s of the symbolic link %s is not UTF-8, and OSTree holds no other", quoted(target), quoted(name))
+		return errors.Errorf("the target %s of the symbolic link %s is not UTF-8, and OSTree holds no other", ui.Quoted(target), ui.Quoted(name))
 	}
 	return nil
 }
@@ -385,7 +386,7 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 	case tarstream.HardLink:
 		target, err := p.lookup(e.Link)
 		if err != nil {
-			return errors.WithMessagef(err, "the hard link %s", quoted(hdr.Name))
+			return errors.WithMessagef(err, "the hard link %s", ui.Quoted(hdr.Name))
 		}
 		switch {
 		case target == nil: // in a layer below: an empty file keeps its place
@@ -393,9 +394,9 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 			inode.entry.Kind, inode.entry.Link = tarstream.File, ""
 			dir.children[base] = &planNode{kind: tarstream.File, inode: inode}
 		case target.kind == tarstream.Dir:
-			return errors.Errorf("the hard link %s leads to the directory %s", quoted(hdr.Name), quoted(e.Link))
+			return errors.Errorf("the hard link %s leads to the directory %s", ui.Quoted(hdr.Name), ui.Quoted(e.Link))
 		case dir.children[base].holds(target):
-			return errors.Errorf("the hard link %s leads to %s, below the directory that it replaces", quoted(hdr.Name), quoted(e.Link))
+			return errors.Errorf("the hard link %s leads to %s, below the directory that it replaces", ui.Quoted(hdr.Name), ui.Quoted(e.Link))
 		default:
 			dir.children[base] = &planNode{kind: target.kind, inode: target.inode}
 		}
@@ -411,10 +412,10 @@ func (p *layerPlan) parent(name string) (*planNode, string, error) {
 	dir, base := path.Split(name)
 	node, err := p.walk(strings.TrimSuffix(dir, "/"), true)
 	if err != nil {
-		return nil, "", errors.WithMessagef(err, "placing %s", quoted(name))
+		return nil, "", errors.WithMessagef(err, "placing %s", ui.Quoted(name))
 	}
 	if n := node.pathLength(base); n > maxPathBytes {
-		return nil, "", errors.Errorf("the file name %s has %d bytes once the layer's links are followed, and %d is the most", quoted(name), n, maxPathBytes)
+		return nil, "", errors.Errorf("the file name %s has %d bytes once the layer's links are followed, and %d is the most", ui.Quoted(name), n, maxPathBytes)
 	}
 	return node, base, nil
 }
@@ -469,10 +470,10 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 		case next.kind == tarstream.Dir:
 			chain = append(chain, next)
 		case strings.HasPrefix(part, whiteoutPrefix) && next.kind != tarstream.Dir:
-			return nil, errors.Errorf("%s lies below a whiteout", quoted(dir))
+			return nil, errors.Errorf("%s lies below a whiteout", ui.Quoted(dir))
 		case next.kind == tarstream.Symlink:
 			if follows++; follows > maxLinkFollow {
-				return nil, errors.Errorf("%s leads through more than %d symbolic links", quoted(dir), maxLinkFollow)
+				return nil, errors.Errorf("%s leads through more than %d symbolic links", ui.Quoted(dir), maxLinkFollow)
 			}
 			target := next.inode.entry.Link
 			if strings.HasPrefix(target, "/") {
@@ -480,7 +481,7 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 			}
 			todo = append(strings.Split(target, "/"), todo...)
 		default:
-			return nil, errors.Errorf("%s lies below a file", quoted(dir))
+			return nil, errors.Errorf("%s lies below a file", ui.Quoted(dir))
 		}
 	}
 	return chain[len(chain)-1], nil

@@ -22,6 +22,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ui"
 )
 
 // copyOptions are the options of copy, pull and push.
@@ -80,16 +81,16 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 			err = errors.WithStack(derr)
 		}
 	}()
-	events, endEvents := s.progress.follow()
+	events, endEvents := s.progress.Follow()
 	defer endEvents()
 	options := &copy.Options{
 		SourceCtx: o.source, DestinationCtx: o.destination,
 		RemoveSignatures: o.removeSignatures, SignBy: o.signBy,
 		PreserveDigests: s.preserveDigests, ForceManifestMIMEType: format,
-		MaxParallelDownloads: s.parallelCopies, ReportWriter: s.progress.report(),
+		MaxParallelDownloads: s.parallelCopies, ReportWriter: s.progress.Report(),
 	}
 	if events != nil {
-		options.Progress, options.ProgressInterval = events, progressInterval
+		options.Progress, options.ProgressInterval = events, ui.ProgressInterval
 	}
 	if o.all {
 		options.ImageListSelection = copy.CopyAllImages

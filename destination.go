@@ -44,8 +44,7 @@ type destination struct {
 	ctx      context.Context // ends with the first failed import, and with Close
 	fail     context.CancelCauseFunc
 	queue    *importQueue
-	idle     *idleWatch     // learns when this is at work
-	longer   sync.WaitGroup // layers whose import can still take long
+	idle     *idleWatch // learns when this is at work
 
 	// What the repository is asked at the start. The answers come while the source is opened.
 	opened   func() error    // waits for refs and partial, which nobody reads before it has returned
@@ -108,9 +107,9 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 		return nil, d.repo.explainPath(errors.WithStack(err))
 	}
 	d.ctx, d.fail = context.WithCancelCause(ctx)
-	refs := d.repo.refsLater(d.ctx)
-	d.mode = sync.OnceValues(d.repo.configLater(d.ctx, "core.mode"))
-	d.features = sync.OnceValues(ostreeVersionLater(d.ctx, s.runner))
+	refs := ask(s, func() (map[string]bool, error) { return d.repo.refs(d.ctx) })
+	d.mode = ask(s, func() (string, error) { return d.repo.config(d.ctx, "core.mode") })
+	d.features = ask(s, func() (ostreeFeatures, error) { return ostreeVersion(d.ctx, s.runner) })
 	d.opened = sync.OnceValue(func() error {
 		if err := d.open(refs); err != nil {
 			return &openError{d.cause(err)}
@@ -120,9 +119,21 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 	return d, nil
 }
 
+// ask calls f in the background, and returns a function that waits for its answer. Where one thing is to be done at a time,
+// it waits at once.
+func ask[T any](s *settings, f func() (T, error)) func() (T, error) {
+	answer := sync.OnceValues(f)
+	if s.parallelImports() == 1 {
+		_, _ = answer()
+	} else {
+		go func() { _, _ = answer() }()
+	}
+	return answer
+}
+
 // open takes what the repository has when the copy begins.
-func (d *destination) open(refsLater func() (map[string]bool, error)) error {
-	refs, err := refsLater()
+func (d *destination) open(ask func() (map[string]bool, error)) error {
+	refs, err := ask()
 	if err != nil {
 		return err
 	}
@@ -316,17 +327,13 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	record := d.settings.journal.record
 	record.link(staged.path, staged.name())
 	isLayer := imageref.IsLayerType(info.MediaType)
-	// A large layer is imported while it arrives. A small one would only keep others that are there already from their turn: it is read
-	// without one, as long as few others are.
-	large := info.Size < 0 || info.Size > smallStream
-	early := isLayer && (large || d.queue.mayRead())
+	// A large layer is imported while it arrives. A small one would only keep a slot from others that are there already.
+	early := isLayer && (info.Size < 0 || info.Size > smallStream)
 	if early {
-		d.queueLayer(st, staged, b, large)
+		d.queueLayer(st, staged, b)
 	}
 	stop := context.AfterFunc(ctx, func() { d.fail(context.Cause(ctx)) })
 	defer stop()
-	stream, arrived := st.behind.watch(stream)
-	defer arrived()
 	if err := staged.fill(d.ctx, stream, file); err != nil {
 		d.fail(err)
 		return types.BlobInfo{}, err
@@ -335,7 +342,7 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 		return types.BlobInfo{}, err
 	}
 	if isLayer && !early {
-		d.queueLayer(st, staged, b, true)
+		d.queueLayer(st, staged, b)
 	}
 	info = types.BlobInfo{Digest: staged.digest, Size: staged.size(), MediaType: info.MediaType}
 	if !isLayer {
@@ -347,25 +354,13 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	return info, nil
 }
 
-// queueLayer has a staged layer imported in its turn, or read before that, where d.queue.mayRead has said so.
-func (d *destination) queueLayer(st *staging, staged *stagedBlob, b *destinationBlob, inTurn bool) {
-	d.longer.Add(1)
-	nearly := sync.OnceFunc(d.longer.Done)
-	context.AfterFunc(d.ctx, nearly)
-	run := func(t *turn) {
-		defer nearly()
-		staged.turn = t
-		d.importLayer(st, staged, b, nearly)
-	}
-	if inTurn {
-		d.queue.add(d.ctx, run)
-	} else {
-		d.queue.read(run)
-	}
+// queueLayer has a staged layer imported once there is a slot for it.
+func (d *destination) queueLayer(st *staging, staged *stagedBlob, b *destinationBlob) {
+	d.queue.add(d.ctx, func() { d.importLayer(st, staged, b) })
 }
 
 // importLayer imports a staged layer, while it arrives or after. The first error ends the copy.
-func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinationBlob, nearly func()) {
+func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinationBlob) {
 	d.mu.Lock()
 	exactBlob, known := d.exactBlob, d.refs[imageref.BlobRef(staged.want.Digest)]
 	d.mu.Unlock()
@@ -376,9 +371,9 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 	if side := imageref.SidecarRef(staged.want.Digest); (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.want.Digest)) && !exactBlob {
 		exactBlob, _ = d.repo.hasFile(d.ctx, side, imageref.FileBlob) // it is made anew, to be signed or whole, and must not lose what it has
 	}
-	bar := d.settings.progress.importing(staged.want.Digest, staged.want.Size)
-	defer bar.done()
-	layer, err := st.importLayer(d.ctx, staged, exactBlob, nearly)
+	bar := d.settings.progress.Importing(staged.want.Digest, staged.want.Size)
+	defer bar.Done()
+	layer, err := st.importLayer(d.ctx, staged, exactBlob)
 	var noTar *noTarError
 	if errors.As(err, &noTar) {
 		d.mu.Lock()
@@ -446,8 +441,8 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	if d.settings.parallelImports() == 1 { // one thing at a time
 		return got, commit()
 	}
-	// The config comes last: the image's commit need not wait for its own.
-	d.queue.add(d.ctx, func(*turn) {
+	// The config comes last: it need not be waited for.
+	d.queue.add(d.ctx, func() {
 		if err := commit(); err != nil {
 			d.fail(err)
 		}
@@ -868,19 +863,7 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 		return err
 	}
 	top := d.manifests[d.top]
-	image := ""                         // its commit
-	if top != nil && d.staging != nil { // it needs no layer, so it comes beside the last ones
-		d.queue.add(d.ctx, func(*turn) {
-			var err error
-			if image, err = d.commitImage(top); err != nil {
-				d.fail(err)
-			}
-		})
-	}
-	if d.settings.parallelImports() == 1 { // one thing at a time
-		d.queue.running.Wait()
-	}
-	d.longer.Wait() // others wait for the lock as long as the rest lasts
+	d.queue.running.Wait()
 	if d.ctx.Err() != nil {
 		return context.Cause(d.ctx)
 	}
@@ -906,11 +889,7 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 		return err
 	}
 	defer unlock()
-	refs, err := d.refsNow(need) // while the last commits are made
-	d.queue.running.Wait()
-	if d.ctx.Err() != nil {
-		return context.Cause(d.ctx)
-	}
+	refs, err := d.repo.refs(d.ctx)
 	if err != nil {
 		return err
 	}
@@ -939,40 +918,11 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 		d.sweep()
 		return d.sync(d.ref.ref())
 	}
-	if image == "" {
-		if image, err = d.commitImage(top); err != nil {
-			return err
-		}
+	image, err := d.commitImage(top)
+	if err != nil {
+		return err
 	}
 	return d.publish(ctx, refs, whole, image)
-}
-
-// refsNow returns those of the refs that this copy is about, of what it needs or has staged and of its name, that the repository has by now.
-// Where one of its refs was pulled from a remote, or was left by a run that was killed, it returns all: these matter, too.
-func (d *destination) refsNow(need []digest.Digest) (map[string]bool, error) {
-	for spec := range d.refs {
-		if remote, _ := splitSpec(spec); remote != "" {
-			return d.repo.refs(d.ctx)
-		}
-	}
-	if len(d.partial) > 0 || hasStrays(d.refs) {
-		return d.repo.refs(d.ctx)
-	}
-	about := map[digest.Digest]bool{}
-	for _, blob := range need {
-		about[blob] = true
-	}
-	d.mu.Lock()
-	for blob := range d.blobs { // the library can have put one that the manifest does not name: an empty layer of a schema1 image
-		about[blob] = true
-	}
-	d.mu.Unlock()
-	wanted := []string{d.ref.ref()}
-	for blob := range about {
-		wanted = append(wanted, imageref.BlobRef(blob), imageref.SidecarRef(blob))
-	}
-	slices.Sort(wanted)
-	return d.repo.refsAmong(d.ctx, wanted)
 }
 
 // sweep removes what runs left that were killed after they had published: a run that has nothing to do makes no work directory, and so
@@ -1213,7 +1163,7 @@ func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *d
 		info.metadata[imageref.KeySignatures] == "0" && (text == "" || text == string(top.blob)) && d.hasTree(*info, d.imageFiles())
 }
 
-// publish moves all that is staged into the repository: first the blobs, as a transaction or several at once, then the image's ref, as one.
+// publish moves all that is staged into the repository: first the blobs, as one transaction, then the image's ref, as one.
 // Within one, ostree writes refs in any order, so an image must come by itself. Its commit comes with the blobs: it would stay marked as
 // partial where the transaction that brings it is killed at its very end, and then nobody may see it.
 // Where it fails, the refs are as they were. The repository has refs, and of these the whole ones can be relied on.
@@ -1239,7 +1189,7 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 			d.takeBack(ctx, refs, running, named, published)
 		}
 	}()
-	if err := d.publishBlobs(ctx, refs, blobs, image); err != nil {
+	if err := d.pullStaged(ctx, st, refs, "publish the blobs", append(slices.Clone(blobs), image)...); err != nil {
 		return errors.WithMessage(err, "publishing the blobs")
 	}
 	if err := d.sync(blobs...); err != nil { // before the image, which needs them
@@ -1314,60 +1264,6 @@ func (d *destination) nameStaged(ctx context.Context, ref string) error {
 		return err
 	}
 	return d.repo.setRef(ctx, "name it, though a remote has the same", ref, sums[0])
-}
-
-// maxPublishers bounds how many processes publish at a time.
-const maxPublishers = 4
-
-// publishFrom is of how many files it is worth a process to publish them beside others.
-const publishFrom = 1000
-
-// publishBlobs moves the blobs' refs, and the image's commit, into the repository, which had refs before. ostree leaves cores idle, so that
-// several of them at once are faster, but not where they only wait for the disk together.
-func (d *destination) publishBlobs(ctx context.Context, before map[string]bool, blobs []string, image string) error {
-	most := 1
-	if d.staging.behind.hasWritten() {
-		most = min(maxPublishers, d.settings.parallelImports())
-	}
-	parts := divideRefs(blobs, d.stagedFiles(), most, publishFrom)
-	parts[0] = append(parts[0], image)
-	var group errgroup.Group // that ends well what it can: a process that is killed leaves marks
-	for _, refs := range parts {
-		group.Go(func() error { return d.pullStaged(ctx, d.staging, before, "publish the blobs", refs...) })
-	}
-	return group.Wait()
-}
-
-// stagedFiles is how many files the layers have that are staged, by their refs.
-func (d *destination) stagedFiles() map[string]int {
-	files := map[string]int{}
-	for sum, b := range d.blobs {
-		if b.layer != nil {
-			files[imageref.BlobRef(sum)] = b.layer.files
-		}
-	}
-	return files
-}
-
-// divideRefs divides refs into at most so many parts of about as many files, and of at least that many. There is always one part.
-func divideRefs(refs []string, files map[string]int, most, least int) [][]string {
-	sorted := slices.Clone(refs)
-	slices.SortStableFunc(sorted, func(a, b string) int { return files[b] - files[a] })
-	for n := max(1, most); ; n-- {
-		parts, has := make([][]string, n), make([]int, n)
-		for _, ref := range sorted {
-			i := slices.Index(has, slices.Min(has))
-			parts[i] = append(parts[i], ref)
-			has[i] += files[ref]
-		}
-		if n > 1 && slices.Min(has) < least {
-			continue
-		}
-		for _, part := range parts {
-			slices.Sort(part) // the same command each time
-		}
-		return parts
-	}
 }
 
 // dropStaged removes the layers as they came: all that is needed of them is committed. What ostree publishes it writes out to the disk, and

@@ -10,7 +10,6 @@ import (
 	"math/rand"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -661,7 +660,6 @@ func TestLockedAtTheEnd(t *testing.T) {
 	script := `#!/bin/sh
 case "$*" in
 *--tree=tar=-*) : >"$0.layer"; until [ -e "$0.go" ]; do sleep 0.05; done ;;
-*--branch=ociimage/a_3A*) : >"$0.image" ;;
 esac
 exec ostree "$@"
 `
@@ -676,9 +674,6 @@ exec ostree "$@"
 		return func() bool { _, err := os.Stat(fake + name); return err == nil }
 	}
 	testutil.Eventually(t, "the layer's import", there(".layer"))
-	if r.parallelImports() > 1 { // it is then that the copy has come to its end
-		testutil.Eventually(t, "the image's commit", there(".image"))
-	}
 	for range 20 {
 		dir, err := os.Open(r.repo.path)
 		if err != nil {
@@ -812,128 +807,6 @@ func TestOpenError(t *testing.T) {
 			t.Error(err)
 		}
 	}
-}
-
-// TestRefsNow: at the end a copy asks for its own refs only, however many others there are. Where one was pulled from a remote, or is what a
-// run left that was killed, it asks for all.
-func TestRefsNow(t *testing.T) {
-	t.Parallel()
-	image := func(body string) *testImage { return &testImage{layers: [][]byte{archive(file("a", body))}} }
-	for _, tt := range []struct {
-		name, other string // a ref beside those of an image
-		all         bool
-	}{
-		{"an image beside others", "ociimage/other", false},
-		{"one from a remote", "origin:ociimage/other", true},
-		{"one that was left", "ociimage/tmp.AbCdEf", true},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			first := newTestRun(t, testOptions{})
-			if err := first.importImage(t, "a", image("1")); err != nil {
-				t.Fatal(err)
-			}
-			testutil.Run(t, "ostree", "refs", "--repo="+first.repo.path, "--create="+tt.other, "ociimage/a_3Alatest")
-			fake := testutil.FakeTool(t, "ostree")
-			r := newTestRun(t, testOptions{repo: first.repo.path, ostree: fake})
-			i := image("2")
-			if err := r.importImage(t, "b", i); err != nil {
-				t.Fatal(err)
-			}
-			r.sameLayers(t, "b", i, i.layers)
-			var asked []string
-			for _, call := range testutil.FakeCalls(t, fake) {
-				if strings.HasPrefix(call, "refs ") && !strings.Contains(call, "--delete") {
-					asked = append(asked, call)
-				}
-			}
-			if len(asked) < 2 {
-				t.Fatalf("the refs were asked for with %q", asked)
-			}
-			if all := !strings.Contains(asked[1], "--list "); all != tt.all {
-				t.Errorf("all refs at the end: %t; want %t", all, tt.all)
-			}
-		})
-	}
-}
-
-func TestDivideRefs(t *testing.T) {
-	t.Parallel()
-	files := map[string]int{"a": 5, "b": 4, "c": 3, "d": 3}
-	for _, tt := range []struct {
-		name        string
-		refs        []string
-		most, least int
-		want        string
-	}{
-		{"nothing", nil, 2, 1, "[[]]"},
-		{"one", []string{"a"}, 2, 1, "[[a]]"},
-		{"even", []string{"a", "b", "c", "d"}, 2, 1, "[[a d] [b c]]"},
-		{"one at a time", []string{"a", "b", "c", "d"}, 1, 1, "[[a b c d]]"},
-		{"too few for three", []string{"a", "b", "c", "d"}, 3, 5, "[[a d] [b c]]"},
-		{"too few for two", []string{"a", "c"}, 2, 4, "[[a c]]"},
-		{"those without files go anywhere", []string{"x", "a", "y", "b", "z"}, 2, 1, "[[a] [b x y z]]"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			testutil.SameText(t, "parts", fmt.Sprint(divideRefs(tt.refs, files, tt.most, tt.least)), tt.want)
-		})
-	}
-}
-
-// TestPublishInParts: where they had the time to get to the disk, many files are published by several processes at once. Where one fails,
-// nothing of the others stays.
-func TestPublishInParts(t *testing.T) {
-	t.Parallel()
-	var layers [][]byte
-	for n := range 3 {
-		var many []member
-		for i := range publishFrom {
-			many = append(many, file(fmt.Sprintf("layer-%d/%d", n, i), fmt.Sprint(n, i)))
-		}
-		layers = append(layers, archive(many...))
-	}
-	i := (&testImage{layers: layers}).finish(t)
-	repo := newRepo(t, modeBareUser)
-	fake := testutil.FakeTool(t, "ostree")
-	publish := func(ostree string) error {
-		r := newTestRun(t, testOptions{repo: repo, ostree: ostree})
-		defer r.nothingInTmp(t)
-		d := r.destination(t, "a")
-		st, err := d.stagingArea()
-		if err != nil {
-			t.Fatal(err)
-		}
-		st.behind = &writeBehind{} // as if the network were slow
-		st.behind.wrote.Store(true)
-		return put(t.Context(), d, i)
-	}
-	last := imageref.BlobRef(digest.FromBytes(layers[2]))
-	failing := filepath.Join(t.TempDir(), "ostree") // others have published when it fails
-	script := "#!/bin/sh\ncase \"$*\" in pull-local*'" + last + "'*) sleep 1; exit 1 ;; esac\nexec ostree \"$@\"\n"
-	if err := os.WriteFile(failing, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := publish(failing); !strings.Contains(testutil.ErrText(err), "publishing the blobs") {
-		t.Errorf("it ends with %v", err)
-	}
-	if refs := refCommits(t, repo); len(refs) != 0 {
-		t.Errorf("the refs are %v", refs)
-	}
-	if err := publish(fake); err != nil {
-		t.Fatal(err)
-	}
-	pulls := 0
-	for _, call := range testutil.FakeCalls(t, fake) {
-		if strings.HasPrefix(call, "pull-local ") {
-			pulls++
-		}
-	}
-	if want := min(runtime.GOMAXPROCS(0), 3) + 1; pulls != want {
-		t.Errorf("%d processes published; want %d", pulls, want)
-	}
-	fsck(t, repo)
-	r := newTestRun(t, testOptions{repo: repo})
-	r.sameLayers(t, "a", i, layers)
 }
 
 // TestRemoteArrives: what another process pulls from a remote while the image is copied gets the copy's own refs all the same.

@@ -78,23 +78,11 @@ func (f ostreeFeatures) has(feature string) bool { return slices.Contains(f.feat
 
 // ostreeVersion asks the program for its version and features. One that is too old is a *missingToolError.
 func ostreeVersion(ctx context.Context, r *runner) (ostreeFeatures, error) {
-	return ostreeVersionLater(ctx, r)()
-}
-
-// ostreeVersionLater starts asking. What it returns waits for the answer, and is to be called.
-func ostreeVersionLater(ctx context.Context, r *runner) func() (ostreeFeatures, error) {
-	wait := r.later(ctx, command{tool: toolOSTree, args: []string{"--version"}, why: "which ostree this is", read: true})
-	return func() (ostreeFeatures, error) {
-		out, err := wait()
-		if err != nil {
-			return ostreeFeatures{}, err
-		}
-		return checkOSTreeVersion(r, string(out))
+	out, err := r.output(ctx, command{tool: toolOSTree, args: []string{"--version"}, why: "which ostree this is", read: true})
+	if err != nil {
+		return ostreeFeatures{}, err
 	}
-}
-
-func checkOSTreeVersion(r *runner, text string) (ostreeFeatures, error) {
-	f, err := parseOSTreeVersion(text)
+	f, err := parseOSTreeVersion(string(out))
 	if err != nil {
 		return f, errors.WithMessagef(err, "asking %s for its version", r.programs[toolOSTree])
 	}
@@ -192,18 +180,10 @@ func (r *repository) reads(ctx context.Context, revs ...string) {
 }
 
 func (r *repository) query(ctx context.Context, why, verb string, args ...string) ([]byte, error) {
-	return r.queryLater(ctx, why, verb, args...)()
-}
-
-// queryLater starts asking. What it returns waits for the answer, and is to be called.
-func (r *repository) queryLater(ctx context.Context, why, verb string, args ...string) func() ([]byte, error) {
 	c := r.command(why, verb, args...)
 	c.read = true
-	wait := r.run.later(ctx, c)
-	return func() ([]byte, error) {
-		out, err := wait()
-		return out, r.explain(err)
-	}
+	out, err := r.run.output(ctx, c)
+	return out, r.explain(err)
 }
 
 func (r *repository) perform(ctx context.Context, why, verb string, args ...string) error {
@@ -242,24 +222,13 @@ func again(ctx context.Context, f func() error) error {
 }
 
 // refs returns all refs of the repository. Those of a remote stand as REMOTE:REF.
-func (r *repository) refs(ctx context.Context) (map[string]bool, error) { return r.refsLater(ctx)() }
-
-// refsLater starts to ask for all refs. What it returns waits for the answer, and is to be called.
-func (r *repository) refsLater(ctx context.Context) func() (map[string]bool, error) {
-	ask := func() func() ([]byte, error) { return r.queryLater(ctx, "the refs of the repository", "refs") }
-	wait := ask()
-	return func() (map[string]bool, error) {
-		var out []byte
-		err := again(ctx, func() (err error) {
-			if wait == nil {
-				wait = ask()
-			}
-			out, err = wait()
-			wait = nil
-			return err
-		})
-		return usable(linesOf(out)), err
-	}
+func (r *repository) refs(ctx context.Context) (map[string]bool, error) {
+	var out []byte
+	err := again(ctx, func() (err error) {
+		out, err = r.query(ctx, "the refs of the repository", "refs")
+		return err
+	})
+	return usable(linesOf(out)), err
 }
 
 // usable returns refs without those of a remote whose name begins with "-": ostree itself takes
@@ -425,9 +394,9 @@ func (r *repository) metadataKey(ctx context.Context, ref, key string) (value st
 // a program.
 const maxCommitText = 4 << 20
 
-// commitMemory is how many bytes ostree may have to read a commit: its text, and twice that while
-// it grows. It would convert hundreds of megabytes of numbers before it prints the first.
-const commitMemory = 4 * maxCommitText
+// commitMemory is how many bytes ostree may have to read a commit. It would convert hundreds of
+// megabytes of numbers, and print them all, before any of that comes here.
+const commitMemory = 8 * maxCommitText
 
 // commitInfo returns what the commit of a ref or checksum says, with one process.
 func (r *repository) commitInfo(ctx context.Context, rev string) (commitInfo, error) {
@@ -435,10 +404,6 @@ func (r *repository) commitInfo(ctx context.Context, rev string) (commitInfo, er
 	c := r.command("all that "+rev+" says", "show", "--raw", rev)
 	c.read, c.outLimit, c.memory = true, maxCommitText, commitMemory
 	out, err := r.run.output(ctx, c)
-	var terr *toolError
-	if errors.As(err, &terr) && strings.Contains(terr.Stderr, "failed to allocate") {
-		return commitInfo{}, errdefs.Checkf("the commit of %s is too large: more than %d bytes are needed to read it", rev, commitMemory)
-	}
 	if err != nil {
 		return commitInfo{}, r.explain(err)
 	}
@@ -514,16 +479,7 @@ func (r *repository) revParse(ctx context.Context, revs ...string) ([]string, er
 
 // config returns a key of the repository's configuration, such as core.mode, and "" where it is not set.
 func (r *repository) config(ctx context.Context, key string) (string, error) {
-	return r.configLater(ctx, key)()
-}
-
-// configLater starts asking for a key. What it returns waits for the answer, and is to be called.
-func (r *repository) configLater(ctx context.Context, key string) func() (string, error) {
-	wait := r.queryLater(ctx, "the repository's "+key, "config", "get", key)
-	return func() (string, error) { return configValue(wait()) }
-}
-
-func configValue(out []byte, err error) (string, error) {
+	out, err := r.query(ctx, "the repository's "+key, "config", "get", key)
 	if err != nil {
 		var terr *toolError
 		if errors.As(err, &terr) && (strings.Contains(terr.Stderr, "does not have key") ||
@@ -680,15 +636,8 @@ func (r *repository) signed(ctx context.Context, commit, home string) (bool, err
 }
 
 // init makes the directory a repository of the given mode.
-func (r *repository) init(ctx context.Context, mode string) error { return r.initLater(ctx, mode)() }
-
-// initLater begins to make the directory a repository. What it returns waits for the end, and is to be called.
-func (r *repository) initLater(ctx context.Context, mode string) func() error {
-	wait := r.run.later(ctx, r.command("make a repository", "init", "--mode="+mode))
-	return func() error {
-		_, err := wait()
-		return r.mayNotWrite(r.explain(err))
-	}
+func (r *repository) init(ctx context.Context, mode string) error {
+	return r.perform(ctx, "make a repository", "init", "--mode="+mode)
 }
 
 // commitOptions are the parts of a commit beside its tree.
@@ -1104,13 +1053,9 @@ func (r *repository) fsck(ctx context.Context) ([]string, error) {
 	return lines, nil
 }
 
-// checkout begins to make dir, which must not be there, the tree of a commit. What it returns waits for the end, and is to be called.
-func (r *repository) checkout(ctx context.Context, rev, dir string, o checkoutOptions) func() error {
-	wait := r.run.later(ctx, r.command("check out "+rev, "checkout", checkoutArgs(rev, dir, o)...))
-	return func() error {
-		_, err := wait()
-		return r.explain(err)
-	}
+// checkout makes dir, which must not be there, the tree of a commit.
+func (r *repository) checkout(ctx context.Context, rev, dir string, o checkoutOptions) error {
+	return r.explain(r.run.run(ctx, r.command("check out "+rev, "checkout", checkoutArgs(rev, dir, o)...)))
 }
 
 func checkoutArgs(rev, dir string, o checkoutOptions) []string {

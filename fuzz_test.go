@@ -15,6 +15,7 @@ import (
 
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/tarstream"
+	"ostree-image/internal/ui"
 )
 
 // FuzzHeaders holds that whatever archive comes in, what ostree and tar are given is one that they read alike: relative names without
@@ -40,7 +41,7 @@ func FuzzHeaders(f *testing.F) {
 			err = filterPlanned(layer, perms, limits, &clean)
 		}
 		if err != nil {
-			if text := oneLine(err); len(text) > 2000 || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			if text := ui.OneLine(err); len(text) > 2000 || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 				t.Errorf("an error of %d bytes: %q", len(text), text)
 			}
 			return

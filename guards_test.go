@@ -13,6 +13,7 @@ import (
 
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/testutil"
+	"ostree-image/internal/ui"
 )
 
 // zeros is a stream of n zero bytes.
@@ -290,11 +291,11 @@ func TestQuoted(t *testing.T) {
 		{"\x1b[2J\n", `"\x1b[2J\n"`},
 		{strings.Repeat("n", 201), `"` + strings.Repeat("n", 200) + `"…`},
 	} {
-		if got := quoted(tt.name); got != tt.want {
+		if got := ui.Quoted(tt.name); got != tt.want {
 			t.Errorf("%q is quoted as %s", tt.name, got)
 		}
 	}
-	if got, want := printable("a\x1b[2J\u202e馬\t"), `a\x1b[2J\u202e馬\t`; got != want {
+	if got, want := ui.Printable("a\x1b[2J\u202e馬\t"), `a\x1b[2J\u202e馬\t`; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/testutil"
+	"ostree-image/internal/ui"
 )
 
 // TestMain makes the test binary a tool where it is called by a name that says so.
@@ -77,7 +78,7 @@ func newTestRun(t testing.TB, o testOptions) *testRun {
 		return s
 	}
 	s := &settings{
-		proven: newProvenCommits(), stderr: said, journal: j, progress: newProgress(said, false, false), noFsync: true, tmpdir: o.tmpdir,
+		proven: newProvenCommits(), stderr: said, journal: j, progress: ui.NewProgress(said, false, false), noFsync: true, tmpdir: o.tmpdir,
 		unpack: engineName(orElse(string(o.unpack), string(engineAuto))), preserveDigests: o.preserve, timestamp: o.timestamp,
 	}
 	s.runner = newRunner(orElse(o.ostree, "ostree"), orElse(o.tar, "tar"), o.timeout, j)

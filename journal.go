@@ -15,6 +15,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/gvariant"
 	"ostree-image/internal/shellquote"
+	"ostree-image/internal/ui"
 )
 
 // journal writes down every command that runs, and every step that Go itself does to files that a command will read,
@@ -170,7 +171,7 @@ func (j *journal) recorded(why, line string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.number++
-	j.record.print(fmt.Sprintf("# %d: %s\n%s\n", j.number, printable(why), line))
+	j.record.print(fmt.Sprintf("# %d: %s\n%s\n", j.number, ui.Printable(why), line))
 }
 
 // ended writes down how long a command took, and why it did not end well.
@@ -181,7 +182,7 @@ func (j *journal) ended(number int, err error, took time.Duration) {
 		j.record.print(fmt.Sprintf("# %d took %.3f s\n", number, took.Seconds()))
 		return
 	}
-	text := fmt.Sprintf("# %d failed after %.3f s: %s\n", number, took.Seconds(), redact(oneLine(err), j.secrets))
+	text := fmt.Sprintf("# %d failed after %.3f s: %s\n", number, took.Seconds(), redact(ui.OneLine(err), j.secrets))
 	j.record.print(text + fmt.Sprintf("KNOWN=\"$KNOWN %d\"\n", number))
 	j.print(text)
 }
@@ -224,7 +225,7 @@ func (j *journal) writeLines(why, logLine, recordLine string) int {
 	j.number++
 	comment := ""
 	if why != "" {
-		comment = fmt.Sprintf("# %d: %s\n", j.number, printable(why))
+		comment = fmt.Sprintf("# %d: %s\n", j.number, ui.Printable(why))
 	}
 	j.record.print(comment + recordLine + "\n")
 	j.printHeader()

@@ -23,6 +23,7 @@ import (
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/tarstream"
+	"ostree-image/internal/ui"
 )
 
 // engineName is how a layer's clean stream becomes a commit.
@@ -48,7 +49,6 @@ type staging struct {
 	perms    permissions
 	warned   atomic.Bool
 	trees    atomic.Int64 // how many small trees were committed
-	behind   *writeBehind // nil where nobody waits for the disk
 
 	prepared chan struct{} // closed when repo can be used, or err is set: see ready
 	err      error
@@ -84,9 +84,6 @@ func newStaging(ctx context.Context, s *settings, target *repository, mode strin
 			_ = st.remove()
 			return nil, errors.WithMessagef(err, "the temporary directory %s cannot be used", s.tmpdir)
 		}
-	}
-	if !s.noFsync {
-		st.behind = newWriteBehind(ctx, st.work.path)
 	}
 	st.repo = &repository{
 		path: st.work.join("stage"), run: s.runner, staged: true,
@@ -126,11 +123,10 @@ func (st *staging) prepare(ctx context.Context) error {
 	if err := makeApart(st.repo.path); err != nil {
 		return err
 	}
-	made := st.repo.initLater(ctx, st.mode)
-	lines, err := st.target.configLines(objectSettings)
-	if merr := made(); merr != nil {
-		return merr
+	if err := st.repo.init(ctx, st.mode); err != nil {
+		return err
 	}
+	lines, err := st.target.configLines(objectSettings)
 	if err != nil || lines == "" {
 		return err
 	}
@@ -212,7 +208,6 @@ type importedLayer struct {
 	exact  bool // tree and record give the tar stream back
 	split  *splitFile
 	inline bool // the record is in the commit's metadata
-	files  int  // entries
 	kept   bool // the side commit holds the blob
 
 	diffID          digest.Digest // of its tar stream
@@ -229,18 +224,17 @@ type cleanSink interface {
 }
 
 // importLayer commits the layer in b while it arrives, and what is needed to give its bytes back. Nothing is committed
-// before b is verified. exactBlob asks to keep the blob as it came. nearly is called, maybe more than once, when what is left to do no
-// longer takes longer the larger the layer is.
-func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob bool, nearly func()) (l *importedLayer, err error) {
+// before b is verified. exactBlob asks to keep the blob as it came.
+func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob bool) (l *importedLayer, err error) {
 	st.warnExceptions()
 	err = again(ctx, func() error {
-		l, err = st.importOnce(ctx, b, exactBlob, nearly)
+		l, err = st.importOnce(ctx, b, exactBlob)
 		return err
 	})
 	return l, err
 }
 
-func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool, nearly func()) (*importedLayer, error) {
+func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool) (*importedLayer, error) {
 	path := b.path + "." + imageref.FileTarSplit
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) { // of an attempt before
 		return nil, errors.WithStack(err)
@@ -264,7 +258,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	if err := st.settings.journal.record.keep(split.path, b.name()+"."+imageref.FileTarSplit); err != nil {
 		return nil, err
 	}
-	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split, files: scan.entries, diffID: scan.diffID}
+	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split, diffID: scan.diffID}
 	st.logChecks(l, scan.diffID)
 	options := commitOptions{
 		branch: imageref.BlobRef(l.digest), timestamp: st.timestamp(), why: "commit layer " + l.digest.String(),
@@ -282,12 +276,6 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 		if l.inline = ok; ok {
 			options.metadata = append(options.metadata, m)
 		}
-	}
-	if err := b.turn.take(ctx); err != nil {
-		return nil, err
-	}
-	if !l.needsBlob(exactBlob) && st.engine == engineStream && !tree.large() {
-		nearly()
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -318,9 +306,6 @@ type layerTree struct {
 	input  string      // what the journal calls that stream
 }
 
-// large tells whether the commit takes longer the larger the layer is.
-func (t layerTree) large() bool { return t.stream != nil && t.stream.size > smallStream }
-
 // drop gives back what the tree takes on disk, and is called when it is committed or is not to be.
 func (t layerTree) drop() {
 	if t.stream != nil {
@@ -350,7 +335,7 @@ func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree layerTree
 	}
 	if n := len(plan.dangles); n > 0 {
 		st.settings.warnf("layer %s: %d hard links lead to files of layers below, such as %s: empty files keep their places",
-			b.digest, n, quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))))
+			b.digest, n, ui.Quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))))
 	}
 	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", &layerScan{}, func(out entryWriter) cleanSink { return newPlanFilter(plan, out) })
 	return tree, err
@@ -368,7 +353,7 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 		return false, err
 	}
 	defer func() { _ = in.Close() }()
-	stream, plain, err := decompress(st.settings.progress.reading(b.want.Digest, in), func() {
+	stream, plain, err := decompress(st.settings.progress.Reading(b.want.Digest, in), func() {
 		st.settings.warnf("layer %s: zeros follow its gzip data, and are ignored, as by gzip", b.name())
 	})
 	if err == nil {
@@ -476,19 +461,12 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 			held.dir = st.work.path // which has room for the files, too
 		}
 		large := b.want.Size > surelyLarge && held.dir == ""
-		turn := func() error { return b.turn.take(ctx) }
-		return &streamEngine{alone: alone, large: large, input: input, turn: turn, held: held, start: func() (*streamCommit, error) {
-			if err := turn(); err != nil {
-				return nil, err
-			}
+		return &streamEngine{alone: alone, large: large, input: input, held: held, start: func() (*streamCommit, error) {
 			if err := st.ready(ctx); err != nil {
 				return nil, err
 			}
 			return st.repo.commitStream(ctx, commitOptions{why: "commit the files of layer " + b.name()}, input)
 		}}, nil
-	}
-	if err := b.turn.take(ctx); err != nil {
-		return nil, err
 	}
 	dir := st.treeDir(b)
 	st.settings.journal.step("a directory for the files of layer "+b.name(), "mkdir", dir)
@@ -547,7 +525,6 @@ type streamEngine struct {
 	alone  bool // the stream is all of the layer
 	large  bool // it will be more than a small one
 	input  string
-	turn   func() error // waits until more than a small stream may be held
 	start  func() (*streamCommit, error)
 	held   *heldStream   // the stream so far, where commit is nil
 	commit *streamCommit // nil while the stream is held
@@ -556,11 +533,6 @@ type streamEngine struct {
 func (e *streamEngine) Write(b []byte) (int, error) {
 	if e.commit == nil {
 		if !e.large && e.held.fits(len(b)) {
-			if !e.held.staysSmall(len(b)) { // many may be read at once, but not onto the disk, which takes all that comes
-				if err := e.turn(); err != nil {
-					return 0, err
-				}
-			}
 			return e.held.Write(b)
 		}
 		if err := e.begin(); err != nil {

@@ -14,6 +14,7 @@ import (
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/treesum"
+	"ostree-image/internal/ui"
 )
 
 // What a commit says of itself proves nothing: a repository may be another's. An image is proved by a chain in which each
@@ -40,7 +41,7 @@ func (s *blobStore) proveLayer(ctx context.Context, b *storedBlob, mode string) 
 	}
 	for name := range b.hasFile {
 		if name != imageref.FileTarSplit && name != imageref.FileBlob {
-			return errdefs.Checkf("layer %s: its sidecar commit holds %s, which does not belong there", b.digest, quoted(name))
+			return errdefs.Checkf("layer %s: its sidecar commit holds %s, which does not belong there", b.digest, ui.Quoted(name))
 		}
 	}
 	if b.hasRecord() && b.hasFile[imageref.FileBlob] {

@@ -21,6 +21,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/shellquote"
+	"ostree-image/internal/ui"
 )
 
 // The files of a record.
@@ -454,7 +455,7 @@ func (rec *recorder) finish(failure error, status int, secrets []string) error {
 	if failure == nil {
 		rec.print("checked\n" + recordEnd + "\n")
 	} else {
-		text := redact(oneLine(failure), secrets)
+		text := redact(ui.OneLine(failure), secrets)
 		rec.print(fmt.Sprintf("# the run failed here\n{ echo %s >&2; exit %d; }\n", shellquote.Word("ostree-image: "+text), status))
 	}
 	rec.mu.Lock()

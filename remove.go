@@ -17,6 +17,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ui"
 )
 
 // DeleteImage removes the image, and the blobs that no image needs any more.
@@ -39,7 +40,7 @@ func (r removal) find(store *blobStore) (string, error) {
 	}
 	names, specs := store.images()
 	for i, name := range names {
-		if r.text == specs[i] || r.text == name || r.text == printable(name) {
+		if r.text == specs[i] || r.text == name || r.text == ui.Printable(name) {
 			return specs[i], nil
 		}
 	}

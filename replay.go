@@ -19,6 +19,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ui"
 )
 
 // replayOptions are the options of replay.
@@ -278,11 +279,11 @@ func listCommands(out io.Writer, commands []*recordedCommand) error {
 		if took != "" {
 			took = " (" + took + ")"
 		}
-		if _, err := fmt.Fprintf(out, "%4d  %s%s\n", c.number, printable(c.why), printable(took)); err != nil {
+		if _, err := fmt.Fprintf(out, "%4d  %s%s\n", c.number, ui.Printable(c.why), ui.Printable(took)); err != nil {
 			return errors.Wrap(err, "writing the list")
 		}
 		for _, line := range c.lines {
-			if _, err := fmt.Fprintf(out, "      %s\n", printable(line)); err != nil {
+			if _, err := fmt.Fprintf(out, "      %s\n", ui.Printable(line)); err != nil {
 				return errors.Wrap(err, "writing the list")
 			}
 		}
@@ -372,7 +373,7 @@ const (
 func (r *replayer) step(ctx context.Context, c *recordedCommand) (stop bool, err error) {
 	show := func(text string) {
 		if !r.settings.quiet || r.options.step {
-			r.settings.progress.print(text)
+			r.settings.progress.Print(text)
 		}
 	}
 	show(fmt.Sprintf("# %d: %s\n", c.number, c.why))

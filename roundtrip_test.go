@@ -390,7 +390,6 @@ func FuzzRoundTrip(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		staged.turn = &turn{taken: true}
 		defer func() {
 			_ = os.Remove(staged.path)
 			_ = os.Remove(staged.path + "." + imageref.FileTarSplit)
@@ -398,7 +397,7 @@ func FuzzRoundTrip(f *testing.F) {
 		if err := staged.fill(ctx, bytes.NewReader(layer), file); err != nil {
 			t.Fatal(err)
 		}
-		l, err := st.importLayer(ctx, staged, false, func() {})
+		l, err := st.importLayer(ctx, staged, false)
 		var terr *toolError
 		if errors.As(err, &terr) {
 			t.Fatalf("a tool has failed: %v", err)

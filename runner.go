@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -86,7 +87,7 @@ type command struct {
 
 	errLimit int // bytes of standard error that an error keeps, 0 for stderrTail
 	outLimit int // bytes of standard output that are read into memory, 0 for outputLimit
-	memory   int // bytes of memory of its own that the process may have, 0 for any number
+	memory   int // bytes of memory that the process may have, 0 for any number
 }
 
 // process is a running command. The caller calls wait, exactly once; kill may come at any time.
@@ -211,11 +212,36 @@ func (p *process) begin() error {
 	defer p.run.mu.Unlock()
 	p.cmd.ExtraFiles = append([]*os.File(nil), p.run.inherit...)
 	err := p.cmd.Start()
-	if limit := uint64(p.memory); err == nil && limit > 0 {
-		// It has begun, but not come so far that it could have read anything of size.
-		_ = unix.Prlimit(p.cmd.Process.Pid, unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit}, nil)
+	if err == nil && p.memory > 0 {
+		go p.watchMemory()
 	}
 	return err
+}
+
+// memoryInterval is how often is looked how much memory a process has.
+const memoryInterval = 5 * time.Millisecond
+
+// watchMemory ends a process that has more memory than it may, with a CheckError. A limit of the
+// kernel's counts what a program reserves, too, and a wrapper in another language reserves a lot.
+func (p *process) watchMemory() {
+	ticker := time.NewTicker(memoryInterval)
+	defer ticker.Stop()
+	path := fmt.Sprintf("/proc/%d/statm", p.cmd.Process.Pid)
+	for {
+		select {
+		case <-p.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		var size, resident int
+		if b, err := os.ReadFile(path); err == nil {
+			_, _ = fmt.Sscan(string(b), &size, &resident)
+		}
+		if resident*os.Getpagesize() > p.memory {
+			p.cancel(errdefs.Checkf("it takes more than %d bytes of memory", p.memory))
+			return
+		}
+	}
 }
 
 // startCause explains an error of starting a process.
@@ -277,7 +303,6 @@ func (p *process) wait() error {
 	return err
 }
 
-// outcome is wait without a word to the journal.
 func (p *process) outcome() error {
 	p.clock.enter()
 	p.awaitEnd()
@@ -332,33 +357,19 @@ func (r *runner) run(ctx context.Context, c command) error {
 }
 
 // output runs c to its end and returns its standard output.
-func (r *runner) output(ctx context.Context, c command) ([]byte, error) { return r.later(ctx, c)() }
-
-// later starts c. What it returns waits for its end and returns its standard output, and is to be called. However late that is, the time
-// that the command may take ends with the command.
-func (r *runner) later(ctx context.Context, c command) func() ([]byte, error) {
+func (r *runner) output(ctx context.Context, c command) ([]byte, error) {
 	out := &limitedBuffer{limit: outputLimit}
 	if c.outLimit > 0 {
 		out.limit = c.outLimit
 	}
 	p, err := r.start(ctx, c, nil, out)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		if err == nil {
-			err = p.outcome()
-		}
-	}()
-	return func() ([]byte, error) {
-		<-ended
-		if p != nil {
-			p.ended(err)
-		}
-		if err != nil {
-			return nil, err
-		}
-		return out.bytes, nil
+	if err != nil {
+		return nil, err
 	}
+	if err := p.wait(); err != nil {
+		return nil, err
+	}
+	return out.bytes, nil
 }
 
 // runShell runs lines of a recorded script, with its variables. What they print goes to w.
@@ -386,7 +397,7 @@ func runShell(ctx context.Context, r *runner, w io.Writer, lines string, variabl
 // reader starts c and returns its standard output as a stream. It gives io.EOF only after the process has ended well: a
 // stream that was cut is an error. Close ends the process where it still runs, and waits for it.
 func (r *runner) reader(ctx context.Context, c command) (*processReader, error) {
-	theirs, out, err := newPipe(false)
+	out, theirs, err := newPipe()
 	if err != nil {
 		return nil, err
 	}
@@ -400,8 +411,7 @@ func (r *runner) reader(ctx context.Context, c command) (*processReader, error) 
 		_ = out.Close()
 		return nil, err
 	}
-	out.clock = p.clock
-	return &processReader{p: p, out: out}, nil
+	return &processReader{p: p, out: &pipeEnd{out, p.clock}}, nil
 }
 
 type processReader struct {
@@ -450,7 +460,7 @@ func (pr *processReader) Close() error {
 // writer starts c and returns it with a pipe to its standard input. The caller closes the pipe, then calls wait; or
 // calls kill before it closes the pipe, where the process must not take the stream for whole.
 func (r *runner) writer(ctx context.Context, c command, stdout io.Writer) (*process, *pipeEnd, error) {
-	theirs, in, err := newPipe(true)
+	theirs, in, err := newPipe()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -460,8 +470,7 @@ func (r *runner) writer(ctx context.Context, c command, stdout io.Writer) (*proc
 		_ = in.Close()
 		return nil, nil, err
 	}
-	in.clock = p.clock
-	return p, in, nil
+	return p, &pipeEnd{in, p.clock}, nil
 }
 
 // tail keeps the last bytes that are written to it.

@@ -540,15 +540,3 @@ func TestEngineEnds(t *testing.T) {
 		})
 	}
 }
-
-// TestLaterThanTheTimeout: an answer that is taken late has not taken long.
-func TestLaterThanTheTimeout(t *testing.T) {
-	t.Parallel()
-	r := newTestRun(t, testOptions{})
-	r.runner.timeout = 300 * time.Millisecond
-	refs := r.repo.refsLater(t.Context())
-	time.Sleep(500 * time.Millisecond)
-	if _, err := refs(); err != nil {
-		t.Errorf("%v", err)
-	}
-}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -11,10 +12,8 @@ import (
 	"hash/maphash"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
@@ -22,6 +21,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ui"
 )
 
 // entrySink takes a layer's entries, in their order.
@@ -233,7 +233,7 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 			most = s.limits.sparse()
 		}
 		if s.sparse += hdr.Size; s.sparse > most || s.sparse < 0 {
-			text := fmt.Sprintf("%s is a sparse file of %d bytes, and a layer's sparse files may have no more than %d", quoted(hdr.Name), hdr.Size, most)
+			text := fmt.Sprintf("%s is a sparse file of %d bytes, and a layer's sparse files may have no more than %d", ui.Quoted(hdr.Name), hdr.Size, most)
 			if s.limits.bytes > 0 {
 				text += ", half the limit of --max-layer-size"
 			}
@@ -247,21 +247,11 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 	}
 	if s.limits.bytes > 0 && hdr.Size > s.limits.bytes-s.declared {
 		return errors.Errorf("with %s, which has %d bytes, it has more than %d bytes unpacked, the limit of --max-layer-size",
-			quoted(hdr.Name), hdr.Size, s.limits.bytes)
+			ui.Quoted(hdr.Name), hdr.Size, s.limits.bytes)
 	}
 	s.declared += hdr.Size
 	return nil
 }
-
-// quoted returns a name for an error, in quotes, its beginning where it is long.
-func quoted(name string) string {
-	if len(name) <= quotedBytes {
-		return strconv.Quote(name)
-	}
-	return fmt.Sprintf("%.*q…", quotedBytes, name)
-}
-
-const quotedBytes = 200
 
 // offer gives a header to the sink.
 func (s *layerScan) offer(hdr *tar.Header) (io.Writer, error) {
@@ -378,7 +368,8 @@ func (h *rawHash) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// splitFile is a layer's tar-split record on disk: gzip of one JSON object a line.
+// splitFile is a layer's tar-split record on disk: gzip of one JSON object a line. Its bytes are a part of a commit's metadata,
+// so it is Go's own gzip that makes them: a library that is updated would change the commits' checksums.
 type splitFile struct {
 	path string
 	file *os.File

@@ -16,6 +16,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ui"
 )
 
 // settings are what one run of the program was told, and what all its parts share.
@@ -50,7 +51,7 @@ type settings struct {
 	stderr   io.Writer
 	journal  *journal
 	runner   *runner
-	progress *progress
+	progress *ui.Progress
 	proven   *provenCommits
 	reimport reimports
 	idle     *idleWatch // of the copy that runs, nil for none
@@ -62,21 +63,21 @@ type settings struct {
 func (s *settings) warnf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if _, twice := s.said.LoadOrStore(text, true); !twice {
-		s.progress.print("ostree-image: warning: " + printable(text) + "\n")
+		s.progress.Print("ostree-image: warning: " + ui.Printable(text) + "\n")
 	}
 }
 
 // notef says a step of the work, unless the user wants quiet.
 func (s *settings) notef(format string, args ...any) {
 	if !s.quiet {
-		s.progress.print(printable(fmt.Sprintf(format, args...)) + "\n")
+		s.progress.Print(ui.Printable(fmt.Sprintf(format, args...)) + "\n")
 	}
 }
 
 // debugf says what only a search for an error needs.
 func (s *settings) debugf(format string, args ...any) {
 	if s.debug {
-		s.progress.print("# " + printable(fmt.Sprintf(format, args...)) + "\n")
+		s.progress.Print("# " + ui.Printable(fmt.Sprintf(format, args...)) + "\n")
 	}
 }
 
@@ -217,7 +218,7 @@ func (s *settings) useRepository(ctx context.Context, repo *repository) error {
 
 // close ends what the settings hold open. failure and status are how the run ends.
 func (s *settings) close(failure error, status int) error {
-	s.progress.close()
+	s.progress.Close()
 	err := s.journal.record.finish(failure, status, s.journal.secrets)
 	if jerr := s.journal.close(); err == nil {
 		err = jerr

@@ -23,7 +23,6 @@ type stagedBlob struct {
 	path string
 	want types.BlobInfo // Digest "" or Size -1 where unknown
 	most int64          // bytes where the size is unknown, 0 for any number
-	turn *turn          // of its import, once that has begun
 
 	mu      sync.Mutex
 	more    *sync.Cond

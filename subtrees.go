@@ -161,5 +161,5 @@ func (c *checkout) checkoutPart(ctx context.Context, b *storedBlob, dir string, 
 			return err
 		}
 	}
-	return c.store.repo.checkout(ctx, b.spec, dir, o)()
+	return c.store.repo.checkout(ctx, b.spec, dir, o)
 }

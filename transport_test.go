@@ -14,12 +14,13 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/testutil"
+	"ostree-image/internal/ui"
 )
 
 const someHex = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func newTransport(repo string) ostreeTransport {
-	return ostreeTransport{settings: &settings{repo: repo, progress: newProgress(io.Discard, false, false)}}
+	return ostreeTransport{settings: &settings{repo: repo, progress: ui.NewProgress(io.Discard, false, false)}}
 }
 
 func TestParseReference(t *testing.T) {

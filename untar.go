@@ -14,6 +14,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/tarstream"
+	"ostree-image/internal/ui"
 )
 
 // oldestTar is the oldest GNU tar with --xattrs-include.
@@ -107,11 +108,11 @@ func checkedArchive(ctx context.Context, stream io.Reader, out *tarstream.Writer
 			return err
 		}
 		if strings.HasPrefix(hdr.Name, "/") {
-			return errors.Errorf("the archive has the absolute name %s", quoted(hdr.Name))
+			return errors.Errorf("the archive has the absolute name %s", ui.Quoted(hdr.Name))
 		}
 		for above := path.Dir(e.Name); above != "."; above = path.Dir(above) {
 			if kind, ok := kinds[above]; ok && kind != tarstream.Dir {
-				return errors.Errorf("the archive has %s below what is no directory", quoted(hdr.Name))
+				return errors.Errorf("the archive has %s below what is no directory", ui.Quoted(hdr.Name))
 			}
 		}
 		switch hdr.Typeflag {
@@ -130,13 +131,13 @@ func checkedArchive(ctx context.Context, stream io.Reader, out *tarstream.Writer
 				return err
 			}
 			if kinds[e.Link] != tarstream.File && kinds[e.Link] != tarstream.HardLink {
-				return errors.Errorf("the archive has the hard link %s to %s, which is no file of it", quoted(hdr.Name), quoted(hdr.Linkname))
+				return errors.Errorf("the archive has the hard link %s to %s, which is no file of it", ui.Quoted(hdr.Name), ui.Quoted(hdr.Linkname))
 			}
 		default:
-			return errors.Errorf("the archive has %s, which is neither a file nor a directory nor a link", quoted(hdr.Name))
+			return errors.Errorf("the archive has %s, which is neither a file nor a directory nor a link", ui.Quoted(hdr.Name))
 		}
 		if kind, twice := kinds[e.Name]; twice && (kind != tarstream.Dir || e.Kind != tarstream.Dir) {
-			return errors.Errorf("the archive has %s twice", quoted(hdr.Name))
+			return errors.Errorf("the archive has %s twice", ui.Quoted(hdr.Name))
 		}
 		kinds[e.Name] = e.Kind
 		if total += e.Size; total > maxArchiveBytes || len(kinds) > maxArchiveFiles {
@@ -146,7 +147,7 @@ func checkedArchive(ctx context.Context, stream io.Reader, out *tarstream.Writer
 			return err
 		}
 		if _, err := io.Copy(out, in); err != nil {
-			return errors.WithMessagef(err, "reading %s of the archive", quoted(hdr.Name))
+			return errors.WithMessagef(err, "reading %s of the archive", ui.Quoted(hdr.Name))
 		}
 	}
 }

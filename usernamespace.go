@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/ui"
 )
 
 // userNamespace knows the users and groups that there are in the namespace in which this process is
@@ -74,7 +76,7 @@ func (n *userNamespace) check(name string, uid, gid uint32) error {
 	}
 	return &foreignOwnerError{fmt.Sprintf(
 		"%s belongs to %d:%d, and this user namespace has no such owner (see /proc/self/uid_map); %s",
-		quoted(name), uid, gid, n.instead)}
+		ui.Quoted(name), uid, gid, n.instead)}
 }
 
 // explain says what may be the reason that a tool could not give a file to its owner.

@@ -20,6 +20,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ui"
 )
 
 // verifyResult is what verify says of an image. Its JSON keys are part of the program's interface.
@@ -60,7 +61,7 @@ func (v *verifier) text(err error) string {
 			v.denied = err
 		}
 	}
-	return oneLine(err)
+	return ui.OneLine(err)
 }
 
 // verifyImages checks all that the images need: that their objects are what ostree fsck expects, and that their manifests,
@@ -456,7 +457,7 @@ func (v *verifier) checkNames(ctx context.Context, commit string, ours func(name
 	}
 	for _, name := range names {
 		if !ours(name) {
-			return errdefs.Checkf("commit %s holds %s, which does not belong there", commit, quoted(name))
+			return errdefs.Checkf("commit %s holds %s, which does not belong there", commit, ui.Quoted(name))
 		}
 	}
 	return nil

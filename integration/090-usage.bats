@@ -47,16 +47,27 @@ wrong() {
 
 @test "usage [unknown command]" {
     wrong 'unknown command "frobnicate"; see ostree-image --help' frobnicate
+    wrong 'unknown command "remov"; did you mean remove?; see ostree-image --help' remov a
 }
 
 @test "usage [unknown option]" {
-    wrong 'flag provided but not defined: -frobnicate' --frobnicate list
-    wrong 'flag provided but not defined: -frobnicate' pull --frobnicate a b
+    wrong 'unknown option --frobnicate; see ostree-image list --help' --frobnicate list
+    wrong 'unknown option --frobnicate; see ostree-image pull --help' pull --frobnicate a b
+    wrong 'unknown option --src-tls-verfy; did you mean --src-tls-verify?; see ostree-image copy --help' copy a b --src-tls-verfy=false
 }
 
-@test "usage [option behind an argument]" {
-    wrong 'pull: options stand before the arguments: move --quiet to the front' pull oci:a:b c --quiet
-    wrong 'copy: options stand before the arguments: move -q to the front' copy oci:a:b -q ostree:c
+@test "usage [options anywhere]" {
+    requires_tool ostree
+    new_repo "$BATS_TEST_TMPDIR/repo" archive
+    local words
+    for words in "--repo=$BATS_TEST_TMPDIR/repo list --format=json" "list --repo $BATS_TEST_TMPDIR/repo -f json" \
+        "-q list -fjson --repo=$BATS_TEST_TMPDIR/repo" "-f json ls -q -repo $BATS_TEST_TMPDIR/repo" "list -qfjson --repo=$BATS_TEST_TMPDIR/repo --"; do
+        # shellcheck disable=SC2086 # several words
+        oi $words
+        assert_equal "$output" '[]' "$words"
+    done
+    oi -2 "--repo=$BATS_TEST_TMPDIR/repo" inspect -- -x
+    assert_error 'image name "-x": invalid reference format'
 }
 
 @test "usage [missing and surplus arguments]" {

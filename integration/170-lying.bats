@@ -204,7 +204,7 @@ END
     must python3 "$INTEGRATION/hostile/bigcommit.py" "$REPO" ociimage/bad_3Alatest 15000000 ociimage/b{ad,ig{1..6}}_3Alatest
     [[ $(ostree show "--repo=$REPO" ociimage/big1_3Alatest) == commit* ]] || fail "ostree cannot read it"
     lists_rest
-    says_so 'is too large'
+    says_so 'bytes of memory'
     bounded 4 prune
     bounded 0 remove big1
 }

@@ -14,7 +14,7 @@ import (
 const (
 	StatusDone     = 0
 	StatusFailed   = 1
-	exitUsage    = 2
+	exitUsage      = 2
 	StatusNotFound = 3
 	StatusCheck    = 4
 )
@@ -24,6 +24,7 @@ type UsageError struct{ Text string }
 
 func (e UsageError) Error() string { return e.Text }
 
+// Usagef returns a UsageError.
 func Usagef(format string, args ...any) error {
 	return UsageError{Text: fmt.Sprintf(format, args...)}
 }
@@ -33,6 +34,7 @@ type NotFoundError struct{ Text string }
 
 func (e NotFoundError) Error() string { return e.Text }
 
+// NotFoundf returns a NotFoundError.
 func NotFoundf(format string, args ...any) error {
 	return NotFoundError{Text: fmt.Sprintf(format, args...)}
 }
@@ -42,6 +44,7 @@ type CheckError struct{ Text string }
 
 func (e CheckError) Error() string { return e.Text }
 
+// Checkf returns a CheckError.
 func Checkf(format string, args ...any) error {
 	return CheckError{Text: fmt.Sprintf(format, args...)}
 }

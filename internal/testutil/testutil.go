@@ -32,6 +32,7 @@ func NeedTools(t testing.TB, names ...string) {
 	}
 }
 
+// NeedRoot leaves a test out where it is not root who runs it.
 func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -53,6 +54,7 @@ func Run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
+// TailOf returns the end of a long text.
 func TailOf(s string) string { return s[max(0, len(s)-2000):] }
 
 // Running tells whether a process runs and is no zombie.

@@ -1,4 +1,5 @@
-package main
+// Package ui shows things to the user: progress, tables, JSON, and text that is safe on a terminal.
+package ui
 
 import (
 	"fmt"
@@ -13,15 +14,17 @@ import (
 )
 
 const (
-	progressWidth    = 40
-	progressInterval = 200 * time.Millisecond
-	shortDigest      = 12
+	progressWidth = 40
+	// ProgressInterval is how often the library reports how far a copy is.
+	ProgressInterval = 200 * time.Millisecond
+	// ShortDigest is how many hex digits of a digest a table shows.
+	ShortDigest = 12
 )
 
-// progress shows how far a copy is: bars on a terminal, a line for each step elsewhere, nothing where the user wants
+// Progress shows how far a copy is: bars on a terminal, a line for each step elsewhere, nothing where the user wants
 // quiet. It is safe for parallel use.
-type progress struct {
-	w     io.Writer // whole writes, one at a time: the library writes there from several goroutines
+type Progress struct {
+	W     io.Writer // whole writes, one at a time: the library writes there from several goroutines
 	quiet bool
 
 	mu        sync.Mutex
@@ -30,8 +33,9 @@ type progress struct {
 	imports   map[digest.Digest]*mpb.Bar
 }
 
-func newProgress(w io.Writer, terminal, quiet bool) *progress {
-	p := &progress{w: &serialWriter{w: w}, quiet: quiet, downloads: map[digest.Digest]*mpb.Bar{}, imports: map[digest.Digest]*mpb.Bar{}}
+// NewProgress returns a progress that is shown on w: by bars where that is a terminal, and not at all where the user wants quiet.
+func NewProgress(w io.Writer, terminal, quiet bool) *Progress {
+	p := &Progress{W: &serialWriter{w: w}, quiet: quiet, downloads: map[digest.Digest]*mpb.Bar{}, imports: map[digest.Digest]*mpb.Bar{}}
 	if terminal && !quiet {
 		p.pool = mpb.New(mpb.WithOutput(w), mpb.WithWidth(progressWidth))
 	}
@@ -50,28 +54,28 @@ func (s *serialWriter) Write(b []byte) (int, error) {
 	return s.w.Write(b)
 }
 
-// print writes whole lines, above the bars where there are any.
-func (p *progress) print(text string) {
+// Print writes whole lines, above the bars where there are any.
+func (p *Progress) Print(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.pool != nil {
 		_, _ = io.WriteString(p.pool, text)
 		return
 	}
-	_, _ = io.WriteString(p.w, text)
+	_, _ = io.WriteString(p.W, text)
 }
 
-// report is where the library writes its own lines, nil where there are bars or quiet is wanted.
-func (p *progress) report() io.Writer {
+// Report is where the library writes its own lines, nil where there are bars or quiet is wanted.
+func (p *Progress) Report() io.Writer {
 	if p.quiet || p.pool != nil {
 		return nil
 	}
-	return p.w
+	return p.W
 }
 
-// follow returns the channel on which the library tells how far its downloads are, nil where nobody looks. The
+// Follow returns the channel on which the library tells how far its downloads are, nil where nobody looks. The
 // returned function ends it.
-func (p *progress) follow() (chan types.ProgressProperties, func()) {
+func (p *Progress) Follow() (chan types.ProgressProperties, func()) {
 	if p.pool == nil {
 		return nil, func() {}
 	}
@@ -88,7 +92,7 @@ func (p *progress) follow() (chan types.ProgressProperties, func()) {
 	}
 }
 
-func (p *progress) event(e types.ProgressProperties) {
+func (p *Progress) event(e types.ProgressProperties) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	bar := p.downloads[e.Artifact.Digest]
@@ -106,10 +110,10 @@ func (p *progress) event(e types.ProgressProperties) {
 }
 
 // bar adds a bar. The caller holds the lock.
-func (p *progress) bar(what string, d digest.Digest, size int64) *mpb.Bar {
+func (p *Progress) bar(what string, d digest.Digest, size int64) *mpb.Bar {
 	name := d.String()
 	if d.Validate() == nil {
-		name = d.Encoded()[:shortDigest]
+		name = d.Encoded()[:ShortDigest]
 	}
 	bar := p.pool.AddBar(0, // a bar that begins with its size could not be ended before it has reached it
 		mpb.BarFillerClearOnComplete(),
@@ -120,28 +124,29 @@ func (p *progress) bar(what string, d digest.Digest, size int64) *mpb.Bar {
 	return bar
 }
 
-// importBar is the bar of a layer's import.
-type importBar struct {
-	p *progress
+// ImportBar is the bar of a layer's import.
+type ImportBar struct {
+	p *Progress
 	d digest.Digest
 }
 
-// importing says that the import of a layer begins. size is that of the blob, -1 where unknown.
-func (p *progress) importing(d digest.Digest, size int64) importBar {
+// Importing says that the import of a layer begins. size is that of the blob, -1 where unknown.
+func (p *Progress) Importing(d digest.Digest, size int64) ImportBar {
 	if p.quiet {
-		return importBar{p, d}
+		return ImportBar{p, d}
 	}
 	if p.pool == nil {
-		p.print(fmt.Sprintf("Importing layer %s\n", d))
-		return importBar{p, d}
+		p.Print(fmt.Sprintf("Importing layer %s\n", d))
+		return ImportBar{p, d}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.imports[d] = p.bar("import", d, size)
-	return importBar{p, d}
+	return ImportBar{p, d}
 }
 
-func (b importBar) done() {
+// Done ends the bar.
+func (b ImportBar) Done() {
 	b.p.mu.Lock()
 	defer b.p.mu.Unlock()
 	if bar := b.p.imports[b.d]; bar != nil {
@@ -149,8 +154,8 @@ func (b importBar) done() {
 	}
 }
 
-// reading returns r, and moves the bar of the import that reads it.
-func (p *progress) reading(d digest.Digest, r io.Reader) io.Reader {
+// Reading returns r, and moves the bar of the import that reads it.
+func (p *Progress) Reading(d digest.Digest, r io.Reader) io.Reader {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if bar := p.imports[d]; bar != nil {
@@ -162,8 +167,8 @@ func (p *progress) reading(d digest.Digest, r io.Reader) io.Reader {
 	return r
 }
 
-// close ends all bars.
-func (p *progress) close() {
+// Close ends all bars.
+func (p *Progress) Close() {
 	p.mu.Lock()
 	pool := p.pool
 	p.pool = nil

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/pkg/errors"
+	"github.com/sirupsen/logrus"
+	"github.com/urfave/cli/v2"
+	"go.podman.io/image/v5/transports"
+	"golang.org/x/term"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ui"
+)
+
+// program is one call of the program.
+type program struct {
+	stdout, stderr io.Writer
+	settings       *settings
+
+	global struct {
+		settings
+		logCommands, record, ostree, tar, tmpdir       string
+		timeout, lockWait                              time.Duration
+		os, arch, variant, registriesConf, registriesD string
+		authFile                                       string
+		preserve, all, removeSignatures, noFsync       bool
+		unpack, timestamp, format, signBy, digestFile  string
+		homedir                                        string
+		maxLayerSize, maxManifestSize                  string
+		retries                                        int
+		parallel                                       uint
+		source, destination                            endpoint
+	}
+}
+
+// endpoint are the options of one side of a copy.
+type endpoint struct {
+	tlsVerify                               bool
+	noCreds                                 bool
+	creds, certDir, authFile, registryToken string
+}
+
+func (p *program) app() *cli.App {
+	g := &p.global
+	app := &cli.App{
+		Name:            "ostree-image",
+		Usage:           "put OCI and Docker images into an OSTree repository, and get them back byte for byte",
+		Version:         version,
+		HideVersion:     true,
+		Writer:          p.stdout,
+		ErrWriter:       p.stderr,
+		HideHelpCommand: true,
+		ExitErrHandler:  func(*cli.Context, error) {},
+		OnUsageError:    onUsageError,
+		Before:          p.before,
+		Action:          cli.ShowAppHelp,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "repo", Usage: "use the OSTree repository at `PATH`", Destination: &g.repo},
+			&cli.BoolFlag{Name: "debug", Usage: "show each command on standard error as it starts", Destination: &g.debug},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress", Destination: &g.quiet},
+			&cli.StringFlag{Name: "log-commands", Usage: "append each command that runs to `FILE`, for a shell to run again", EnvVars: []string{"OSTREE_IMAGE_LOG"}, Destination: &g.logCommands},
+			&cli.StringFlag{Name: "record", Usage: "keep in `DIR` all that is needed to run the same commands again elsewhere", Destination: &g.record},
+			&cli.StringFlag{Name: "tmpdir", Usage: "stage blobs below `DIR` (default: the repository's tmp/)", EnvVars: []string{"TMPDIR"}, Destination: &g.tmpdir},
+			&cli.DurationFlag{Name: "command-timeout", Usage: "stop a command that runs longer than `DURATION`, such as 10m (default: never)", Destination: &g.timeout},
+			&cli.DurationFlag{Name: "lock-timeout", Usage: "wait for a repository that another run has locked at most `DURATION`; 0s not at all, -1s without limit", Value: defaultLockTimeout, Destination: &g.lockWait},
+			&cli.StringFlag{Name: "ostree", Usage: "run `PROGRAM` as ostree", Value: "ostree", EnvVars: []string{"OSTREE_IMAGE_OSTREE"}, Destination: &g.ostree},
+			&cli.StringFlag{Name: "tar", Usage: "run `PROGRAM` as tar", Value: "tar", EnvVars: []string{"OSTREE_IMAGE_TAR"}, Destination: &g.tar},
+			&cli.StringFlag{Name: "policy", Usage: "read the signature policy from `FILE`", Destination: &g.policyFile},
+			&cli.BoolFlag{Name: "insecure-policy", Usage: "accept every image, whatever the signature policy says", Destination: &g.insecurePolicy},
+			&cli.StringFlag{Name: "override-os", Usage: "want images for `OS` instead of this machine's", Destination: &g.os},
+			&cli.StringFlag{Name: "override-arch", Usage: "want images for `ARCH` instead of this machine's", Destination: &g.arch},
+			&cli.StringFlag{Name: "override-variant", Usage: "want images for the architecture's `VARIANT` instead of this machine's", Destination: &g.variant},
+			&cli.StringFlag{Name: "registries-conf", Usage: "read the registries' configuration from `FILE`", Destination: &g.registriesConf},
+			&cli.StringFlag{Name: "registries.d", Usage: "read where registries keep signatures from `DIR`", Destination: &g.registriesD},
+			&cli.StringFlag{Name: "authfile", Usage: "read credentials from `FILE`", EnvVars: []string{"REGISTRY_AUTH_FILE"}, Destination: &g.authFile},
+		},
+		Commands: []*cli.Command{
+			p.copyCommand(), p.pullCommand(), p.pushCommand(),
+			p.listCommand(), p.inspectCommand(), p.checkoutCommand(), p.removeCommand(), p.pruneCommand(), p.verifyCommand(),
+			p.replayCommand(), p.versionCommand(),
+		},
+	}
+	for _, c := range app.Commands {
+		c.OnUsageError = onUsageError
+		c.HideHelpCommand = true
+	}
+	return app
+}
+
+// before settles what all commands share.
+func (p *program) before(c *cli.Context) error {
+	g := &p.global
+	s := &g.settings
+	file, isFile := p.stderr.(*os.File)
+	s.progress = ui.NewProgress(p.stderr, isFile && term.IsTerminal(int(file.Fd())), s.quiet)
+	s.stderr = s.progress.W
+	s.proven = newProvenCommits()
+	logrus.SetOutput(s.stderr)
+	logrus.SetLevel(logrus.WarnLevel)
+	logrus.SetFormatter(&logrus.TextFormatter{DisableColors: true}) // so it escapes what others wrote
+	var debug io.Writer
+	if s.debug {
+		debug = s.stderr
+	}
+	journal, err := openJournal(g.logCommands, debug)
+	if err != nil {
+		return err
+	}
+	s.journal = journal
+	p.settings = s
+	if g.timeout < 0 {
+		return errdefs.Usagef("--command-timeout %s: it cannot be negative", g.timeout)
+	}
+	if s.lockTimeout = max(0, g.lockWait); g.lockWait == 0 {
+		s.lockTimeout = time.Nanosecond
+	}
+	if g.tmpdir != "" {
+		if s.tmpdir, err = filepath.Abs(g.tmpdir); err != nil {
+			return errors.WithStack(err)
+		}
+	}
+	s.unpack = engineAuto
+	s.runner = newRunner(g.ostree, g.tar, g.timeout, journal)
+	if g.record != "" {
+		if journal.record, err = newRecorder(g.record, s.runner); err != nil {
+			return err
+		}
+		journal.record.begin(c.Context)
+	}
+	transports.Delete(transportName) // the library's stub, which only says that the transport was removed
+	transports.Register(ostreeTransport{settings: s})
+	return nil
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/urfave/cli/v2"
+	"github.com/xrash/smetrics"
+
+	"ostree-image/internal/errdefs"
+)
+
+// sortArgs puts the words of a command line in the order that the flag library reads: the program's name, global options, the
+// command, its options, "--", and the operands. It takes options in any place, short ones combined, and global ones behind the
+// command, too; "--" ends them. Of an option that is given twice the later one counts.
+func sortArgs(app *cli.App, args []string) ([]string, error) {
+	if len(args) == 0 {
+		return args, nil
+	}
+	// The command says which options there are, and an option says whether the next word is its value.
+	words := &wordSorter{app: app, flags: [][]cli.Flag{app.Flags}}
+	for _, c := range app.Commands {
+		words.flags = append(words.flags, c.Flags)
+	}
+	words.sort(args[1:])
+	if len(words.operands) == 0 {
+		if err := words.unknown(""); err != nil {
+			return nil, err
+		}
+		return append(args[:1:1], words.options[0]...), nil
+	}
+	name, operands := words.operands[0], words.operands[1:]
+	command := app.Command(name)
+	if command == nil {
+		return nil, unknownCommand(app, name)
+	}
+	words = &wordSorter{app: app, flags: [][]cli.Flag{command.Flags, app.Flags}}
+	words.sort(args[1:])
+	if err := words.unknown(command.Name); err != nil {
+		return nil, err
+	}
+	sorted := append(args[:1:1], words.options[1]...)
+	sorted = append(append(sorted, command.Name), words.options[0]...)
+	return append(append(sorted, "--"), operands...), nil
+}
+
+// wordSorter parts options from operands.
+type wordSorter struct {
+	app      *cli.App
+	flags    [][]cli.Flag // that there are; the first list that has one counts
+	options  [][]string   // the words of the options of each list
+	operands []string
+	strange  []string // options that no list has
+}
+
+// help are the options that every command has.
+var helpFlag = []string{"help", "h"}
+
+func (w *wordSorter) sort(args []string) {
+	w.options = make([][]string, len(w.flags))
+	for i := 0; i < len(args); i++ {
+		word := args[i]
+		if word == "--" {
+			w.operands = append(w.operands, args[i+1:]...)
+			return
+		}
+		if len(word) < 2 || word[0] != '-' {
+			w.operands = append(w.operands, word)
+			continue
+		}
+		if w.option(word, args[i+1:]) {
+			i++
+		}
+	}
+}
+
+// option takes a word that begins with "-". It tells whether the next one is its value.
+func (w *wordSorter) option(word string, next []string) (tookNext bool) {
+	name, value, hasValue := strings.Cut(strings.TrimPrefix(word[1:], "-"), "=")
+	if list, flag := w.find(name); list >= 0 {
+		switch {
+		case hasValue:
+			w.add(list, flag, name, &value)
+		case !takesValue(flag):
+			w.add(list, flag, name, nil)
+		case len(next) == 0: // the library says that it is missing
+			w.add(list, flag, name, nil)
+		default:
+			w.add(list, flag, name, &next[0])
+			return true
+		}
+		return false
+	}
+	if strings.HasPrefix(word, "--") || !w.short(word[1:], next, &tookNext) {
+		w.strange = append(w.strange, word)
+	}
+	return tookNext
+}
+
+// short takes combined short options, such as -qa or -fjson. It tells whether there are such.
+func (w *wordSorter) short(letters string, next []string, tookNext *bool) bool {
+	type found struct {
+		list int
+		flag cli.Flag
+		name string
+	}
+	var all []found
+	for i := range len(letters) {
+		name := letters[i : i+1]
+		list, flag := w.find(name)
+		if list < 0 {
+			return false
+		}
+		if takesValue(flag) {
+			value := strings.TrimPrefix(letters[i+1:], "=")
+			for _, f := range all {
+				w.add(f.list, f.flag, f.name, nil)
+			}
+			switch {
+			case i+1 < len(letters):
+				w.add(list, flag, name, &value)
+			case len(next) == 0:
+				w.add(list, flag, name, nil)
+			default:
+				*tookNext = true
+				w.add(list, flag, name, &next[0])
+			}
+			return true
+		}
+		all = append(all, found{list, flag, name})
+	}
+	for _, f := range all {
+		w.add(f.list, f.flag, f.name, nil)
+	}
+	return true
+}
+
+// find returns the list that has an option, -1 for none. The flag is nil for help.
+func (w *wordSorter) find(name string) (list int, flag cli.Flag) {
+	for i, flags := range w.flags {
+		for _, f := range flags {
+			for _, n := range f.Names() {
+				if n == name {
+					return i, f
+				}
+			}
+		}
+	}
+	for _, n := range helpFlag {
+		if n == name {
+			return 0, nil
+		}
+	}
+	return -1, nil
+}
+
+// add puts an option under its first name, since the library takes only one of them.
+func (w *wordSorter) add(list int, flag cli.Flag, name string, value *string) {
+	if flag != nil {
+		name = flag.Names()[0]
+	}
+	word := "--" + name
+	if value != nil {
+		word += "=" + *value
+	}
+	w.options[list] = append(w.options[list], word)
+}
+
+// takesValue tells whether an option has a value, which may be the next word.
+func takesValue(flag cli.Flag) bool {
+	f, ok := flag.(cli.DocGenerationFlag)
+	return ok && f.TakesValue()
+}
+
+// unknown is the error of the first option that no list has.
+func (w *wordSorter) unknown(command string) error {
+	if len(w.strange) == 0 {
+		return nil
+	}
+	option, _, _ := strings.Cut(w.strange[0], "=")
+	var names []string
+	for _, flags := range w.flags {
+		for _, f := range flags {
+			for _, n := range f.Names() {
+				if len(n) > 1 {
+					names = append(names, "--"+n)
+				}
+			}
+		}
+	}
+	help := "ostree-image --help"
+	if command != "" {
+		help = "ostree-image " + command + " --help"
+	}
+	return errdefs.Usagef("unknown option %s%s; see %s", option, didYouMean(option, names), help)
+}
+
+func unknownCommand(app *cli.App, name string) error {
+	var names []string
+	for _, c := range app.Commands {
+		names = append(names, c.Names()...)
+	}
+	return errdefs.Usagef("unknown command %q%s; see ostree-image --help", name, didYouMean(name, names))
+}
+
+// didYouMean proposes the name that is nearest to what was written, if one is near.
+func didYouMean(written string, names []string) string {
+	const near = 0.85 // by Jaro and Winkler, where 1 is the same
+	best, nearest := near, ""
+	for _, n := range names {
+		if d := smetrics.JaroWinkler(strings.TrimLeft(written, "-"), strings.TrimLeft(n, "-"), 0.7, 4); d >= best {
+			best, nearest = d, n
+		}
+	}
+	if nearest == "" {
+		return ""
+	}
+	return "; did you mean " + nearest + "?"
+}

@@ -1,0 +1,33 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+)
+
+func (p *program) checkoutCommand() *cli.Command {
+	var o checkoutOptions
+	return &cli.Command{
+		Name: "checkout", Usage: "make DIR the root file system of an image",
+		ArgsUsage:   "NAME DIR",
+		Description: "ostree-image checkout debian:12 /srv/debian\nostree-image checkout --user-mode debian:12 ./rootfs",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "user-mode", Aliases: []string{"U"}, Usage: "set no owners and no attributes", Destination: &o.userMode},
+			&cli.BoolFlag{Name: "require-hardlinks", Aliases: []string{"H"}, Usage: "take the repository's own files as hard links, which must not be written; fail rather than copy one", Destination: &o.requireHardlinks},
+			&cli.BoolFlag{Name: "force-copy", Aliases: []string{"C"}, Usage: "copy each file, as is done without --require-hardlinks", Destination: &o.forceCopy},
+		},
+		Before: wantArgs(2, 2), Action: func(c *cli.Context) error { return p.checkout(c, o) },
+	}
+}
+
+func (p *program) checkout(c *cli.Context, o checkoutOptions) error {
+	ref, err := p.reference(c.Args().Get(0))
+	if err != nil {
+		return err
+	}
+	sys, err := p.systemContext(endpoint{}, false)
+	if err != nil {
+		return err
+	}
+	p.settings.divideFrom = divideFrom
+	return checkoutImage(c.Context, ref, c.Args().Get(1), sys, o)
+}

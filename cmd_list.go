@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/pkg/errors"
+	"github.com/urfave/cli/v2"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ui"
+)
+
+// listOptions are the options of list.
+type listOptions struct{ format string }
+
+func (p *program) listCommand() *cli.Command {
+	var o listOptions
+	return &cli.Command{
+		Name: "list", Aliases: []string{"ls"}, Usage: "show the images of the repository",
+		Description: "ostree-image list\nostree-image --repo=/ostree/repo list --format=json",
+		Flags:       []cli.Flag{formatFlag(&o.format, "table")}, Before: wantArgs(0, 0), Action: func(c *cli.Context) error { return p.list(c, o) },
+	}
+}
+
+func (p *program) list(c *cli.Context, o listOptions) error {
+	asJSON, err := wantsJSON(o.format)
+	if err != nil {
+		return err
+	}
+	repo, err := p.repository(c.Context)
+	if err != nil {
+		return err
+	}
+	var failed error
+	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), asJSON, func(name string, err error) {
+		var gone errdefs.GoneError
+		var access *errdefs.AccessError
+		switch {
+		case errors.As(err, &gone):
+			p.settings.notef("%s", gone)
+			return
+		case errors.As(err, &access) && failed == nil:
+			failed = errors.New("some images cannot be read by this user")
+		case !errors.As(err, &access):
+			failed = errdefs.Checkf("some images cannot be read")
+		}
+		p.settings.progress.Print(fmt.Sprintf("ostree-image: image %s: %s\n", ui.Printable(name), ui.OneLine(err)))
+	})
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		err = ui.PrintJSON(p.stdout, images)
+	} else {
+		err = p.printTable(images)
+	}
+	if err == nil {
+		err = failed
+	}
+	return err
+}
+
+func (p *program) printTable(images []imageInfo) error {
+	return ui.PrintTable(p.stdout, "NAME\tDIGEST\tLAYERS\tSIZE\tCREATED", func(row func(...any)) {
+		for _, i := range images {
+			short := strings.TrimPrefix(i.Digest, "sha256:")
+			row(i.Name, short[:min(ui.ShortDigest, len(short))], i.Layers, units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
+		}
+	})
+}
