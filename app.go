@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -28,7 +29,12 @@ type program struct {
 		os, arch, variant, registriesConf, registriesD string
 		authFile                                       string
 		preserve, all, removeSignatures, noFsync       bool
-		unpack, timestamp, format, signBy, digestFile  string
+		unpack, timestamp, format, digestFile          string
+		multiArch, compressFormat                      string
+		sigstoreKey, passphraseFile                    string
+		platforms                                      cli.StringSlice
+		tlsVerify                                      bool
+		compressLevel                                  int
 		homedir                                        string
 		maxLayerSize, maxManifestSize                  string
 		retries                                        int
@@ -46,11 +52,13 @@ type endpoint struct {
 
 func (p *program) app() *cli.App {
 	g := &p.global
+	// The library has these as globals.
+	cli.VersionFlag = &cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version", DisableDefaultText: true}
+	cli.VersionPrinter = func(c *cli.Context) { _, _ = fmt.Fprintln(c.App.Writer, c.App.Name, c.App.Version) }
 	app := &cli.App{
 		Name:            "ostree-image",
 		Usage:           "put OCI and Docker images into an OSTree repository, and get them back byte for byte",
 		Version:         version,
-		HideVersion:     true,
 		Writer:          p.stdout,
 		ErrWriter:       p.stderr,
 		HideHelpCommand: true,
@@ -65,7 +73,7 @@ func (p *program) app() *cli.App {
 			&cli.StringFlag{Name: "log-commands", Usage: "append each command that runs to `FILE`, for a shell to run again", EnvVars: []string{"OSTREE_IMAGE_LOG"}, Destination: &g.logCommands},
 			&cli.StringFlag{Name: "record", Usage: "keep in `DIR` all that is needed to run the same commands again elsewhere", Destination: &g.record},
 			&cli.StringFlag{Name: "tmpdir", Usage: "stage blobs below `DIR` (default: the repository's tmp/)", EnvVars: []string{"TMPDIR"}, Destination: &g.tmpdir},
-			&cli.DurationFlag{Name: "command-timeout", Usage: "stop a command that runs longer than `DURATION`, such as 10m (default: never)", Destination: &g.timeout},
+			&cli.DurationFlag{Name: "command-timeout", Usage: "stop a command that runs longer than `DURATION`, such as 10m", DefaultText: "never", Destination: &g.timeout},
 			&cli.DurationFlag{Name: "lock-timeout", Usage: "wait for a repository that another run has locked at most `DURATION`; 0s not at all, -1s without limit", Value: defaultLockTimeout, Destination: &g.lockWait},
 			&cli.StringFlag{Name: "ostree", Usage: "run `PROGRAM` as ostree", Value: "ostree", EnvVars: []string{"OSTREE_IMAGE_OSTREE"}, Destination: &g.ostree},
 			&cli.StringFlag{Name: "tar", Usage: "run `PROGRAM` as tar", Value: "tar", EnvVars: []string{"OSTREE_IMAGE_TAR"}, Destination: &g.tar},
@@ -80,15 +88,28 @@ func (p *program) app() *cli.App {
 		},
 		Commands: []*cli.Command{
 			p.copyCommand(), p.pullCommand(), p.pushCommand(),
-			p.listCommand(), p.inspectCommand(), p.checkoutCommand(), p.removeCommand(), p.pruneCommand(), p.verifyCommand(),
-			p.replayCommand(), p.versionCommand(),
+			p.listCommand(), p.inspectCommand(), p.checkoutCommand(), p.tagCommand(), p.untagCommand(),
+			p.removeCommand(), p.pruneCommand(), p.verifyCommand(),
+			p.loginCommand(), p.logoutCommand(), p.replayCommand(), p.helpCommand(), p.versionCommand(),
 		},
 	}
+	app.Flags = append(app.Flags, cli.HelpFlag) // the library adds it only where it has the command help as its own
+	plainHelp(app.Flags)
 	for _, c := range app.Commands {
 		c.OnUsageError = onUsageError
 		c.HideHelpCommand = true
+		plainHelp(c.Flags)
 	}
 	return app
+}
+
+// plainHelp leaves out that an option is off unless it is given.
+func plainHelp(flags []cli.Flag) {
+	for _, f := range flags {
+		if b, ok := f.(*cli.BoolFlag); ok {
+			b.DisableDefaultText = !b.Value
+		}
+	}
 }
 
 // before settles what all commands share.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -17,7 +18,8 @@ func sortArgs(app *cli.App, args []string) ([]string, error) {
 		return args, nil
 	}
 	// The command says which options there are, and an option says whether the next word is its value.
-	words := &wordSorter{app: app, flags: [][]cli.Flag{app.Flags}}
+	global := append(slices.Clip(app.Flags), cli.VersionFlag)
+	words := &wordSorter{flags: [][]cli.Flag{global}}
 	for _, c := range app.Commands {
 		words.flags = append(words.flags, c.Flags)
 	}
@@ -33,7 +35,7 @@ func sortArgs(app *cli.App, args []string) ([]string, error) {
 	if command == nil {
 		return nil, unknownCommand(app, name)
 	}
-	words = &wordSorter{app: app, flags: [][]cli.Flag{command.Flags, app.Flags}}
+	words = &wordSorter{flags: [][]cli.Flag{command.Flags, global}}
 	words.sort(args[1:])
 	if err := words.unknown(command.Name); err != nil {
 		return nil, err
@@ -45,15 +47,11 @@ func sortArgs(app *cli.App, args []string) ([]string, error) {
 
 // wordSorter parts options from operands.
 type wordSorter struct {
-	app      *cli.App
 	flags    [][]cli.Flag // that there are; the first list that has one counts
 	options  [][]string   // the words of the options of each list
 	operands []string
 	strange  []string // options that no list has
 }
-
-// help are the options that every command has.
-var helpFlag = []string{"help", "h"}
 
 func (w *wordSorter) sort(args []string) {
 	w.options = make([][]string, len(w.flags))
@@ -79,13 +77,13 @@ func (w *wordSorter) option(word string, next []string) (tookNext bool) {
 	if list, flag := w.find(name); list >= 0 {
 		switch {
 		case hasValue:
-			w.add(list, flag, name, &value)
+			w.add(list, flag, &value)
 		case !takesValue(flag):
-			w.add(list, flag, name, nil)
+			w.add(list, flag, nil)
 		case len(next) == 0: // the library says that it is missing
-			w.add(list, flag, name, nil)
+			w.add(list, flag, nil)
 		default:
-			w.add(list, flag, name, &next[0])
+			w.add(list, flag, &next[0])
 			return true
 		}
 		return false
@@ -101,7 +99,6 @@ func (w *wordSorter) short(letters string, next []string, tookNext *bool) bool {
 	type found struct {
 		list int
 		flag cli.Flag
-		name string
 	}
 	var all []found
 	for i := range len(letters) {
@@ -113,52 +110,45 @@ func (w *wordSorter) short(letters string, next []string, tookNext *bool) bool {
 		if takesValue(flag) {
 			value := strings.TrimPrefix(letters[i+1:], "=")
 			for _, f := range all {
-				w.add(f.list, f.flag, f.name, nil)
+				w.add(f.list, f.flag, nil)
 			}
 			switch {
 			case i+1 < len(letters):
-				w.add(list, flag, name, &value)
+				w.add(list, flag, &value)
 			case len(next) == 0:
-				w.add(list, flag, name, nil)
+				w.add(list, flag, nil)
 			default:
 				*tookNext = true
-				w.add(list, flag, name, &next[0])
+				w.add(list, flag, &next[0])
 			}
 			return true
 		}
-		all = append(all, found{list, flag, name})
+		all = append(all, found{list, flag})
 	}
 	for _, f := range all {
-		w.add(f.list, f.flag, f.name, nil)
+		w.add(f.list, f.flag, nil)
 	}
 	return true
 }
 
-// find returns the list that has an option, -1 for none. The flag is nil for help.
+// find returns the list that has an option, -1 for none.
 func (w *wordSorter) find(name string) (list int, flag cli.Flag) {
+	if slices.Contains(cli.HelpFlag.Names(), name) { // the command's own, where there is one
+		return 0, cli.HelpFlag
+	}
 	for i, flags := range w.flags {
 		for _, f := range flags {
-			for _, n := range f.Names() {
-				if n == name {
-					return i, f
-				}
+			if slices.Contains(f.Names(), name) {
+				return i, f
 			}
-		}
-	}
-	for _, n := range helpFlag {
-		if n == name {
-			return 0, nil
 		}
 	}
 	return -1, nil
 }
 
 // add puts an option under its first name, since the library takes only one of them.
-func (w *wordSorter) add(list int, flag cli.Flag, name string, value *string) {
-	if flag != nil {
-		name = flag.Names()[0]
-	}
-	word := "--" + name
+func (w *wordSorter) add(list int, flag cli.Flag, value *string) {
+	word := "--" + flag.Names()[0]
 	if value != nil {
 		word += "=" + *value
 	}

@@ -7,7 +7,7 @@ import (
 func (p *program) checkoutCommand() *cli.Command {
 	var o checkoutOptions
 	return &cli.Command{
-		Name: "checkout", Usage: "make DIR the root file system of an image",
+		Name: "checkout", Category: "Images", Usage: "make DIR the root file system of an image",
 		ArgsUsage:   "NAME DIR",
 		Description: "ostree-image checkout debian:12 /srv/debian\nostree-image checkout --user-mode debian:12 ./rootfs",
 		Flags: []cli.Flag{
@@ -20,7 +20,7 @@ func (p *program) checkoutCommand() *cli.Command {
 }
 
 func (p *program) checkout(c *cli.Context, o checkoutOptions) error {
-	ref, err := p.reference(c.Args().Get(0))
+	ref, err := p.image(c.Context, c.Args().Get(0))
 	if err != nil {
 		return err
 	}

@@ -13,19 +13,20 @@ import (
 type inspectOptions struct {
 	format      string
 	raw, config bool
+	registry    endpoint
 }
 
 func (p *program) inspectCommand() *cli.Command {
 	var o inspectOptions
 	return &cli.Command{
-		Name: "inspect", Usage: "describe an image of the repository",
-		ArgsUsage:   "NAME",
-		Description: "ostree-image inspect debian:12\nostree-image inspect --raw debian:12",
-		Flags: []cli.Flag{
+		Name: "inspect", Category: "Images", Usage: "describe an image of the repository, or of any transport",
+		ArgsUsage:   "NAME|SOURCE",
+		Description: "ostree-image inspect debian:12\nostree-image inspect --raw docker://quay.io/podman/stable",
+		Flags: append(registryFlags(&o.registry),
 			formatFlag(&o.format, "json"),
 			&cli.BoolFlag{Name: "raw", Usage: "print the manifest's exact bytes", Destination: &o.raw},
 			&cli.BoolFlag{Name: "config", Usage: "print the config's exact bytes", Destination: &o.config},
-		},
+		),
 		Before: wantArgs(1, 1), Action: func(c *cli.Context) error { return p.inspect(c, o) },
 	}
 }
@@ -34,20 +35,20 @@ func (p *program) inspect(c *cli.Context, o inspectOptions) error {
 	if o.raw && o.config {
 		return errdefs.Usagef("inspect: --raw and --config exclude each other")
 	}
-	asJSON, err := wantsJSON(o.format)
+	format, err := ui.ParseFormat(o.format)
 	if err != nil {
 		return err
 	}
-	ref, err := p.reference(c.Args().First())
+	ref, err := p.anyImage(c.Context, c.Args().First())
 	if err != nil {
 		return err
 	}
-	sys, err := p.systemContext(endpoint{}, false)
+	sys, err := p.systemContext(o.registry, c.IsSet("tls-verify"))
 	if err != nil {
 		return err
 	}
 	if o.raw {
-		return writeRaw(c.Context, ref, p.stdout)
+		return writeRaw(c.Context, ref, sys, p.stdout)
 	}
 	if o.config {
 		return writeConfig(c.Context, ref, sys, p.stdout)
@@ -56,9 +57,10 @@ func (p *program) inspect(c *cli.Context, o inspectOptions) error {
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		return ui.PrintJSON(p.stdout, info)
-	}
+	return format.Print(p.stdout, info, func() error { return p.printInspect(info) })
+}
+
+func (p *program) printInspect(info inspectInfo) error {
 	created := "unknown"
 	if info.Created != nil {
 		created = info.Created.Format(time.DateTime)

@@ -15,19 +15,30 @@ import (
 )
 
 // listOptions are the options of list.
-type listOptions struct{ format string }
+type listOptions struct {
+	format         string
+	quiet, noTrunc bool
+}
 
 func (p *program) listCommand() *cli.Command {
 	var o listOptions
 	return &cli.Command{
-		Name: "list", Aliases: []string{"ls"}, Usage: "show the images of the repository",
+		Name: "list", Category: "Images", Aliases: []string{"ls"}, Usage: "show the images of the repository",
 		Description: "ostree-image list\nostree-image --repo=/ostree/repo list --format=json",
-		Flags:       []cli.Flag{formatFlag(&o.format, "table")}, Before: wantArgs(0, 0), Action: func(c *cli.Context) error { return p.list(c, o) },
+		Flags: []cli.Flag{
+			formatFlag(&o.format, "table"),
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "only print the names", Destination: &o.quiet},
+			&cli.BoolFlag{Name: "no-trunc", Usage: "print the digests in full", Destination: &o.noTrunc},
+		},
+		Before: wantArgs(0, 0), Action: func(c *cli.Context) error { return p.list(c, o) },
 	}
 }
 
 func (p *program) list(c *cli.Context, o listOptions) error {
-	asJSON, err := wantsJSON(o.format)
+	if o.quiet && !c.IsSet("format") {
+		o.format = "{{.Name}}"
+	}
+	format, err := ui.ParseFormat(o.format)
 	if err != nil {
 		return err
 	}
@@ -36,7 +47,7 @@ func (p *program) list(c *cli.Context, o listOptions) error {
 		return err
 	}
 	var failed error
-	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), asJSON, func(name string, err error) {
+	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), format.JSON, func(name string, err error) {
 		var gone errdefs.GoneError
 		var access *errdefs.AccessError
 		switch {
@@ -53,22 +64,22 @@ func (p *program) list(c *cli.Context, o listOptions) error {
 	if err != nil {
 		return err
 	}
-	if asJSON {
-		err = ui.PrintJSON(p.stdout, images)
-	} else {
-		err = p.printTable(images)
-	}
+	err = format.Print(p.stdout, images, func() error { return p.printImages(images, o.noTrunc) })
 	if err == nil {
 		err = failed
 	}
 	return err
 }
 
-func (p *program) printTable(images []imageInfo) error {
+func (p *program) printImages(images []imageInfo, noTrunc bool) error {
 	return ui.PrintTable(p.stdout, "NAME\tDIGEST\tLAYERS\tSIZE\tCREATED", func(row func(...any)) {
 		for _, i := range images {
-			short := strings.TrimPrefix(i.Digest, "sha256:")
-			row(i.Name, short[:min(ui.ShortDigest, len(short))], i.Layers, units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
+			sum := i.Digest
+			if !noTrunc {
+				sum = strings.TrimPrefix(sum, "sha256:")
+				sum = sum[:min(ui.ShortDigest, len(sum))]
+			}
+			row(i.Name, sum, i.Layers, units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
 		}
 	})
 }

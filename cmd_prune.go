@@ -15,7 +15,7 @@ type pruneOptions struct {
 func (p *program) pruneCommand() *cli.Command {
 	var o pruneOptions
 	return &cli.Command{
-		Name: "prune", Usage: "remove the blobs that no image needs, and all commits that no ref names",
+		Name: "prune", Category: "Repository", Usage: "remove the blobs that no image needs, and all commits that no ref names",
 		Description: "ostree-image prune\nostree-image prune --dry-run --format=json\n\n" +
 			"Commits that no ref names go whoever made them; standard error says how many before, and with --dry-run which.",
 		Flags: []cli.Flag{
@@ -27,7 +27,7 @@ func (p *program) pruneCommand() *cli.Command {
 }
 
 func (p *program) prune(c *cli.Context, o pruneOptions) error {
-	asJSON, err := wantsJSON(o.format)
+	format, err := ui.ParseFormat(o.format)
 	if err != nil {
 		return err
 	}
@@ -47,16 +47,13 @@ func (p *program) prune(c *cli.Context, o pruneOptions) error {
 	if blobs == nil {
 		return err
 	}
-	var perr error
-	if asJSON {
-		perr = ui.PrintJSON(p.stdout, blobs)
-	} else {
-		perr = ui.PrintTable(p.stdout, "REF\tCOMMIT", func(row func(...any)) {
+	perr := format.Print(p.stdout, blobs, func() error {
+		return ui.PrintTable(p.stdout, "REF\tCOMMIT", func(row func(...any)) {
 			for _, b := range blobs {
 				row(b.Ref, b.Commit)
 			}
 		})
-	}
+	})
 	if err == nil {
 		err = perr
 	}

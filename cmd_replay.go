@@ -11,7 +11,7 @@ import (
 func (p *program) replayCommand() *cli.Command {
 	var o replayOptions
 	return &cli.Command{
-		Name: "replay", Usage: "run a recorded run again in a fresh repository and compare every ref; a record is a program",
+		Name: "replay", Category: "Debugging", Usage: "run a recorded run again in a fresh repository and compare every ref; a record is a program",
 		ArgsUsage:   "RECORD",
 		Description: "ostree-image replay ./record\nostree-image replay --list record.tar.gz",
 		Flags: []cli.Flag{

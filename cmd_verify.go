@@ -20,7 +20,7 @@ type verifyOptions struct {
 func (p *program) verifyCommand() *cli.Command {
 	var o verifyOptions
 	return &cli.Command{
-		Name: "verify", Usage: "rebuild every blob of images and compare the digests",
+		Name: "verify", Category: "Repository", Usage: "rebuild every blob of images and compare the digests",
 		ArgsUsage:   "[NAME…]",
 		Description: "ostree-image verify\nostree-image verify --format=json debian:12",
 		Flags: []cli.Flag{
@@ -33,7 +33,7 @@ func (p *program) verifyCommand() *cli.Command {
 }
 
 func (p *program) verify(c *cli.Context, o verifyOptions) error {
-	asJSON, err := wantsJSON(o.format)
+	format, err := ui.ParseFormat(o.format)
 	if err != nil {
 		return err
 	}
@@ -62,10 +62,8 @@ func (p *program) verify(c *cli.Context, o verifyOptions) error {
 			bad++
 		}
 	}
-	if asJSON {
-		err = ui.PrintJSON(p.stdout, results)
-	} else {
-		err = ui.PrintTable(p.stdout, "NAME\tRESULT\tBLOB\tPROBLEM", func(row func(...any)) {
+	err = format.Print(p.stdout, results, func() error {
+		return ui.PrintTable(p.stdout, "NAME\tRESULT\tBLOB\tPROBLEM", func(row func(...any)) {
 			for _, r := range results {
 				if r.OK {
 					row(r.Name, "ok", "", "")
@@ -75,7 +73,7 @@ func (p *program) verify(c *cli.Context, o verifyOptions) error {
 				}
 			}
 		})
-	}
+	})
 	if err == nil && bad > 0 {
 		err = errdefs.Checkf("%d of %d images are damaged", bad, len(results))
 	}

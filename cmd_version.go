@@ -11,7 +11,7 @@ import (
 
 func (p *program) versionCommand() *cli.Command {
 	return &cli.Command{
-		Name: "version", Usage: "show the versions of this program, ostree and tar",
+		Name: "version", Category: "Help", Usage: "show the versions of this program, ostree and tar",
 		Description: "ostree-image version\nostree-image --ostree=/opt/bin/ostree version",
 		Before:      wantArgs(0, 0), Action: p.version,
 	}

@@ -14,10 +14,13 @@ import (
 	"github.com/pkg/errors"
 	"go.podman.io/image/v5/copy"
 	"go.podman.io/image/v5/directory"
+	dockerarchive "go.podman.io/image/v5/docker/archive"
+	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/manifest"
 	ociarchive "go.podman.io/image/v5/oci/archive"
 	"go.podman.io/image/v5/oci/layout"
 	"go.podman.io/image/v5/signature"
+	"go.podman.io/image/v5/transports"
 	"go.podman.io/image/v5/transports/alltransports"
 	"go.podman.io/image/v5/types"
 
@@ -28,12 +31,62 @@ import (
 // copyOptions are the options of copy, pull and push.
 type copyOptions struct {
 	source, destination *types.SystemContext
-	all                 bool
+	instances           instances
 	format              string // oci, v2s2, or a media type; "" leaves the manifest as it is
 	removeSignatures    bool
-	signBy              string
+	sigstoreKey         string // the file of the private key that signs the image, "" for none
+	sigstorePassphrase  []byte
 	digestFile          string
 	retries             int
+	silent              bool // nothing is said of the steps
+}
+
+// instances are those of an index that are copied; none is set for the one that fits this machine.
+type instances struct {
+	all, indexOnly bool
+	platforms      []copy.InstancePlatformFilter
+}
+
+// parseInstances reads --all, --multi-arch and --platform.
+func parseInstances(all bool, multiArch string, platforms []string) (i instances, err error) {
+	given := 0
+	for _, set := range []bool{all, multiArch != "", len(platforms) > 0} {
+		if set {
+			given++
+		}
+	}
+	if given > 1 {
+		return i, errdefs.Usagef("--all, --multi-arch and --platform are mutually exclusive")
+	}
+	switch multiArch {
+	case "", "system":
+	case "all":
+		all = true
+	case "index-only":
+		i.indexOnly = true
+	default:
+		return i, errdefs.Usagef("--multi-arch %q: it is system, all or index-only", multiArch)
+	}
+	i.all = all
+	for _, text := range platforms {
+		system, rest, ok := strings.Cut(text, "/")
+		arch, _, _ := strings.Cut(rest, "/") // the library takes all variants
+		if !ok || system == "" || arch == "" {
+			return i, errdefs.Usagef("--platform %q: it is OS/ARCH[/VARIANT], such as linux/arm64", text)
+		}
+		i.platforms = append(i.platforms, copy.InstancePlatformFilter{OS: system, Architecture: arch})
+	}
+	return i, nil
+}
+
+// choose tells the library.
+func (i instances) choose(o *copy.Options) {
+	switch {
+	case i.all:
+		o.ImageListSelection = copy.CopyAllImages
+	case i.indexOnly || len(i.platforms) > 0:
+		o.ImageListSelection, o.InstancePlatforms = copy.CopySpecificImages, i.platforms
+	}
 }
 
 // manifestFormats are the names that skopeo has for --format.
@@ -56,7 +109,18 @@ func (s *settings) parseImage(name string) (types.ImageReference, error) {
 	if errors.As(err, &notFound) {
 		return nil, err
 	}
-	return nil, errdefs.Usagef("%s", err)
+	return nil, errdefs.Usagef("%s%s", err, didYouMeanRegistry(name))
+}
+
+// didYouMeanRegistry proposes docker:// for a name that has no transport and could be one of a registry.
+func didYouMeanRegistry(name string) string {
+	if transport, _, ok := strings.Cut(name, ":"); ok && transports.Get(transport) != nil {
+		return ""
+	}
+	if _, err := reference.ParseNormalizedNamed(name); err != nil {
+		return ""
+	}
+	return "; did you mean docker://" + name + "?"
 }
 
 // copyImage copies an image between two transports.
@@ -85,16 +149,20 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 	defer endEvents()
 	options := &copy.Options{
 		SourceCtx: o.source, DestinationCtx: o.destination,
-		RemoveSignatures: o.removeSignatures, SignBy: o.signBy,
+		RemoveSignatures:             o.removeSignatures,
+		SignBySigstorePrivateKeyFile: o.sigstoreKey, SignSigstorePrivateKeyPassphrase: o.sigstorePassphrase,
 		PreserveDigests: s.preserveDigests, ForceManifestMIMEType: format,
 		MaxParallelDownloads: s.parallelCopies, ReportWriter: s.progress.Report(),
 	}
-	if events != nil {
+	if destination.DockerReference() == nil { // a signature says of which name
+		options.SignIdentity = source.DockerReference()
+	}
+	if o.silent {
+		options.ReportWriter = nil
+	} else if events != nil {
 		options.Progress, options.ProgressInterval = events, ui.ProgressInterval
 	}
-	if o.all {
-		options.ImageListSelection = copy.CopyAllImages
-	}
+	o.instances.choose(options)
 	var written []byte
 	for attempt := 0; ; attempt++ {
 		written, err = s.copyOnce(ctx, policy, source, destination, options)
@@ -269,6 +337,9 @@ func explainCopy(err error) error {
 		strings.Contains(err.Error(), "does not match provided manifest digest"):
 		return errdefs.CheckError{Text: err.Error()}
 	}
+	if strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
+		return errors.WithMessage(err, "the registry speaks no HTTPS; if it is to be trusted all the same, use --tls-verify=false")
+	}
 	if strings.Contains(err.Error(), "Cannot write sigstore signature") || strings.Contains(err.Error(), "unsupported signature format") ||
 		strings.Contains(err.Error(), "sigstore-json") {
 		return errors.WithMessage(err, "the image has sigstore signatures, which ostree: cannot hold; leave them behind with --remove-signatures")
@@ -303,13 +374,38 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// pullName returns the name under which an image is stored that the user did not name.
-func pullName(source types.ImageReference) (string, error) {
+// pullName returns the name under which an image is stored that the user did not name: its own, or, of an archive that docker
+// or podman made, the first of its tags.
+func pullName(source types.ImageReference, sys *types.SystemContext) (string, error) {
 	if r, ok := source.(ostreeReference); ok {
 		return r.image, nil
 	}
 	if named := source.DockerReference(); named != nil {
 		return named.String(), nil
 	}
+	if source.Transport().Name() == dockerarchive.Transport.Name() {
+		if name := archiveName(source, sys); name != "" {
+			return name, nil
+		}
+	}
 	return "", errdefs.Usagef("%s:%s has no name of its own; give a NAME to store it under", source.Transport().Name(), source.StringWithinTransport())
+}
+
+// archiveName returns the first tag of the only image of an archive, "" where there is none.
+func archiveName(source types.ImageReference, sys *types.SystemContext) string {
+	reader, err := dockerarchive.NewReader(sys, source.StringWithinTransport())
+	if err != nil {
+		return "" // who opens it for the copy says why
+	}
+	defer func() { _ = reader.Close() }()
+	images, err := reader.List()
+	if err != nil || len(images) != 1 {
+		return ""
+	}
+	for _, ref := range images[0] {
+		if named := ref.DockerReference(); named != nil {
+			return named.String()
+		}
+	}
+	return ""
 }

@@ -2,12 +2,16 @@ package main
 
 import (
 	"context"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"go.podman.io/image/v5/transports/alltransports"
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
 )
 
 // systemContext returns what the library is told about one side of a copy.
@@ -55,19 +59,7 @@ func (p *program) systemContext(e endpoint, tlsGiven bool) (*types.SystemContext
 
 // formatFlag is the option of what prints a table or JSON.
 func formatFlag(format *string, value string) cli.Flag {
-	return &cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "print as `FORMAT`: table or json", Value: value, Destination: format}
-}
-
-// wantsJSON reads --format of what prints a table or JSON.
-func wantsJSON(format string) (bool, error) {
-	switch format {
-	case "table":
-		return false, nil
-	case "json":
-		return true, nil
-	default:
-		return false, errdefs.Usagef("--format %q: it is table or json", format)
-	}
+	return &cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "print as `FORMAT`: table, json or a Go template, such as {{.Name}}", Value: value, Destination: format}
 }
 
 // wantArgs checks how many arguments a command gets; most is -1 for any number.
@@ -89,6 +81,69 @@ func (p *program) reference(name string) (ostreeReference, error) {
 	return ostreeTransport{p.settings}.parse(strings.TrimPrefix(name, transportName+":"))
 }
 
+// anyImage reads the name of an image of the repository, or of another transport.
+func (p *program) anyImage(ctx context.Context, name string) (types.ImageReference, error) {
+	if t := alltransports.TransportFromImageName(name); t != nil && t.Name() != transportName {
+		return p.settings.parseImage(name)
+	}
+	return p.image(ctx, name)
+}
+
+// digestName is what may be a manifest's digest, or the beginning of one, in the place of a name.
+var digestName = regexp.MustCompile(`^(?:sha256:)?([0-9a-f]{4,64})$`)
+
+// image reads the name of an image that is in the repository, or its manifest's digest, or an unambiguous beginning of that. Of
+// several names that it has the first counts.
+func (p *program) image(ctx context.Context, name string) (ostreeReference, error) {
+	ref, names, err := p.imageNames(ctx, name)
+	if err != nil || len(names) == 0 {
+		return ref, err
+	}
+	return newReference(ref.transport, names[0], ref.repo)
+}
+
+// imageNames reads what image does. Where it is a digest, names are those that the image has.
+func (p *program) imageNames(ctx context.Context, name string) (ref ostreeReference, names []string, err error) {
+	text, _, _ := strings.Cut(strings.TrimPrefix(name, transportName+":"), "@/")
+	hex := digestName.FindStringSubmatch(text)
+	if hex != nil && text == hex[1] && len(text) == 64 { // which the library takes for no name
+		name = strings.Replace(name, text, "sha256:"+text, 1)
+	}
+	if ref, err = p.reference(name); err != nil || hex == nil {
+		return ref, nil, err
+	}
+	repo := ref.repository()
+	store, err := openBlobStore(ctx, repo)
+	if err != nil {
+		return ref, nil, err
+	}
+	if _, err := store.findImage(ref); err == nil {
+		return ref, nil, nil
+	}
+	first := ""
+	all, specs := store.images()
+	for i, spec := range specs {
+		info, err := repo.commitInfo(ctx, spec)
+		if ctx.Err() != nil {
+			return ref, nil, context.Cause(ctx)
+		}
+		sum := info.metadata[imageref.KeyDigest]
+		if err != nil || !strings.HasPrefix(sum, "sha256:"+hex[1]) { // one that cannot be read is none that was meant
+			continue
+		}
+		if first == "" {
+			first = sum
+		}
+		if sum != first {
+			return ref, nil, errdefs.Usagef("%s is the beginning of the digests of several images, such as %s and %s", text, names[0], all[i])
+		}
+		if !slices.Contains(names, all[i]) {
+			names = append(names, all[i])
+		}
+	}
+	return ref, names, nil // whoever looks for what has no name says that it is not there
+}
+
 // repository returns the repository of a command that names no image.
 func (p *program) repository(ctx context.Context) (*repository, error) {
 	path, err := p.settings.defaultRepo()
@@ -106,7 +161,7 @@ func (p *program) repository(ctx context.Context) (*repository, error) {
 func (p *program) references(c *cli.Context) (*repository, []ostreeReference, error) {
 	var refs []ostreeReference
 	for _, name := range c.Args().Slice() {
-		ref, err := p.reference(name)
+		ref, err := p.image(c.Context, name)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -131,4 +186,15 @@ func sameRepository(c *cli.Context, one, other string) error {
 		return errdefs.Usagef("%s: the images are in two repositories, %s and %s", c.Command.Name, one, other)
 	}
 	return nil
+}
+
+// registryFlags are the options of a command that may ask one registry.
+func registryFlags(e *endpoint) []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "tls-verify", Usage: "want HTTPS and a valid certificate of the registry", Value: true, Destination: &e.tlsVerify},
+		&cli.StringFlag{Name: "creds", Usage: "use the credentials `USER:PASSWORD`", Destination: &e.creds},
+		&cli.BoolFlag{Name: "no-creds", Usage: "use no credentials", Destination: &e.noCreds},
+		&cli.StringFlag{Name: "cert-dir", Usage: "use the certificates in `DIR`", Destination: &e.certDir},
+		&cli.StringFlag{Name: "registry-token", Usage: "use the bearer `TOKEN`", Destination: &e.registryToken},
+	}
 }

@@ -22,7 +22,7 @@ import (
 
 // DeleteImage removes the image, and the blobs that no image needs any more.
 func (r ostreeReference) DeleteImage(ctx context.Context, _ *types.SystemContext) error {
-	return removeImages(ctx, r.transport.settings, r.repository(), []removal{{image: r}}, true)
+	return removeImages(ctx, r.transport.settings, r.repository(), []removal{{image: r}}, removeOptions{})
 }
 
 // removal is an image to remove: by a name that an image can be given, by any other under which
@@ -56,9 +56,9 @@ type prunedBlob struct {
 	Commit string `json:"commit"`
 }
 
-// removeImages removes images, all or none, and where prune is set the blobs that no image needs then. Commits that have no
+// removeImages removes images, or all that the repository has: all of them or none, and, unless the options say no, the blobs that no image needs then. Commits that have no
 // ref and are none of these stay, and so does all that an image may need which cannot be read.
-func removeImages(ctx context.Context, s *settings, repo *repository, images []removal, prune bool) error {
+func removeImages(ctx context.Context, s *settings, repo *repository, images []removal, o removeOptions) error {
 	unlock, err := repo.lock(ctx)
 	if err != nil {
 		return repo.explainPath(err)
@@ -73,15 +73,22 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []r
 		return err
 	}
 	var specs []string
+	if o.all {
+		_, specs = store.images()
+	}
 	for _, image := range images {
 		spec, err := image.find(store)
+		var missing errdefs.NotFoundError
+		if o.force && errors.As(err, &missing) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		specs = append(specs, spec)
 	}
 	gone := map[string]bool{}
-	if prune {
+	if !o.noPrune {
 		commits, err := repo.commitsOf(ctx, among(store.refs, specs))
 		if ctx.Err() != nil {
 			return err
@@ -96,7 +103,7 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []r
 	if err := repo.sync(); err != nil { // before what they need goes
 		return err
 	}
-	if !prune {
+	if o.noPrune {
 		return nil
 	}
 	blobs, broken, err := pruneBlobs(ctx, s, repo, false)

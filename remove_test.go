@@ -32,7 +32,7 @@ func (r *testRun) removeAll(t testing.TB, prune bool, names ...string) error {
 	for _, n := range names {
 		images = append(images, removal{image: r.reference(t, n)})
 	}
-	return removeImages(t.Context(), r.settings, r.repo, images, prune)
+	return removeImages(t.Context(), r.settings, r.repo, images, removeOptions{noPrune: !prune})
 }
 
 // allWell holds that every image that is there verifies, and that there are n.

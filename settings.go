@@ -115,7 +115,7 @@ func (s *settings) checkSigning(ctx context.Context, destination types.ImageRefe
 		return nil
 	}
 	if _, ok := destination.(ostreeReference); !ok {
-		return errdefs.Usagef("--gpg-sign, --sign and --keys-file sign commits, and %s: makes none; --sign-by signs an image",
+		return errdefs.Usagef("--gpg-sign, --sign and --keys-file sign commits, and %s: makes none; --sign-by-sigstore-private-key signs an image",
 			destination.Transport().Name())
 	}
 	features, err := ostreeVersion(ctx, s.runner)

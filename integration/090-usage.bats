@@ -16,7 +16,7 @@ wrong() {
     local command
     oi --help
     for command in copy pull list version; do
-        [[ $output =~ $'\n   '"$command"[,\ ] ]] || fail "no $command in the help"
+        [[ $output =~ $'\n     '"$command"[,\ ] ]] || fail "no $command in the help"
     done
     for option in --repo --debug --quiet --log-commands --tmpdir --command-timeout --lock-timeout --ostree --tar --policy --insecure-policy --override-os \
         --override-arch --override-variant --registries-conf --registries.d --authfile; do
@@ -28,7 +28,7 @@ wrong() {
     oi copy --help
     assert_stdout_has 'SOURCE DESTINATION'
     for option in --unpack --src-tls-verify --dest-tls-verify --src-creds --src-no-creds --src-cert-dir --src-authfile --src-registry-token --all \
-        --format --preserve-digests --remove-signatures --sign-by --digestfile --retry-times --image-parallel-copies --timestamp --no-fsync; do
+        --format --preserve-digests --remove-signatures --sign-by-sigstore-private-key --tls-verify --multi-arch --platform --dest-compress-format --digestfile --retry-times --image-parallel-copies --timestamp --no-fsync; do
         assert_stdout_has "$option"
     done
     oi pull --help
@@ -82,7 +82,7 @@ wrong() {
 @test "usage [bad values]" {
     wrong '--unpack "foo": it is auto, stream or tar' pull --unpack=foo oci:a:b c
     wrong '--format "foo": it is oci, v2s1 or v2s2' "--repo=$BATS_TEST_TMPDIR/repo" pull --format=foo oci:a:b c
-    wrong '--format "xml": it is table or json' list --format=xml
+    wrong '--format "xml": it is table, json or a Go template' list --format=xml
     wrong '--command-timeout -5s: it cannot be negative' --command-timeout=-5s list
     wrong 'invalid value "5" for flag -command-timeout' --command-timeout=5 list
     wrong 'timestamp "-1": it is "now" or a number of seconds since 1970' "--repo=$BATS_TEST_TMPDIR/repo" pull --timestamp=-1 oci:a:b c

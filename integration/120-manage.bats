@@ -72,7 +72,7 @@ layers_of() { manifest_layers "$OCI" "$1" | LC_ALL=C sort; }
     assert_stdout '[]'
     oi -3 "--repo=$T/none" list
     oi -2 "--repo=$REPO" list --format=xml
-    assert_error 'table or json'
+    assert_error 'table, json or a Go template'
 }
 
 @test "inspect" {
