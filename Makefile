@@ -37,7 +37,9 @@ PACKAGES_TEST = $(PACKAGES_RUN) $(PACKAGES_LINT) bats parallel mmdebstrap debian
 PACKAGES_LINT = shellcheck
 GOLANGCI_LINT = .tools/bin/golangci-lint
 GOLANGCI_LINT_VERSION = v2.15.0
-SHELL_FILES = .ci/run scripts/apt-install scripts/count-tests scripts/demo scripts/find-go scripts/get-go
+NFPM = .tools/bin/nfpm
+NFPM_VERSION = v2.45.2
+SHELL_FILES = .ci/run scripts/apt-install scripts/count-tests scripts/demo scripts/find-go scripts/get-go scripts/packages scripts/dist
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -114,8 +116,24 @@ demo: deps-build ## import a Debian base image, or IMAGE=docker://..., into a re
 	@$(MAKE) --no-print-directory build
 	@scripts/demo
 
-install: ## install below DESTDIR and PREFIX (/usr/local) what build has built
+man: build ## write the man pages into bin/man
+	rm -rf bin/man
+	$(BIN) man bin/man
+
+install: ## install below DESTDIR and PREFIX (/usr/local) what build has built, with man pages and completions
 	install -D -m 755 $(BIN) '$(DESTDIR)$(PREFIX)/bin/ostree-image'
+	install -d '$(DESTDIR)$(PREFIX)/share/man/man1' '$(DESTDIR)$(PREFIX)/share/bash-completion/completions' \
+		'$(DESTDIR)$(PREFIX)/share/zsh/site-functions' '$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d'
+	$(BIN) man '$(DESTDIR)$(PREFIX)/share/man/man1'
+	$(BIN) completion bash >'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/ostree-image'
+	$(BIN) completion zsh >'$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_ostree-image'
+	$(BIN) completion fish >'$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/ostree-image.fish'
+
+packages: build build-all deps-nfpm ## make .deb, .rpm and .apk in bin/packages
+	scripts/packages $(NFPM) $(VERSION) $(ARCHES)
+
+dist: build build-all ## make archives, SHA256SUMS and SPDX lists in bin/dist
+	scripts/dist '$(GO)' $(VERSION) $(ARCHES)
 
 clean: ## remove what was built, downloaded and imported here
 	rm -rf bin .build .demo .tools
@@ -126,9 +144,12 @@ deps-build: ## get a go command that is new enough, if there is none
 deps-test: deps-build ## install what the tests run
 	@scripts/apt-install $(PACKAGES_TEST)
 
+deps-nfpm: deps-build
+	@[ -x $(NFPM) ] || (set -x; GOBIN='$(CURDIR)/.tools/bin' $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION))
+
 deps-lint: deps-build
 	@scripts/apt-install $(PACKAGES_LINT)
 	@$(GOLANGCI_LINT) version --short 2>/dev/null | grep -qx '$(GOLANGCI_LINT_VERSION:v%=%)' || \
 		(set -x; GOBIN='$(CURDIR)/.tools/bin' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION))
 
-.PHONY: help build build-all test unit race integration fuzz test-hostile test-crash test-stress bench lint check demo install clean deps-build deps-test deps-lint
+.PHONY: help build build-all test unit race integration fuzz test-hostile test-crash test-stress bench lint check demo man install packages dist clean deps-build deps-test deps-nfpm deps-lint

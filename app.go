@@ -91,6 +91,7 @@ func (p *program) app() *cli.App {
 			p.listCommand(), p.inspectCommand(), p.checkoutCommand(), p.tagCommand(), p.untagCommand(),
 			p.removeCommand(), p.pruneCommand(), p.verifyCommand(),
 			p.loginCommand(), p.logoutCommand(), p.replayCommand(), p.helpCommand(), p.versionCommand(),
+			p.completionCommand(), p.completeCommand(), p.manCommand(),
 		},
 	}
 	app.Flags = append(app.Flags, cli.HelpFlag) // the library adds it only where it has the command help as its own

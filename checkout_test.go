@@ -1411,7 +1411,7 @@ func TestCheckoutIndex(t *testing.T) {
 	oi(3, "checkout", "none", dir)
 	oi(2, "checkout", "multi")
 	oi(2, "checkout", "multi", "")
-	oi(2, "checkout", "multi", dir, "--user-mode")
+	oi(2, "checkout", "multi", dir, "--no-such-option")
 	onlyEntries(t, filepath.Dir(dir))
 }
 

@@ -98,3 +98,7 @@ require (
 	google.golang.org/grpc v1.83.2 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 )
+
+// The bytes that its gzip writes are a part of each layer's commit, and newer releases write others: the same layer would get
+// another commit.
+replace github.com/klauspost/compress => github.com/klauspost/compress v1.18.0

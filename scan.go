@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -14,6 +13,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
@@ -368,8 +368,8 @@ func (h *rawHash) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// splitFile is a layer's tar-split record on disk: gzip of one JSON object a line. Its bytes are a part of a commit's metadata,
-// so it is Go's own gzip that makes them: a library that is updated would change the commits' checksums.
+// splitFile is a layer's tar-split record on disk: gzip of one JSON object a line. Its bytes are a part of a commit, whose checksum
+// must stay the same: see go.mod.
 type splitFile struct {
 	path string
 	file *os.File

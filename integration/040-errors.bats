@@ -131,7 +131,7 @@ fake() {
 }
 
 @test "error [image not found, no layout]" {
-    fails 3 'open /none/index.json: no such file or directory' pull oci:/none:none small
+    fails 3 'initializing source oci:/none:none: open index.json: no such file or directory' pull oci:/none:none small
     fails 3 'archive file not found: "/none.tar"' pull oci-archive:/none.tar:none small
     fails 3 'open /none/manifest.json: no such file or directory' pull dir:/none small
     fails 3 'open /none.tar: no such file or directory' pull docker-archive:/none.tar:none:1 small

@@ -205,3 +205,36 @@ PY
     oi -3 login --get-login "$TLS_REGISTRY" "${options[@]}"
     oi -1 pull "docker://$image_name" b --src-cert-dir "$TLS_DIR/client" "${options[@]}"
 }
+
+# completed LINE has bash complete a line, and sets output to what it offers.
+completed() {
+    run -0 bash -c 'source <("$1" completion bash); COMP_LINE=$2 COMP_POINT=${#2}; compopt() { :; }
+        _ostree_image; printf "%s\n" "${COMPREPLY[@]}"' bash "$OI" "$OI $1"
+}
+
+@test "hands [completion]" {
+    oi pull "oci:$OCI:small" debian:12
+    oi pull "oci:$OCI:small" debian:11
+    completed pu
+    assert_equal "$(xargs <<<"$output")" "pull push"
+    completed 'inspect deb'
+    assert_equal "$(xargs <<<"$output")" "debian:11 debian:12"
+    completed 'inspect debian:'
+    assert_equal "$(xargs <<<"$output")" "11 12" # bash has the rest
+    completed 'push debian:12 oci-'
+    assert_equal "$output" oci-archive:
+    completed 'pull --unp'
+    assert_equal "$output" --unpack
+    completed 'pull --unpack '
+    assert_equal "$(xargs <<<"$output")" "auto stream tar"
+    completed '-q checkout debian:12 '
+    assert_equal "$output" '' # a directory is for the shell to know
+    oi completion zsh
+    assert_stdout_has '#compdef ostree-image'
+    oi -2 completion tcsh
+    if command -v fish >/dev/null; then
+        ln -s -- "$OI" "$T/ostree-image"
+        PATH=$T:$PATH HOME=$T run -0 fish -c 'ostree-image completion fish | source; complete -C "ostree-image inspect debian:1"'
+        assert_equal "$(xargs <<<"$output")" "debian:11 debian:12"
+    fi
+}

@@ -200,8 +200,8 @@ check_written() {
     assert_error "no image none:latest in the repository $REPO"
     oi -2 "--repo=$REPO" checkout small
     assert_error "1 arguments given"
-    oi -2 "--repo=$REPO" checkout small "$OUT/new" --user-mode
-    assert_error "options stand before the arguments"
+    oi -2 "--repo=$REPO" checkout small "$OUT/new" --usr-mode
+    assert_error "unknown option --usr-mode; did you mean --user-mode?"
     assert_equal "$(ls -AR -- "$OUT")" "$all"
 }
 
