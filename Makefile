@@ -39,7 +39,7 @@ GOLANGCI_LINT = .tools/bin/golangci-lint
 GOLANGCI_LINT_VERSION = v2.15.0
 NFPM = .tools/bin/nfpm
 NFPM_VERSION = v2.45.2
-SHELL_FILES = .ci/run scripts/apt-install scripts/count-tests scripts/demo scripts/find-go scripts/get-go scripts/packages scripts/dist
+SHELL_FILES = .ci/run scripts/apt-install scripts/count-tests scripts/demo scripts/find-go scripts/get-go scripts/packages scripts/test-packages scripts/dist
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -132,6 +132,9 @@ install: ## install below DESTDIR and PREFIX (/usr/local) what build has built, 
 packages: build build-all deps-nfpm ## make .deb, .rpm and .apk in bin/packages
 	scripts/packages $(NFPM) $(VERSION) $(ARCHES)
 
+test-packages: packages ## install, try and remove the .deb in fresh chroots of Debian 12 and 13 (as root)
+	scripts/test-packages
+
 dist: build build-all ## make archives, SHA256SUMS and SPDX lists in bin/dist
 	scripts/dist '$(GO)' $(VERSION) $(ARCHES)
 
@@ -152,4 +155,4 @@ deps-lint: deps-build
 	@$(GOLANGCI_LINT) version --short 2>/dev/null | grep -qx '$(GOLANGCI_LINT_VERSION:v%=%)' || \
 		(set -x; GOBIN='$(CURDIR)/.tools/bin' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION))
 
-.PHONY: help build build-all test unit race integration fuzz test-hostile test-crash test-stress bench lint check demo man install packages dist clean deps-build deps-test deps-nfpm deps-lint
+.PHONY: help build build-all test unit race integration fuzz test-hostile test-crash test-stress bench lint check demo man install packages test-packages dist clean deps-build deps-test deps-nfpm deps-lint
