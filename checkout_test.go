@@ -384,23 +384,6 @@ func (r *testRun) checkoutContext(ctx context.Context, t testing.TB, name, dir s
 	return checkoutImage(ctx, ref, dir, testSys, o)
 }
 
-// onlyEntry holds that a directory holds these names and nothing else, such as a work directory that was left.
-func onlyEntries(t testing.TB, dir string, names ...string) {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var have []string
-	for _, e := range entries {
-		have = append(have, e.Name())
-	}
-	slices.Sort(names)
-	if !slices.Equal(have, names) {
-		t.Errorf("%s holds %q, and should hold %q", dir, have, names)
-	}
-}
-
 // pullCommits copies all refs of a repository into a new one of another mode.
 func pullCommits(t testing.TB, from, mode string) string {
 	t.Helper()
@@ -633,7 +616,7 @@ func TestCheckoutStacks(t *testing.T) {
 						t.Errorf("%s: %v", mode, err)
 						continue
 					}
-					onlyEntries(t, filepath.Dir(dir), "root")
+					testutil.OnlyEntries(t, filepath.Dir(dir), "root")
 					if c.want != nil {
 						compareListed(t, mode, rootTree(t, dir), c.want)
 					} else {
@@ -803,9 +786,9 @@ func TestCheckoutHostile(t *testing.T) {
 			untouched := victims(t, outer, middle, parent)
 			err := run.checkoutTo(t, fmt.Sprint("hostile-", i), dir, checkoutOptions{})
 			untouched(t, c.name)
-			onlyEntries(t, middle, "p", "victim")
+			testutil.OnlyEntries(t, middle, "p", "victim")
 			if c.fails != "" {
-				onlyEntries(t, parent, "victim")
+				testutil.OnlyEntries(t, parent, "victim")
 				if err == nil || !strings.Contains(err.Error(), c.fails) {
 					t.Errorf("%s: error %v, want %q", c.name, err, c.fails)
 				}
@@ -815,7 +798,7 @@ func TestCheckoutHostile(t *testing.T) {
 				t.Errorf("%s: %v", c.name, err)
 				continue
 			}
-			onlyEntries(t, parent, "root", "victim")
+			testutil.OnlyEntries(t, parent, "root", "victim")
 			for _, name := range c.has {
 				if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
 					t.Errorf("%s: %v", c.name, err)
@@ -921,7 +904,7 @@ func TestCheckoutTarget(t *testing.T) {
 			if err := run.checkoutTo(t, "simple", dir, checkoutOptions{}); err != nil {
 				t.Fatal(err)
 			}
-			onlyEntries(t, parent, c.beside...)
+			testutil.OnlyEntries(t, parent, c.beside...)
 			compareListed(t, c.name, rootTree(t, filepath.Clean(dir)), want)
 			if _ = unix.Stat(dir, &after); c.stays && before.Ino != after.Ino {
 				t.Error("it is another directory")
@@ -930,7 +913,7 @@ func TestCheckoutTarget(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), "is not empty") {
 				t.Errorf("once more: %v", err)
 			}
-			onlyEntries(t, parent, c.beside...)
+			testutil.OnlyEntries(t, parent, c.beside...)
 		})
 	}
 	for _, c := range []struct {
@@ -986,9 +969,9 @@ func TestCheckoutTarget(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.fails) {
 				t.Errorf("error %v, want %q", err, c.fails)
 			}
-			onlyEntries(t, parent, c.stays...)
+			testutil.OnlyEntries(t, parent, c.stays...)
 			if dir == parent+"/root" && strings.HasPrefix(c.name, "files of") {
-				onlyEntries(t, dir, ".ostree-image-checkout-2", "ostree-image-1")
+				testutil.OnlyEntries(t, dir, ".ostree-image-checkout-2", "ostree-image-1")
 			}
 		})
 	}
@@ -1000,7 +983,7 @@ func TestCheckoutTarget(t *testing.T) {
 		if err := run.checkoutTo(t, "simple", parent+"/root", checkoutOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		onlyEntries(t, parent, "ostree-image-0.1", "ostree-image-5", "ostree-image-main", "root")
+		testutil.OnlyEntries(t, parent, "ostree-image-0.1", "ostree-image-5", "ostree-image-main", "root")
 	})
 	t.Run("what a killed checkout left goes", func(t *testing.T) {
 		parent := t.TempDir()
@@ -1022,11 +1005,11 @@ func TestCheckoutTarget(t *testing.T) {
 		if err := run.checkoutTo(t, "simple", parent+"/root", checkoutOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		onlyEntries(t, parent, "root", directoryName(t, filepath.Dir(other.path)))
+		testutil.OnlyEntries(t, parent, "root", directoryName(t, filepath.Dir(other.path)))
 		if err := other.remove(); err != nil {
 			t.Error(err)
 		}
-		onlyEntries(t, parent, "root")
+		testutil.OnlyEntries(t, parent, "root")
 		for _, stop := range w.done {
 			stop()
 		}
@@ -1070,7 +1053,7 @@ func TestSweepCheckouts(t *testing.T) {
 		}
 	}
 	sweepCheckouts(parent)
-	onlyEntries(t, parent, checkoutPrefix+"2", checkoutPrefix+"3", checkoutPrefix+"4", checkoutPrefix+"5-mine")
+	testutil.OnlyEntries(t, parent, checkoutPrefix+"2", checkoutPrefix+"3", checkoutPrefix+"4", checkoutPrefix+"5-mine")
 }
 
 // TestCheckoutGroup: a root that no layer describes is root's, whatever the directory above it hands down.
@@ -1168,7 +1151,7 @@ func TestCheckoutOptions(t *testing.T) {
 					t.Errorf("%+v: no error", o)
 				} else {
 					t.Log(err)
-					onlyEntries(t, filepath.Dir(dir))
+					testutil.OnlyEntries(t, filepath.Dir(dir))
 				}
 			}
 		})
@@ -1183,7 +1166,7 @@ func TestCheckoutOptions(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "across devices") {
 			t.Errorf("error %v", err)
 		}
-		onlyEntries(t, dir)
+		testutil.OnlyEntries(t, dir)
 		if err := bare.checkoutTo(t, "simple", dir+"/root", checkoutOptions{}); err != nil {
 			t.Error(err)
 		}
@@ -1234,7 +1217,7 @@ func TestCheckoutInterrupted(t *testing.T) {
 		if !errors.Is(err, errInterrupted) {
 			t.Errorf("error %v", err)
 		}
-		onlyEntries(t, parent)
+		testutil.OnlyEntries(t, parent)
 	}
 	if stopped == 0 {
 		t.Error("none was stopped")
@@ -1330,7 +1313,7 @@ func TestCheckoutHostileRepository(t *testing.T) {
 			err := run.checkoutTo(t, "image", parent+"/root", checkoutOptions{userMode: os.Geteuid() != 0})
 			untouched(t, c.name)
 			if c.fails != "" {
-				onlyEntries(t, parent, "victim")
+				testutil.OnlyEntries(t, parent, "victim")
 			}
 			if (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
 				t.Errorf("error %v, want %q", err, c.fails)
@@ -1407,12 +1390,12 @@ func TestCheckoutIndex(t *testing.T) {
 	if text := oi(1, "--override-os=linux", "--override-arch=s390x", "checkout", "multi", dir); !strings.Contains(text, "choosing an instance") {
 		t.Errorf("it says %s", text)
 	}
-	onlyEntries(t, filepath.Dir(dir))
+	testutil.OnlyEntries(t, filepath.Dir(dir))
 	oi(3, "checkout", "none", dir)
 	oi(2, "checkout", "multi")
 	oi(2, "checkout", "multi", "")
 	oi(2, "checkout", "multi", dir, "--no-such-option")
-	onlyEntries(t, filepath.Dir(dir))
+	testutil.OnlyEntries(t, filepath.Dir(dir))
 }
 
 // programRuns is for runProgram: all programs of a process share the library's flag --help.
@@ -1599,7 +1582,7 @@ func TestCheckoutAsUser(t *testing.T) {
 		})
 	}
 	for _, mode := range modes {
-		onlyEntries(t, filepath.Join(dir, mode+"-roots"), tagsOf(cases)...)
+		testutil.OnlyEntries(t, filepath.Join(dir, mode+"-roots"), tagsOf(cases)...)
 		fsck(t, filepath.Join(dir, mode))
 	}
 }
@@ -1649,7 +1632,7 @@ func TestCheckoutSignal(t *testing.T) {
 		if got := cmd.ProcessState.ExitCode(); got != status {
 			t.Errorf("%v: exit status %d, want %d: %s", signal, got, status, &out)
 		}
-		onlyEntries(t, parent)
+		testutil.OnlyEntries(t, parent)
 		if left := testutil.ProcessesOf(parent); len(left) > 0 {
 			t.Errorf("processes are left: %q", left)
 		}

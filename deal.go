@@ -15,6 +15,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/tarstream"
+	"ostree-image/internal/spool"
 )
 
 const (
@@ -57,10 +58,10 @@ func (st *staging) unpackClean(ctx context.Context, b *stagedBlob, scan *layerSc
 func (st *staging) unpackDealt(ctx context.Context, b *stagedBlob, scan *layerScan, filter *layerFilter, parts int) (
 	tree layerTree, plain bool, err error,
 ) {
-	spools := make([]*spool, parts)
+	spools := make([]*spool.Spool, parts)
 	outs := make([]io.Writer, parts)
 	for part := range parts {
-		if spools[part], err = newSpool(st.blobDir()); err != nil {
+		if spools[part], err = spool.New(st.blobDir()); err != nil {
 			return tree, false, err
 		}
 		defer errdefs.Close(&err, spools[part])
@@ -70,7 +71,7 @@ func (st *staging) unpackDealt(ctx context.Context, b *stagedBlob, scan *layerSc
 	group, ctx := errgroup.WithContext(ctx)
 	for part, s := range spools {
 		group.Go(func() (err error) {
-			defer s.leave()
+			defer s.Leave()
 			trees[part], err = st.feed(ctx, b, fmt.Sprintf("%s.%d.tar", b.name(), part+1), nil, func(w io.Writer) error {
 				_, err := io.Copy(w, s)
 				return err
@@ -82,9 +83,9 @@ func (st *staging) unpackDealt(ctx context.Context, b *stagedBlob, scan *layerSc
 		filter.out = newDealer(outs, filter.key)
 		plain, err = st.scanInto(ctx, b, scan, filter)
 		for _, s := range spools {
-			s.end(err)
+			s.End(err)
 		}
-		if errors.Is(err, errSpoolLeft) {
+		if errors.Is(err, spool.ErrLeft) {
 			return nil // who left says why
 		}
 		return err

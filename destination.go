@@ -26,6 +26,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/treesum"
+	"ostree-image/internal/spool"
 )
 
 const (
@@ -328,7 +329,7 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	record.link(staged.path, staged.name())
 	isLayer := imageref.IsLayerType(info.MediaType)
 	// A large layer is imported while it arrives. A small one would only keep a slot from others that are there already.
-	early := isLayer && (info.Size < 0 || info.Size > smallStream)
+	early := isLayer && (info.Size < 0 || info.Size > spool.Small)
 	if early {
 		d.queueLayer(st, staged, b)
 	}

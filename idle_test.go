@@ -16,6 +16,7 @@ import (
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/testutil"
 )
 
 // lyingRegistry serves one image, whose layer is good, as how says.
@@ -113,7 +114,7 @@ func TestIdleRegistry(t *testing.T) {
 			if n := sent(); n > 64<<20 {
 				t.Errorf("it took %d bytes", n)
 			}
-			onlyEntries(t, filepath.Join(run.repo.path, "tmp"), "cache")
+			testutil.OnlyEntries(t, filepath.Join(run.repo.path, "tmp"), "cache")
 		})
 	}
 }

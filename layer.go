@@ -24,6 +24,7 @@ import (
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/ui"
+	"ostree-image/internal/spool"
 )
 
 // engineName is how a layer's clean stream becomes a commit.
@@ -302,7 +303,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 type layerTree struct {
 	args   []string    // of ostree commit
 	commit string      // what of it is committed already, "" for nothing
-	stream *heldStream // that it reads, nil for nothing
+	stream *spool.Buffered // that it reads, nil for nothing
 	input  string      // what the journal calls that stream
 }
 
@@ -455,12 +456,12 @@ type layerWriter interface {
 func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string, opening *openingWriter) (layerWriter, error) {
 	if st.engine == engineStream {
 		alone := opening != nil
-		held := &heldStream{}
+		held := &spool.Buffered{}
 		// In this mode alone ostree would write each file again to make a commit with the layer's metadata of one without.
 		if st.mode == modeBareUserOnly && alone {
-			held.dir = st.work.path // which has room for the files, too
+			held.Dir = st.work.path // which has room for the files, too
 		}
-		large := b.want.Size > surelyLarge && held.dir == ""
+		large := b.want.Size > surelyLarge && held.Dir == ""
 		return &streamEngine{alone: alone, large: large, input: input, held: held, start: func() (*streamCommit, error) {
 			if err := st.ready(ctx); err != nil {
 				return nil, err
@@ -513,12 +514,8 @@ func ownDir(path string) error {
 	return errors.WithStack(os.Chmod(path, 0o755))
 }
 
-// smallStream is the size in bytes of a clean stream that is kept until all of the layer is known. It saves a commit without the
-// layer's metadata, which are known only then.
-const smallStream = 4 << 20
-
 // surelyLarge is the size in bytes of a layer, compressed or not, whose clean stream is not waited for to be found larger than a small one.
-const surelyLarge = smallStream / 2
+const surelyLarge = spool.Small / 2
 
 // streamEngine pipes a clean stream into ostree commit, once it is more than can be held.
 type streamEngine struct {
@@ -526,13 +523,13 @@ type streamEngine struct {
 	large  bool // it will be more than a small one
 	input  string
 	start  func() (*streamCommit, error)
-	held   *heldStream   // the stream so far, where commit is nil
+	held   *spool.Buffered   // the stream so far, where commit is nil
 	commit *streamCommit // nil while the stream is held
 }
 
 func (e *streamEngine) Write(b []byte) (int, error) {
 	if e.commit == nil {
-		if !e.large && e.held.fits(len(b)) {
+		if !e.large && e.held.Fits(len(b)) {
 			return e.held.Write(b)
 		}
 		if err := e.begin(); err != nil {
@@ -548,7 +545,7 @@ func (e *streamEngine) Write(b []byte) (int, error) {
 // begin starts ostree and gives it what came so far.
 func (e *streamEngine) begin() (err error) {
 	if e.commit, err = e.start(); err == nil {
-		err = e.held.copyTo(e.commit)
+		err = e.held.CopyTo(e.commit)
 	}
 	return err
 }

@@ -298,7 +298,7 @@ func TestRootFSManyDirectories(t *testing.T) {
 	if err := r.empty("", nil); err != nil {
 		t.Fatal(err)
 	}
-	onlyEntries(t, dir)
+	testutil.OnlyEntries(t, dir)
 }
 
 // TestRootFSDeep goes 3,000 directories deep.
@@ -325,7 +325,7 @@ func TestRootFSDeep(t *testing.T) {
 	if err := r.removeAll("d", nil); err != nil {
 		t.Fatal(err)
 	}
-	onlyEntries(t, dir, "l")
+	testutil.OnlyEntries(t, dir, "l")
 }
 
 // TestRootFSUnprivileged works in directories that their owner may not enter, and leaves them so. Root may always: it becomes another user

@@ -25,6 +25,7 @@ import (
 
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/testutil"
+	"ostree-image/internal/spool"
 )
 
 // corpus returns the archives that Go and tar-split test their readers with, by name.
@@ -141,9 +142,9 @@ func TestLostRace(t *testing.T) {
 		size   int64
 	}{
 		{"stream", modeBareUser, engineStream, 3},
-		{"a large stream", modeBareUser, engineStream, 2 * smallStream},             // whose commit begins before all of the layer is there
+		{"a large stream", modeBareUser, engineStream, 2 * spool.Small},             // whose commit begins before all of the layer is there
 		{"a surely large one", modeBareUser, engineStream, surelyLarge},             // and with the first byte
-		{"a large one that waits", modeBareUserOnly, engineStream, 2 * smallStream}, // on disk, for one commit
+		{"a large one that waits", modeBareUserOnly, engineStream, 2 * spool.Small}, // on disk, for one commit
 		{"tar", modeBareUser, engineTar, 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

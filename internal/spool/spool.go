@@ -1,4 +1,5 @@
-package main
+// Package spool keeps streams: one that is read while it is written, and one that is read later.
+package spool
 
 import (
 	"io"
@@ -16,11 +17,11 @@ const (
 	spoolPiece = 8 << 20
 )
 
-// errSpoolLeft is what the writer of a spool gets that nobody reads any more.
-var errSpoolLeft = errors.New("nobody reads the stream any more")
+// ErrLeft is what the writer of a spool gets that nobody reads any more.
+var ErrLeft = errors.New("nobody reads the stream any more")
 
-// spool is a stream that waits in a file without a name for a reader who is slower than its writer. One of each may use it at a time.
-type spool struct {
+// Spool is a stream that waits in a file without a name for a reader who is slower than its writer. One of each may use it at a time.
+type Spool struct {
 	file  *os.File
 	limit int64 // bytes
 
@@ -33,19 +34,19 @@ type spool struct {
 	left    bool
 }
 
-// newSpool makes an empty spool in dir.
-func newSpool(dir string) (*spool, error) {
+// New makes an empty spool in dir.
+func New(dir string) (*Spool, error) {
 	f, err := newUnnamed(dir)
 	if err != nil {
 		return nil, err
 	}
-	s := &spool{file: f, limit: spoolLimit}
+	s := &Spool{file: f, limit: spoolLimit}
 	s.changed = sync.NewCond(&s.mu)
 	return s, nil
 }
 
 // Write appends to the stream.
-func (s *spool) Write(b []byte) (int, error) {
+func (s *Spool) Write(b []byte) (int, error) {
 	s.mu.Lock()
 	for s.written-s.read > s.limit && !s.left {
 		s.changed.Wait()
@@ -53,7 +54,7 @@ func (s *spool) Write(b []byte) (int, error) {
 	at, left := s.written, s.left
 	s.mu.Unlock()
 	if left {
-		return 0, errSpoolLeft
+		return 0, ErrLeft
 	}
 	n, err := s.file.WriteAt(b, at)
 	s.mu.Lock()
@@ -63,8 +64,8 @@ func (s *spool) Write(b []byte) (int, error) {
 	return n, errors.Wrap(err, "staging a part of a layer")
 }
 
-// end ends the stream. err is what its reader gets at the end, io.EOF where it is nil.
-func (s *spool) end(err error) {
+// End ends the stream. err is what its reader gets at the end, io.EOF where it is nil.
+func (s *Spool) End(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended, s.err = true, err
@@ -72,7 +73,7 @@ func (s *spool) end(err error) {
 }
 
 // Read waits where the stream is still to come. What was read is gone from the disk, on file systems that can do that.
-func (s *spool) Read(b []byte) (int, error) {
+func (s *Spool) Read(b []byte) (int, error) {
 	s.mu.Lock()
 	for s.read == s.written && !s.ended {
 		s.changed.Wait()
@@ -96,8 +97,8 @@ func (s *spool) Read(b []byte) (int, error) {
 	return n, errors.Wrap(err, "reading a part of a layer")
 }
 
-// leave tells the writer that nobody reads any more.
-func (s *spool) leave() {
+// Leave tells the writer that nobody reads any more.
+func (s *Spool) Leave() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.left = true
@@ -105,4 +106,4 @@ func (s *spool) leave() {
 }
 
 // Close gives the file back. Neither end is to be used any more.
-func (s *spool) Close() error { return errors.WithStack(s.file.Close()) }
+func (s *Spool) Close() error { return errors.WithStack(s.file.Close()) }

@@ -1,4 +1,4 @@
-package main
+package spool
 
 import (
 	"bytes"
@@ -9,17 +9,19 @@ import (
 	"time"
 
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/testutil"
 )
 
-func newTestSpool(t *testing.T, limit int64) *spool {
+func newTestSpool(t *testing.T, limit int64) *Spool {
 	t.Helper()
 	dir := t.TempDir()
-	s, err := newSpool(dir)
+	s, err := New(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	onlyEntries(t, dir) // what a run that is killed would leave
+	testutil.OnlyEntries(t, dir) // what a run that is killed would leave
 	s.limit = limit
 	return s
 }
@@ -36,7 +38,7 @@ func TestSpool(t *testing.T) {
 				t.Errorf("%d bytes written of %d: %v", n, len(piece), err)
 			}
 		}
-		s.end(nil)
+		s.End(nil)
 	}()
 	got, err := io.ReadAll(s)
 	if err != nil {
@@ -55,7 +57,7 @@ func TestSpoolLimit(t *testing.T) {
 	go func() {
 		for {
 			if _, err := s.Write(make([]byte, 100)); err != nil {
-				if !errors.Is(err, errSpoolLeft) {
+				if !errors.Is(err, ErrLeft) {
 					t.Errorf("the error is %v", err)
 				}
 				written <- s.written
@@ -68,7 +70,7 @@ func TestSpoolLimit(t *testing.T) {
 		t.Fatalf("it stopped after %d bytes", n)
 	case <-time.After(100 * time.Millisecond):
 	}
-	s.leave()
+	s.Leave()
 	if n := <-written; n < 1000 || n > 1200 {
 		t.Errorf("%d bytes were written, with a limit of 1000", n)
 	}
@@ -81,7 +83,7 @@ func TestSpoolEnd(t *testing.T) {
 	failure := errors.New("the layer is wrong")
 	go func() {
 		_, _ = s.Write([]byte("some"))
-		s.end(failure)
+		s.End(failure)
 	}()
 	if _, err := io.ReadAll(s); !errors.Is(err, failure) {
 		t.Errorf("the error is %v", err)
@@ -97,7 +99,7 @@ func TestSpoolGivesRoomBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.end(nil)
+	s.End(nil)
 	if _, err := io.CopyN(io.Discard, s, 3*spoolPiece+1); err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package main
+package spool
 
 import (
 	"io"
@@ -7,31 +7,37 @@ import (
 	"github.com/pkg/errors"
 )
 
-// maxHeld is of how many bytes a stream is held at most. A larger one is ostree's to refuse where there is no room for it.
-const maxHeld = 512 << 20
+// maxBuffered is of how many bytes a stream is held at most. A larger one is ostree's to refuse where there is no room for it.
+const maxBuffered = 512 << 20
 
-// heldStream is a stream that is kept to be read later, as often as is wanted: in memory while it is small, and then, where it was given a
+// copySize is how many bytes are copied at a time.
+const copySize = 256 << 10
+
+// Small is the size in bytes up to which a stream is held in memory.
+const Small = 4 << 20
+
+// Buffered is a stream that is kept to be read later, as often as is wanted: in memory while it is small, and then, where it was given a
 // directory, in a file without a name there.
-type heldStream struct {
-	dir  string // "" for a stream that is never more than a small one
+type Buffered struct {
+	Dir  string // "" for a stream that is never more than a small one
 	head []byte // of a small stream
 	file *os.File
 	size int64 // bytes
 }
 
-// fits tells whether n bytes more can be held.
-func (h *heldStream) fits(n int) bool {
-	if h.dir == "" {
+// Fits tells whether n bytes more can be held.
+func (h *Buffered) Fits(n int) bool {
+	if h.Dir == "" {
 		return h.staysSmall(n)
 	}
-	return h.size+int64(n) <= maxHeld
+	return h.size+int64(n) <= maxBuffered
 }
 
 // staysSmall tells whether the stream with n bytes more is held in memory.
-func (h *heldStream) staysSmall(n int) bool { return h.size+int64(n) <= smallStream }
+func (h *Buffered) staysSmall(n int) bool { return h.size+int64(n) <= Small }
 
 // Write appends to the stream.
-func (h *heldStream) Write(b []byte) (int, error) {
+func (h *Buffered) Write(b []byte) (int, error) {
 	if h.staysSmall(len(b)) {
 		h.head = append(h.head, b...)
 		h.size += int64(len(b))
@@ -48,8 +54,8 @@ func (h *heldStream) Write(b []byte) (int, error) {
 }
 
 // spill moves the stream to a file.
-func (h *heldStream) spill() (err error) {
-	if h.file, err = newUnnamed(h.dir); err != nil {
+func (h *Buffered) spill() (err error) {
+	if h.file, err = newUnnamed(h.Dir); err != nil {
 		return err
 	}
 	_, err = h.file.Write(h.head)
@@ -70,18 +76,18 @@ func newUnnamed(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// copyTo writes the whole stream to w.
-func (h *heldStream) copyTo(w io.Writer) error {
+// CopyTo writes the whole stream to w.
+func (h *Buffered) CopyTo(w io.Writer) error {
 	if h.file == nil {
 		_, err := w.Write(h.head)
 		return err
 	}
-	_, err := io.CopyBuffer(w, io.NewSectionReader(h.file, 0, h.size), make([]byte, copyBuffer))
+	_, err := io.CopyBuffer(w, io.NewSectionReader(h.file, 0, h.size), make([]byte, copySize))
 	return err
 }
 
 // Close gives back what the stream takes.
-func (h *heldStream) Close() error {
+func (h *Buffered) Close() error {
 	h.head = nil
 	if h.file == nil {
 		return nil

@@ -1,4 +1,4 @@
-package main
+package spool
 
 import (
 	"bytes"
@@ -7,34 +7,36 @@ import (
 	"testing"
 
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/testutil"
 )
 
-func TestHeldStream(t *testing.T) {
+func TestBuffered(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		size   int
 		onDisk bool
 	}{
 		"nothing":             {0, false},
-		"small":               {smallStream, false},
-		"one byte too many":   {smallStream + 1, true},
-		"larger than a piece": {2*smallStream + 3*copyBuffer/2, true},
+		"small":               {Small, false},
+		"one byte too many":   {Small + 1, true},
+		"larger than a piece": {2*Small + 3*copySize/2, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			h := &heldStream{dir: dir}
+			h := &Buffered{Dir: dir}
 			want := bytes.Repeat([]byte("0123456"), tt.size/7+1)[:tt.size]
-			if _, err := io.CopyBuffer(h, struct{ io.Reader }{bytes.NewReader(want)}, make([]byte, copyBuffer+1)); err != nil {
+			if _, err := io.CopyBuffer(h, struct{ io.Reader }{bytes.NewReader(want)}, make([]byte, copySize+1)); err != nil {
 				t.Fatal(err)
 			}
-			onlyEntries(t, dir) // what a run that is killed would leave
+			testutil.OnlyEntries(t, dir) // what a run that is killed would leave
 			if onDisk := h.file != nil; onDisk != tt.onDisk {
 				t.Errorf("on disk: %v", onDisk)
 			}
 			for range 2 { // a commit that loses a race reads it again
 				var got bytes.Buffer
-				if err := h.copyTo(&got); err != nil {
+				if err := h.CopyTo(&got); err != nil {
 					t.Fatal(err)
 				}
 				if !bytes.Equal(got.Bytes(), want) {
@@ -51,33 +53,33 @@ func TestHeldStream(t *testing.T) {
 }
 
 // One that has no directory holds what is small, and says so.
-func TestHeldStreamInMemory(t *testing.T) {
+func TestBufferedInMemory(t *testing.T) {
 	t.Parallel()
-	h := &heldStream{}
-	if _, err := h.Write(make([]byte, smallStream-1)); err != nil {
+	h := &Buffered{}
+	if _, err := h.Write(make([]byte, Small-1)); err != nil {
 		t.Fatal(err)
 	}
-	if !h.fits(1) || h.fits(2) {
+	if !h.Fits(1) || h.Fits(2) {
 		t.Error("it does not know its limit")
 	}
 }
 
 // No more is held than the disk can be asked for.
-func TestHeldStreamLimits(t *testing.T) {
+func TestBufferedLimits(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	h := &heldStream{dir: dir, size: maxHeld - 1}
-	if !h.fits(1) || h.fits(2) {
+	h := &Buffered{Dir: dir, size: maxBuffered - 1}
+	if !h.Fits(1) || h.Fits(2) {
 		t.Error("it does not know its limit")
 	}
 }
 
-func TestHeldStreamNoDirectory(t *testing.T) {
+func TestBufferedNoDirectory(t *testing.T) {
 	t.Parallel()
-	h := &heldStream{dir: t.TempDir() + "/missing"}
+	h := &Buffered{Dir: t.TempDir() + "/missing"}
 	var err error
 	for range 2 {
-		_, err = h.Write(make([]byte, smallStream))
+		_, err = h.Write(make([]byte, Small))
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("error %v", err)
