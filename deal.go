@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/errdefs"
-	"ostree-image/internal/tarstream"
 	"ostree-image/internal/spool"
+	"ostree-image/internal/tarstream"
 )
 
 const (

@@ -24,8 +24,8 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/imageref"
-	"ostree-image/internal/testutil"
 	"ostree-image/internal/spool"
+	"ostree-image/internal/testutil"
 )
 
 // corpus returns the archives that Go and tar-split test their readers with, by name.

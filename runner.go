@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"github.com/pkg/errors"
-	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/shellquote"
@@ -88,27 +86,6 @@ type command struct {
 	errLimit int // bytes of standard error that an error keeps, 0 for stderrTail
 	outLimit int // bytes of standard output that are read into memory, 0 for outputLimit
 	memory   int // bytes of memory that the process may have, 0 for any number
-}
-
-// process is a running command. The caller calls wait, exactly once; kill may come at any time.
-type process struct {
-	cmd    *exec.Cmd
-	tool   string
-	args   []string
-	stderr tail
-	above  context.Context // the caller's
-	ctx    context.Context // ends with that, or with --command-timeout
-	cancel context.CancelCauseFunc
-	killer *time.Timer // sends SIGKILL a while after SIGTERM
-	clock  *commandClock
-	number int
-	memory int // see command
-	began  time.Time
-	took   time.Duration // once it has ended
-	run    *runner
-
-	mu     sync.Mutex
-	reaped bool // its number may be another process's
 }
 
 // inheriting makes every child from now on hold file open. The returned function ends that.
@@ -206,44 +183,6 @@ func (r *runner) start(ctx context.Context, c command, stdin *os.File, stdout io
 	return p, nil
 }
 
-// begin starts the process with the files that it inherits, none of which is let go meanwhile.
-func (p *process) begin() error {
-	p.run.mu.Lock()
-	defer p.run.mu.Unlock()
-	p.cmd.ExtraFiles = append([]*os.File(nil), p.run.inherit...)
-	err := p.cmd.Start()
-	if err == nil && p.memory > 0 {
-		go p.watchMemory()
-	}
-	return err
-}
-
-// memoryInterval is how often is looked how much memory a process has.
-const memoryInterval = 5 * time.Millisecond
-
-// watchMemory ends a process that has more memory than it may, with a CheckError. A limit of the
-// kernel's counts what a program reserves, too, and a wrapper in another language reserves a lot.
-func (p *process) watchMemory() {
-	ticker := time.NewTicker(memoryInterval)
-	defer ticker.Stop()
-	path := fmt.Sprintf("/proc/%d/statm", p.cmd.Process.Pid)
-	for {
-		select {
-		case <-p.ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		var size, resident int
-		if b, err := os.ReadFile(path); err == nil {
-			_, _ = fmt.Sscan(string(b), &size, &resident)
-		}
-		if resident*os.Getpagesize() > p.memory {
-			p.cancel(errdefs.Checkf("it takes more than %d bytes of memory", p.memory))
-			return
-		}
-	}
-}
-
 // startCause explains an error of starting a process.
 func startCause(ctx context.Context, err error, args []string) error {
 	if ctx.Err() != nil {
@@ -273,78 +212,6 @@ func (r *runner) onSpawnThread(start func() error) error {
 	done := make(chan error, 1)
 	r.spawn <- func() { done <- start() }
 	return <-done
-}
-
-// kill ends the whole process group at once. wait is still to be called.
-func (p *process) kill() { _ = p.signal(syscall.SIGKILL) }
-
-// signal sends a signal to the whole process group, unless the process was waited for: then another
-// may have its number.
-func (p *process) signal(sig syscall.Signal) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.reaped {
-		return os.ErrProcessDone
-	}
-	return syscall.Kill(-p.cmd.Process.Pid, sig)
-}
-
-// awaitEnd returns when the process has ended, and its number is still its own.
-func (p *process) awaitEnd() {
-	for errors.Is(unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
-	}
-}
-
-// wait waits for the end of the process. Any end but exit status 0 is a *toolError; where the caller's context ended it,
-// it is that context's cause.
-func (p *process) wait() error {
-	err := p.outcome()
-	p.ended(err)
-	return err
-}
-
-func (p *process) outcome() error {
-	p.clock.enter()
-	p.awaitEnd()
-	p.clock.leave()
-	p.mu.Lock()
-	if p.ctx.Err() != nil { // the rest of the group: a child of the command's own can be deaf to SIGTERM
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-	}
-	p.reaped = true
-	p.mu.Unlock()
-	err := p.cmd.Wait()
-	p.took = time.Since(p.began)
-	if p.killer != nil {
-		p.killer.Stop()
-	}
-	if err == nil {
-		p.cancel(nil)
-		return nil
-	}
-	if p.above.Err() != nil { // the command is not to blame: something else ended the run
-		cause := context.Cause(p.above)
-		p.cancel(nil)
-		return cause
-	}
-	cause := err
-	if p.ctx.Err() != nil {
-		cause = context.Cause(p.ctx)
-	}
-	p.cancel(nil)
-	return &toolError{Tool: p.tool, Args: p.args, ExitCode: p.cmd.ProcessState.ExitCode(), Stderr: p.stderr.String(), Err: cause}
-}
-
-// failed is the error of a process that has ended well and not done its work.
-func (p *process) failed(why string) error {
-	return &toolError{Tool: p.tool, Args: p.args, Stderr: p.stderr.String(), Err: errors.New(why)}
-}
-
-// ended tells the journal.
-func (p *process) ended(err error) {
-	if p.number > 0 {
-		p.run.journal.ended(p.number, err, p.took)
-	}
 }
 
 // run runs c to its end, without input, its output unread.

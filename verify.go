@@ -2,18 +2,13 @@ package main
 
 import (
 	"context"
-	"io"
 	"maps"
 	"os"
-	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
-	"github.com/vbatts/tar-split/archive/tar"
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/types"
 	"golang.org/x/sync/errgroup"
@@ -162,189 +157,6 @@ func (v *verifier) settledImage(ctx context.Context, name, spec string, parallel
 		}
 	}
 	return problems, nil
-}
-
-// fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names none: it may concern
-// any image, and ends fsck before it has checked all.
-func (v *verifier) fsck(ctx context.Context) (unknown []string, err error) {
-	return v.fsckOf(ctx, v.repo)
-}
-
-// fsckObjects runs ostree fsck without the refs of the repository. Whoever may add one can give it
-// a name or a content that ends fsck before it checks any object; what such a ref means for an
-// image is found where the image is read. refs is what fsck said of them.
-func (v *verifier) fsckObjects(ctx context.Context, refs []string) (unknown []string, err error) {
-	work, err := newWorkDir(os.TempDir(), v.settings.runner)
-	if err != nil {
-		return nil, errors.WithMessage(err, "making a repository for ostree fsck")
-	}
-	defer func() {
-		if rerr := work.remove(); err == nil {
-			err = rerr
-		}
-	}()
-	view, err := v.repo.withoutRefs(ctx, work.join("objects"))
-	if err != nil {
-		return nil, err
-	}
-	unknown, err = v.fsckOf(ctx, view)
-	if err == nil && len(unknown) == 0 {
-		v.settings.warnf("%s: that ends it at a ref, so the objects were checked without the refs", refs[0])
-	}
-	return unknown, err
-}
-
-func (v *verifier) fsckOf(ctx context.Context, repo *repository) (unknown []string, err error) {
-	v.objects = map[string]string{}
-	lines, err := repo.fsck(ctx)
-	var terr *toolError
-	if errors.As(err, &terr) && terr.ExitCode < 0 && ctx.Err() == nil {
-		return []string{v.text(err)}, nil // a broken object has killed it
-	}
-	if err != nil {
-		return nil, err
-	}
-	for _, line := range lines {
-		text := strings.TrimPrefix(line, "error: ")
-		if fsckNoise.MatchString(text) {
-			continue
-		}
-		commits, found := fsckCommits(text)
-		if !found {
-			unknown = append(unknown, "ostree fsck: "+text)
-			continue
-		}
-		for _, c := range commits {
-			if v.objects[c] == "" {
-				v.objects[c] = "ostree fsck: " + text
-			}
-		}
-	}
-	return unknown, nil
-}
-
-// fsckNoise are lines of fsck that follow from others, and what its libraries say.
-var fsckNoise = regexp.MustCompile(`^(Marking commit as partial: |[0-9]+ partial commits (not verified|from fsck-detected corruption)$|\(.*\): GLib)`)
-
-// fsckAbout are the forms in which a line of fsck names the commits that it speaks of.
-var fsckAbout = regexp.MustCompile(`^(?:In commits|Object missing in commits) ([0-9a-f, ]+): |^fsck ([0-9a-f]{64})\.commit: |^Object missing: ([0-9a-f]{64})\.commit$`)
-
-// fsckCommits returns the commits for which a line of fsck speaks: "In commits A, B: …".
-func fsckCommits(line string) (commits []string, ok bool) {
-	m := fsckAbout.FindStringSubmatch(line)
-	if m == nil {
-		return nil, false
-	}
-	for c := range strings.SplitSeq(m[1]+m[2]+m[3], ", ") {
-		if !checksumPattern.MatchString(c) {
-			return nil, false
-		}
-		commits = append(commits, c)
-	}
-	return commits, true
-}
-
-// listedFile is a line of ostree ls about a file, or a symbolic link and its target.
-var listedFile = regexp.MustCompile(`^([-l])0[0-7]{4} +[0-9]+ +[0-9]+ +([0-9]+) /(.*)$`)
-
-// fileSizes returns the sizes that a commit gives its files, but those with a name of two lines. In an archive repository they stand in
-// headers that no checksum covers.
-// most is that of list.
-func (r *repository) fileSizes(ctx context.Context, rev string, most func() (int, error)) (map[string]int64, error) {
-	sizes := map[string]int64{}
-	var wrong error
-	err := r.list(ctx, rev, most, func(line string) {
-		m := listedFile.FindStringSubmatch(line)
-		if m == nil {
-			return
-		}
-		size, err := strconv.ParseInt(m[2], 10, 64)
-		if m[1] == "-" && err == nil {
-			sizes[m[3]] = size
-		} else if size != 0 {
-			wrong = errdefs.Checkf("the tree says that the symbolic link %q has %s bytes", m[3], m[2])
-		}
-	})
-	if err == nil {
-		err = wrong
-	}
-	return sizes, err
-}
-
-// checkSizes compares the sizes that the tree of a layer gives its files with those in the layer's headers.
-func (v *verifier) checkSizes(ctx context.Context, store *blobStore, b *storedBlob) error {
-	listed, err := v.repo.fileSizes(ctx, b.spec, func() (int, error) { return store.mostPaths(ctx, b) })
-	if err != nil {
-		return err
-	}
-	want := map[string]int64{}
-	err = store.headers(ctx, b, func(hdr *tar.Header) error {
-		name, err := cleanName(hdr.Name)
-		if err != nil {
-			return errdefs.Checkf("%s", err)
-		}
-		if delete(want, name); hdr.Typeflag == tar.TypeReg {
-			want[name] = hdr.Size
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for name, size := range want {
-		if got, ok := listed[name]; ok && got != size {
-			return errdefs.Checkf("the tree says that %q has %d bytes, and the layer that it has %d", name, got, size)
-		}
-	}
-	return nil
-}
-
-// checkTree checks the sizes of one of a blob's commits.
-func (v *verifier) checkTree(ctx context.Context, store *blobStore, b *storedBlob, spec string) error {
-	switch {
-	case !v.packed:
-		return nil
-	case !b.layer || spec == b.side:
-		return v.checkPlainSizes(ctx, spec)
-	case !b.canRebuild():
-		_, err := v.repo.fileSizes(ctx, spec, func() (int, error) { return store.mostPaths(ctx, b) })
-		return err
-	}
-	return v.checkSizes(ctx, store, b)
-}
-
-// checkPlainSizes compares the sizes that a commit of a few files gives them with what they are.
-func (v *verifier) checkPlainSizes(ctx context.Context, rev string) error {
-	listed, err := v.repo.fileSizes(ctx, rev, nil)
-	if err != nil || len(listed) == 0 {
-		return err
-	}
-	var got int64
-	for chunk := range chunks(slices.Sorted(maps.Keys(listed))) {
-		n, err := v.length(ctx, rev, chunk)
-		if err != nil {
-			return err
-		}
-		got += n
-	}
-	var want int64
-	for _, size := range listed {
-		want += size
-	}
-	if got != want {
-		return errdefs.Checkf("the tree says that its files have %d bytes, and they have %d", want, got)
-	}
-	return nil
-}
-
-// length returns how many bytes files of a commit have.
-func (v *verifier) length(ctx context.Context, rev string, paths []string) (int64, error) {
-	in, err := v.repo.cat(ctx, rev, paths...)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = in.Close() }()
-	return io.Copy(io.Discard, in)
 }
 
 // checkKeyrings refuses a directory without public keys: ostree reads them from *.gpg files, and not from the pubring.kbx of today's gpg.

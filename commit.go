@@ -1,0 +1,312 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/pkg/errors"
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/errdefs"
+	"ostree-image/internal/imageref"
+)
+
+// Commit publishes the image.
+func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) error {
+	defer d.idle.work()()
+	if err := d.opened(); err != nil {
+		return err
+	}
+	if err := d.putNamedIndex(ctx, source); err != nil {
+		return err
+	}
+	top := d.manifests[d.top]
+	d.queue.running.Wait()
+	if d.ctx.Err() != nil {
+		return context.Cause(d.ctx)
+	}
+	if top == nil {
+		return errors.New("the image has no manifest")
+	}
+	if d.staging == nil {
+		if err := d.checkLayers(ctx); err != nil {
+			return err
+		}
+	}
+	unchanged := d.staging == nil && len(d.partial) == 0 && !hasStrays(d.refs)
+	if unchanged && d.isStored(ctx, d.refs, top, d.known.own) { // whatever others do, it was there, with all that it needs, a moment ago
+		d.sweep()
+		return d.sync(d.ref.ref()) // the run that brought it may have been ended before
+	}
+	need, err := d.neededBlobs()
+	if err != nil {
+		return err
+	}
+	unlock, err := d.repo.lock(d.ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	refs, err := d.repo.refs(d.ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.putArtifacts(); err != nil {
+		return err
+	}
+	if err := d.checkLayers(ctx); err != nil {
+		return err
+	}
+	if err := d.keepSigned(ctx); err != nil {
+		return err
+	}
+	if err := d.repo.dropStrays(ctx, refs); err != nil {
+		return err
+	}
+	whole, err := d.repo.whole(ctx, refs)
+	if err != nil {
+		return err
+	}
+	for _, blob := range need {
+		if d.isReused(blob) && (!whole[imageref.BlobRef(blob)] || d.refs[imageref.SidecarRef(blob)] && !whole[imageref.SidecarRef(blob)]) {
+			return &vanishedError{blob}
+		}
+	}
+	if d.staging == nil && !unchanged && d.isStored(ctx, whole, top, nil) {
+		d.sweep()
+		return d.sync(d.ref.ref())
+	}
+	image, err := d.commitImage(top)
+	if err != nil {
+		return err
+	}
+	return d.publish(ctx, refs, whole, image)
+}
+
+// sweep removes what runs left that were killed after they had published: a run that has nothing to do makes no work directory, and so
+// removes none.
+func (d *destination) sweep() {
+	d.repo.sweep()
+	if d.settings.tmpdir == "" {
+		return
+	}
+	if dir, err := d.settings.openTmpdir(); err == nil {
+		sweepWorkDirs(dir.at)
+		dir.unpin()
+	}
+}
+
+// commitImage commits the image to the staging repository and returns the commit's checksum.
+func (d *destination) commitImage(top *destinationManifest) (string, error) {
+	st, err := d.stagingArea()
+	if err != nil {
+		return "", err
+	}
+	metadata := []metadataString{
+		{imageref.KeyDigest, d.top.String()},
+		{imageref.KeySignatures, strconv.Itoa(len(top.signatures))},
+	}
+	if m := (metadataString{imageref.KeyManifest, string(top.blob)}); m.fits() {
+		metadata = append([]metadataString{m}, metadata...)
+	}
+	o := commitOptions{
+		branch: d.ref.ref(), metadata: metadata, timestamp: d.imageTimestamp(top), why: "commit image " + d.ref.image,
+	}
+	return st.commitFiles(d.ctx, d.imageFiles(), o)
+}
+
+// vanishedError says that a blob that was there when the copy began is gone. The copy can be started over.
+type vanishedError struct{ blob digest.Digest }
+
+func (e *vanishedError) Error() string {
+	return fmt.Sprintf("blob %s was removed from the repository while the image was copied; copy it again", e.blob)
+}
+
+func (d *destination) isReused(blob digest.Digest) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	b := d.blobs[blob]
+	return b == nil || b.reused
+}
+
+// neededBlobs returns the blobs that the image's manifests name, each once.
+func (d *destination) neededBlobs() ([]digest.Digest, error) {
+	var need []digest.Digest
+	seen := map[digest.Digest]bool{}
+	for _, sum := range d.order {
+		m := d.manifests[sum]
+		if manifest.MIMETypeIsMultiImage(m.mimeType) {
+			continue
+		}
+		blobs, err := imageref.Blobs(m.blob, m.mimeType)
+		if err != nil {
+			return nil, err
+		}
+		for _, b := range blobs {
+			if !seen[b.Digest] {
+				seen[b.Digest] = true
+				need = append(need, b.Digest)
+			}
+		}
+	}
+	return need, nil
+}
+
+// putArtifacts keeps blobs that are no layers though their media type says so: tools put files of any kind under the type of a
+// tar layer. An image that would run has no such.
+func (d *destination) putArtifacts() error {
+	artifact := map[digest.Digest]bool{}
+	for _, sum := range d.order {
+		m := d.manifests[sum]
+		if manifest.MIMETypeIsMultiImage(m.mimeType) {
+			continue
+		}
+		blobs, err := imageref.Blobs(m.blob, m.mimeType)
+		if err != nil {
+			return err
+		}
+		for _, info := range blobs[1:] {
+			if was, known := artifact[info.Digest]; !known || was {
+				artifact[info.Digest] = !imageref.IsConfigType(blobs[0].MediaType)
+			}
+		}
+	}
+	for _, sum := range slices.Sorted(maps.Keys(d.blobs)) {
+		b := d.blobs[sum]
+		if b.noTar == nil {
+			continue
+		}
+		if !artifact[sum] {
+			return errors.WithMessage(b.noTar, "importing")
+		}
+		var err error
+		b.ref, b.commit, err = d.putContent(d.staging, b.info, treeFile{name: imageref.FileContent, from: b.staged.path, input: b.staged.name()})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepSigned keeps the exact bytes of the layers that a signature covers, where the copy did not announce signatures, of those
+// that nothing else proves, and of a layer that is the config, too.
+func (d *destination) keepSigned(ctx context.Context) error {
+	for _, m := range d.manifests {
+		if manifest.MIMETypeIsMultiImage(m.mimeType) {
+			continue
+		}
+		blobs, err := imageref.Blobs(m.blob, m.mimeType)
+		if err != nil {
+			return err
+		}
+		proofs, err := imageref.DiffIDs(d.configs[blobs[0].Digest], blobs)
+		if err != nil {
+			return err
+		}
+		if len(m.signatures) == 0 && proofs != nil && imageref.CanChangeLayers(m.blob, m.mimeType) {
+			blobs = blobs[:1]
+		}
+		for _, info := range blobs {
+			b := d.blobs[info.Digest]
+			if b == nil || b.layer == nil || b.layer.kept || !b.layer.needsBlob(true) {
+				continue
+			}
+			if err := d.staging.keepSide(ctx, b.layer, true); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkLayers holds the layers against the diffIDs that the configs name. A layer that was imported now and has another is
+// refused. One that was there may be another's: it is imported anew.
+func (d *destination) checkLayers(ctx context.Context) error {
+	for _, sum := range d.order {
+		m := d.manifests[sum]
+		if manifest.MIMETypeIsMultiImage(m.mimeType) {
+			continue
+		}
+		blobs, err := imageref.Blobs(m.blob, m.mimeType)
+		if err != nil {
+			return err
+		}
+		config := d.configs[blobs[0].Digest]
+		if want := blobs[0].Size; config != nil && want != int64(len(config)) {
+			return errdefs.Checkf("config %s has %d bytes, and the manifest names %d", blobs[0].Digest, len(config), want)
+		}
+		proofs, err := imageref.DiffIDs(config, blobs)
+		if err != nil {
+			return err
+		}
+		needExact := proofs == nil || !imageref.CanChangeLayers(m.blob, m.mimeType)
+		for i, info := range blobs[1:] {
+			b := d.blobs[info.Digest]
+			switch {
+			case b == nil || !imageref.IsLayerType(info.MediaType):
+			case b.layer != nil:
+				if size := b.layer.blob.size(); info.Size >= 0 && info.Size != size {
+					return errdefs.Checkf("layer %s has %d bytes, and the manifest names %d", info.Digest, size, info.Size)
+				}
+				if err := checkDiffID(info.Digest, b.layer.diffID, proofs, i); err != nil {
+					return err
+				}
+			case b.reused && (needExact && !b.exact && !d.isLayerKept(ctx, info.Digest) || checkDiffID(info.Digest, b.proved, proofs, i) != nil):
+				d.settings.reimport.add(info.Digest)
+				return &reimportError{info.Digest}
+			}
+		}
+	}
+	return nil
+}
+
+// imageTimestamp is that of the image's commit.
+func (d *destination) imageTimestamp(top *destinationManifest) int64 {
+	if manifest.MIMETypeIsMultiImage(top.mimeType) {
+		return d.timestampOf(nil)
+	}
+	blobs, err := imageref.Blobs(top.blob, top.mimeType)
+	if err != nil {
+		return d.timestampOf(nil)
+	}
+	return d.timestampOf(d.configs[blobs[0].Digest])
+}
+
+// timestampOf is the config's "created", in seconds since 1970, and 0 where it has none, or one that no file system knows. The user may
+// want another.
+func (d *destination) timestampOf(config []byte) int64 {
+	if d.settings.timestamp != nil {
+		return *d.settings.timestamp
+	}
+	var image struct {
+		Created *time.Time `json:"created"`
+	}
+	if err := json.Unmarshal(config, &image); err != nil || image.Created == nil {
+		return 0
+	}
+	return max(0, image.Created.Unix())
+}
+
+// isStored tells whether the repository holds this very image under its name. info is the commit of that name, where it is known.
+func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest, info *commitInfo) bool {
+	if !refs[d.ref.ref()] || len(top.signatures) > 0 {
+		return false
+	}
+	if info == nil {
+		now, err := d.repo.commitInfo(ctx, d.ref.ref())
+		if err != nil {
+			return false
+		}
+		info = &now
+	}
+	text := info.metadata[imageref.KeyManifest]
+	return info.checkBinding(d.ref.ref()) == nil && info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[imageref.KeyDigest] == d.top.String() &&
+		info.metadata[imageref.KeySignatures] == "0" && (text == "" || text == string(top.blob)) && d.hasTree(*info, d.imageFiles())
+}

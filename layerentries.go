@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pkg/errors"
+	"github.com/vbatts/tar-split/archive/tar"
+	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/tarstream"
+)
+
+// layerEntry is what a layer names. Owners, modes and attributes are those of what ostree has checked out.
+type layerEntry struct {
+	kind   tarstream.Kind
+	name   string // clean, "" for the root
+	link   string // what a hard link leads to
+	source string // where the tree of the layer has it, "" for nowhere
+
+	replaced bool     // the layer itself replaces it later: source is a name in the tree of fetchReplaced
+	time     fileTime // of its modification
+}
+
+// Kinds beside those of tarstream.
+const (
+	// goneKind is the kind of what no tree holds: devices, fifos and sockets. Nothing takes the place of what was there.
+	goneKind tarstream.Kind = 'g'
+	// impliedKind is that of a directory of the lowest layer that the layer does not name.
+	impliedKind tarstream.Kind = 'i'
+)
+
+// entries returns what a layer names and the applier needs to know, in the layer's order. base tells that it is the lowest. weights, unless it
+// is nil, learns how much there is to check out; of a layer that reaches through its own links nothing.
+func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weights *treeWeights) ([]layerEntry, error) {
+	var entries []layerEntry
+	odd := false // noted here too: not every source of headers gives the error back
+	var foreign *foreignOwnerError
+	filter := newLayerFilter(permissions{namespace: c.perms.namespace}, nil)
+	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
+		e, ok, err := filter.take(hdr)
+		if errors.Is(err, errOddLayer) {
+			odd = true
+		}
+		_ = errors.As(err, &foreign)
+		if err != nil {
+			return err
+		}
+		entry := layerEntry{kind: e.Kind, name: e.Name, source: e.Name, time: fileTimeOf(hdr.ModTime)}
+		if e.Kind == tarstream.HardLink {
+			entry.link = e.Link
+		}
+		switch {
+		case !ok && e.Kind != leftOut:
+			return nil
+		case hdr.Typeflag == tar.TypeLink && e.Kind == tarstream.Symlink: // ostree has no hard links to links
+			entry.kind = tarstream.HardLink
+			if entry.link, err = cleanName(hdr.Linkname); err != nil {
+				return err
+			}
+		}
+		if ok && e.Kind != tarstream.Dir {
+			weights.add(e.Name, e.Size)
+		}
+		entries = append(entries, entry)
+		return nil
+	})
+	if odd {
+		weights.forget()
+	}
+	if foreign != nil {
+		return nil, foreign
+	}
+	switch {
+	case odd && base:
+		return c.plannedEntries(ctx, b)
+	case odd:
+		return c.oddEntries(ctx, b)
+	}
+	if base {
+		delete(filter.implied, "") // the root is always there
+		entries = appendImplied(entries, slices.Collect(maps.Keys(filter.implied)))
+	}
+	return entries, err
+}
+
+// appendImplied adds directories that the lowest layer does not name to its entries.
+func appendImplied(entries []layerEntry, dirs []string) []layerEntry {
+	for _, dir := range dirs {
+		entries = append(entries, layerEntry{kind: impliedKind, name: dir, source: dir})
+	}
+	return entries
+}
+
+// plannedEntries is entries for the first layer, where that names something twice or reaches through its own links: the entries are
+// those of what it comes to in the end, which is what is there already.
+func (c *checkout) plannedEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
+	plan := newLayerPlan(permissions{})
+	var times []fileTime
+	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
+		times = append(times, fileTimeOf(hdr.ModTime))
+		return plan.add(hdr)
+	})
+	if err != nil {
+		return nil, err
+	}
+	plan.finish()
+	var entries []layerEntry
+	for i := range plan.index {
+		for n, e := range plan.emit[i] {
+			entry := layerEntry{kind: e.Kind, name: e.Name, source: e.Name, time: times[i]}
+			if n > 0 { // more names of the same thing
+				entry.kind, entry.link = tarstream.HardLink, plan.emit[i][0].Name
+			}
+			entries = append(entries, entry)
+		}
+	}
+	for _, name := range plan.leftOut {
+		entries = append(entries, layerEntry{kind: goneKind, name: name})
+	}
+	return appendImplied(entries, plan.implied), nil
+}
+
+// oddEntries is entries for any other such layer. Each entry is applied in its turn, to what is there then. What it brings is where the
+// plan has put it, or, where that is gone in the end, among what fetchReplaced extracts.
+func (c *checkout) oddEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
+	plan := newLayerPlan(permissions{})
+	var entries []layerEntry
+	var places []int // in the layer
+	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
+		e, ok, err := cleanEntry(hdr, permissions{})
+		if err != nil {
+			return err
+		}
+		if ok {
+			entries, places = append(entries, layerEntry{kind: e.Kind, name: e.Name, link: e.Link, time: fileTimeOf(hdr.ModTime)}), append(places, plan.index)
+		}
+		return plan.add(hdr)
+	})
+	if err != nil {
+		return nil, err
+	}
+	plan.finish()
+	for i := range entries {
+		e := &entries[i]
+		switch there := plan.emit[places[i]]; {
+		case len(there) > 0:
+			e.source = there[0].Name
+		case e.kind == tarstream.Dir, e.kind == tarstream.File, e.kind == tarstream.Symlink:
+			e.source, e.replaced = replacedName(places[i]), true
+		}
+	}
+	return entries, nil
+}
+
+// treeEntries returns what a checked out layer holds, whiteouts first in each directory.
+func treeEntries(layer *rootFS) ([]layerEntry, error) {
+	st, err := layer.stat("")
+	if err != nil {
+		return nil, err
+	}
+	entries := []layerEntry{{kind: tarstream.Dir, time: changed(st)}}
+	var visit func(dir string) error
+	visit = func(dir string) error {
+		names, err := layer.names(dir)
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(names, func(a, b string) int {
+			if x, y := strings.HasPrefix(a, whiteoutPrefix), strings.HasPrefix(b, whiteoutPrefix); x != y {
+				if x {
+					return -1
+				}
+				return 1
+			}
+			return strings.Compare(a, b)
+		})
+		for _, name := range names {
+			real := joinPath(dir, name)
+			st, err := layer.stat(real)
+			if err != nil {
+				return err
+			}
+			e := layerEntry{kind: tarstream.File, name: real, source: real, time: changed(st)}
+			switch st.Mode & unix.S_IFMT {
+			case unix.S_IFDIR:
+				e.kind = tarstream.Dir
+			case unix.S_IFLNK:
+				e.kind = tarstream.Symlink
+			}
+			entries = append(entries, e)
+			if e.kind == tarstream.Dir {
+				if err := visit(real); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	return entries, visit("")
+}
+
+func changed(st unix.Stat_t) fileTime { return fileTimeOf(time.Unix(st.Mtim.Unix())) }
