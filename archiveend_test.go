@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -46,7 +47,7 @@ func goesThrough(t *testing.T, i *testImage, want [][]byte) string {
 		}
 	}
 	dir := filepath.Join(t.TempDir(), "rootfs")
-	if err := checkoutImage(t.Context(), r.reference(t, "image"), dir, testSys, checkoutOptions{}); err != nil {
+	if err := checkoutImage(t.Context(), r.reference(t, "image"), dir, testSys, ostree.CheckoutOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	return dir

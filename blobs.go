@@ -15,6 +15,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/treesum"
 )
@@ -125,8 +126,8 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 		return nil, errors.WithMessagef(err, "blob %s", d)
 	}
 	b := &storedBlob{
-		digest: d, spec: spec, size: -1, tarSize: -1, record: info.metadata[imageref.KeyTarSplit], hasFile: map[string]bool{},
-		commit: info.checksum, binding: info.checkBinding(imageref.BlobRef(d)), tree: treesum.Root{Tree: info.root, Meta: info.rootMeta},
+		digest: d, spec: spec, size: -1, tarSize: -1, record: info.Metadata[imageref.KeyTarSplit], hasFile: map[string]bool{},
+		commit: info.Checksum, binding: info.CheckBinding(imageref.BlobRef(d)), tree: treesum.Root{Tree: info.Root, Meta: info.RootMeta},
 	}
 	if b.size, err = sizeOf(info, imageref.KeySize); err != nil {
 		return nil, errors.WithMessagef(err, "blob %s", d)
@@ -134,7 +135,7 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 	if b.tarSize, err = sizeOf(info, imageref.KeyUncompressedSize); err != nil {
 		return nil, errors.WithMessagef(err, "blob %s", d)
 	}
-	if text, ok := info.metadata[imageref.KeyUncompressedDigest]; ok {
+	if text, ok := info.Metadata[imageref.KeyUncompressedDigest]; ok {
 		b.layer, b.diffID = true, digest.Digest(text)
 		if err := b.diffID.Validate(); err != nil {
 			return nil, errdefs.Checkf("blob %s: its commit names the diffID %q: %s", d, text, err)
@@ -169,8 +170,8 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 }
 
 // sizeOf reads a number of bytes from a commit's metadata, -1 where it is not there.
-func sizeOf(info commitInfo, key string) (int64, error) {
-	text, ok := info.metadata[key]
+func sizeOf(info ostree.Commit, key string) (int64, error) {
+	text, ok := info.Metadata[key]
 	if !ok {
 		return -1, nil
 	}

@@ -17,6 +17,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 )
 
 // The names of whiteouts (the OCI image specification, layer.md).
@@ -25,24 +26,14 @@ const (
 	whiteoutOpaque = ".wh..wh..opq"
 )
 
-// checkoutOptions are the options of checkout, as ostree has them.
-type checkoutOptions struct {
-	userMode         bool // no owners and no attributes
-	requireHardlinks bool // the repository's own files; fail rather than copy one
-	forceCopy        bool // copy each file, as is done anyway
-
-	subpath  string // the directory to check out, "" for the whole tree
-	skipList string // a file that names what to leave out, "" for none
-}
-
 // checkoutImage makes dir the image's root file system. dir must not exist, or be empty; where the checkout fails it is
 // left as it was.
 //
 // Each layer is checked out by ostree into a directory of its own. The first becomes the root; what each other layer
 // holds is then moved into it, entry by entry as the layer names them, by a rootFS, which nothing in an image can lead
 // out of the root.
-func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *types.SystemContext, o checkoutOptions) error {
-	if o.requireHardlinks && o.forceCopy {
+func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *types.SystemContext, o ostree.CheckoutOptions) error {
+	if o.RequireHardlinks && o.ForceCopy {
 		return errdefs.Usagef("checkout: --require-hardlinks and --force-copy are mutually exclusive")
 	}
 	src, err := openSource(ctx, ref)
@@ -61,19 +52,19 @@ func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *ty
 }
 
 // checkoutLayers is checkoutImage for layers of a repository of the given mode.
-func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers []*storedBlob, mode, dir string, o checkoutOptions) (err error) {
-	if os.Geteuid() != 0 && mode != modeBare && !o.userMode {
-		o.userMode = true
+func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers []*storedBlob, mode, dir string, o ostree.CheckoutOptions) (err error) {
+	if os.Geteuid() != 0 && mode != ostree.Bare && !o.UserMode {
+		o.UserMode = true
 		s.warnf("not root, repository of mode %s: files belong to you, as with --user-mode", mode)
 	}
-	if o.requireHardlinks {
+	if o.RequireHardlinks {
 		s.warnf("the files of %s are those of the repository: what writes into one changes it there and in every other image that has it", dir)
 	}
 	target, err := openTarget(dir, s.runner)
 	if err != nil {
 		return err
 	}
-	times := newTreeTimes(fileTimeOf(time.Now()), !o.requireHardlinks)
+	times := newTreeTimes(fileTimeOf(time.Now()), !o.RequireHardlinks)
 	defer func() {
 		if rerr := target.end(); err == nil {
 			err = rerr
@@ -89,7 +80,7 @@ func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers [
 	c := &checkout{store: store, settings: s, options: o, work: target.work, mode: mode, times: times}
 	c.perms = permissionsFor(mode, os.Geteuid(), os.Getegid())
 	c.perms.forTar = true
-	if !o.userMode && mode != modeBareUserOnly {
+	if !o.UserMode && mode != ostree.BareUserOnly {
 		c.perms.namespace = limitedNamespace("with --user-mode all files belong to you")
 	}
 	if err := c.build(ctx, layers); err != nil {
@@ -140,7 +131,7 @@ func (s *source) rootLayers(ctx context.Context, sys *types.SystemContext, mode 
 type checkout struct {
 	store    *blobStore
 	settings *settings
-	options  checkoutOptions
+	options  ostree.CheckoutOptions
 	work     *workDir
 	mode     string // of the repository
 	perms    permissions
@@ -237,7 +228,7 @@ func (c *checkout) withRoot(script, why, variables string, f func(root *rootFS) 
 
 // fetch has layer i checked out, and reads meanwhile what it names.
 func (c *checkout) fetch(ctx context.Context, b *storedBlob, i int) (entries []layerEntry, err error) {
-	if !c.options.requireHardlinks && os.Geteuid() == 0 && runtime.GOMAXPROCS(0) > 1 && named(b) && b.tarSize >= c.settings.divideFrom {
+	if !c.options.RequireHardlinks && os.Geteuid() == 0 && runtime.GOMAXPROCS(0) > 1 && named(b) && b.tarSize >= c.settings.divideFrom {
 		return c.fetchDivided(ctx, b, i)
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -370,12 +371,12 @@ func umociTree(t testing.TB, layout, name string) map[string]fsNode {
 }
 
 // checkoutTo checks an image out.
-func (r *testRun) checkoutTo(t testing.TB, name, dir string, o checkoutOptions) error {
+func (r *testRun) checkoutTo(t testing.TB, name, dir string, o ostree.CheckoutOptions) error {
 	t.Helper()
 	return r.checkoutContext(t.Context(), t, name, dir, o)
 }
 
-func (r *testRun) checkoutContext(ctx context.Context, t testing.TB, name, dir string, o checkoutOptions) error {
+func (r *testRun) checkoutContext(ctx context.Context, t testing.TB, name, dir string, o ostree.CheckoutOptions) error {
 	t.Helper()
 	ref, err := newReference(ostreeTransport{r.settings}, name, r.repo.path)
 	if err != nil {
@@ -567,9 +568,9 @@ func TestCheckoutStacks(t *testing.T) {
 	testutil.NeedTools(t, "umoci")
 	cases := stackCases()
 	images := map[string]*testImage{}
-	bare := newTestRun(t, testOptions{mode: modeBare})
-	bare.divideFrom = divideFrom                               // the other modes divide every layer
-	only := newTestRun(t, testOptions{mode: modeBareUserOnly}) // for some, with --user-mode
+	bare := newTestRun(t, testOptions{mode: ostree.Bare})
+	bare.divideFrom = divideFrom                                  // the other modes divide every layer
+	only := newTestRun(t, testOptions{mode: ostree.BareUserOnly}) // for some, with --user-mode
 	layout := filepath.Join(t.TempDir(), "layout")
 	for i := range cases {
 		images[cases[i].tag(i)] = stackImage(t, cases[i].layers, i%2 == 1)
@@ -591,8 +592,8 @@ func TestCheckoutStacks(t *testing.T) {
 			})
 		}
 	})
-	runs := map[string]*testRun{modeBare: bare}
-	for _, mode := range []string{modeBareUser, modeArchive} {
+	runs := map[string]*testRun{ostree.Bare: bare}
+	for _, mode := range []string{ostree.BareUser, ostree.Archive} {
 		runs[mode] = newTestRun(t, testOptions{repo: pullCommits(t, bare.repo.path, mode)})
 	}
 	t.Run("checkout", func(t *testing.T) {
@@ -610,9 +611,9 @@ func TestCheckoutStacks(t *testing.T) {
 						}
 					}
 				}
-				for _, mode := range []string{modeBare, []string{modeBareUser, modeArchive}[i%2]} { // those two both copy
+				for _, mode := range []string{ostree.Bare, []string{ostree.BareUser, ostree.Archive}[i%2]} { // those two both copy
 					dir := filepath.Join(t.TempDir(), "root")
-					if err := runs[mode].checkoutTo(t, c.tag(i), dir, checkoutOptions{}); err != nil {
+					if err := runs[mode].checkoutTo(t, c.tag(i), dir, ostree.CheckoutOptions{}); err != nil {
 						t.Errorf("%s: %v", mode, err)
 						continue
 					}
@@ -625,15 +626,15 @@ func TestCheckoutStacks(t *testing.T) {
 				}
 				if i%6 == 2 && c.want == nil && c.but == nil {
 					dir := filepath.Join(t.TempDir(), "root")
-					if err := only.checkoutTo(t, c.tag(i), dir, checkoutOptions{userMode: true}); err != nil {
+					if err := only.checkoutTo(t, c.tag(i), dir, ostree.CheckoutOptions{UserMode: true}); err != nil {
 						t.Fatal(err)
 					}
-					compareTrees(t, modeBareUserOnly, rootTree(t, dir), want, fsNode.brief)
+					compareTrees(t, ostree.BareUserOnly, rootTree(t, dir), want, fsNode.brief)
 				}
 			})
 		}
 	})
-	for _, mode := range []string{modeBare, modeBareUser, modeArchive} {
+	for _, mode := range []string{ostree.Bare, ostree.BareUser, ostree.Archive} {
 		fsck(t, runs[mode].repo.path)
 	}
 }
@@ -761,9 +762,9 @@ func TestCheckoutHostile(t *testing.T) {
 	outer := t.TempDir()
 	victim := filepath.Join(outer, "victim")
 	cases := hostileCases(victim)
-	run := newTestRun(t, testOptions{mode: modeBare})
+	run := newTestRun(t, testOptions{mode: ostree.Bare})
 	if os.Geteuid() != 0 {
-		run = newTestRun(t, testOptions{mode: modeBareUser})
+		run = newTestRun(t, testOptions{mode: ostree.BareUser})
 	}
 	t.Run("import", func(t *testing.T) {
 		for i, c := range cases {
@@ -784,7 +785,7 @@ func TestCheckoutHostile(t *testing.T) {
 				t.Fatal(err)
 			}
 			untouched := victims(t, outer, middle, parent)
-			err := run.checkoutTo(t, fmt.Sprint("hostile-", i), dir, checkoutOptions{})
+			err := run.checkoutTo(t, fmt.Sprint("hostile-", i), dir, ostree.CheckoutOptions{})
 			untouched(t, c.name)
 			testutil.OnlyEntries(t, middle, "p", "victim")
 			if c.fails != "" {
@@ -826,7 +827,7 @@ func simpleImage(t testing.TB) *testImage {
 
 func TestCheckoutTarget(t *testing.T) {
 	testutil.NeedRoot(t)
-	run := newTestRun(t, testOptions{mode: modeBare})
+	run := newTestRun(t, testOptions{mode: ostree.Bare})
 	if err := run.importImage(t, "simple", simpleImage(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -888,7 +889,7 @@ func TestCheckoutTarget(t *testing.T) {
 				return names
 			}
 			beside := children(parent)
-			if err := run.checkoutTo(t, "broken", dir, checkoutOptions{}); err == nil || !strings.Contains(err.Error(), "leads to the directory") {
+			if err := run.checkoutTo(t, "broken", dir, ostree.CheckoutOptions{}); err == nil || !strings.Contains(err.Error(), "leads to the directory") {
 				t.Errorf("the broken image: %v", err)
 			}
 			if got := children(parent); !slices.Equal(got, beside) {
@@ -901,7 +902,7 @@ func TestCheckoutTarget(t *testing.T) {
 			if before.Mode != after.Mode || before.Ino != after.Ino {
 				t.Errorf("it was %o %d, and is %o %d", before.Mode, before.Ino, after.Mode, after.Ino)
 			}
-			if err := run.checkoutTo(t, "simple", dir, checkoutOptions{}); err != nil {
+			if err := run.checkoutTo(t, "simple", dir, ostree.CheckoutOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			testutil.OnlyEntries(t, parent, c.beside...)
@@ -909,7 +910,7 @@ func TestCheckoutTarget(t *testing.T) {
 			if _ = unix.Stat(dir, &after); c.stays && before.Ino != after.Ino {
 				t.Error("it is another directory")
 			}
-			err := run.checkoutTo(t, "simple", dir, checkoutOptions{})
+			err := run.checkoutTo(t, "simple", dir, ostree.CheckoutOptions{})
 			if err == nil || !strings.Contains(err.Error(), "is not empty") {
 				t.Errorf("once more: %v", err)
 			}
@@ -965,7 +966,7 @@ func TestCheckoutTarget(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			parent := t.TempDir()
 			dir := c.dir(t, parent)
-			err := run.checkoutTo(t, "simple", dir, checkoutOptions{})
+			err := run.checkoutTo(t, "simple", dir, ostree.CheckoutOptions{})
 			if err == nil || !strings.Contains(err.Error(), c.fails) {
 				t.Errorf("error %v, want %q", err, c.fails)
 			}
@@ -980,7 +981,7 @@ func TestCheckoutTarget(t *testing.T) {
 		for _, n := range []string{"ostree-image-0.1", "ostree-image-5", "ostree-image-main"} {
 			mkdir(t, filepath.Join(parent, n))
 		}
-		if err := run.checkoutTo(t, "simple", parent+"/root", checkoutOptions{}); err != nil {
+		if err := run.checkoutTo(t, "simple", parent+"/root", ostree.CheckoutOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		testutil.OnlyEntries(t, parent, "ostree-image-0.1", "ostree-image-5", "ostree-image-main", "root")
@@ -1002,7 +1003,7 @@ func TestCheckoutTarget(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := run.checkoutTo(t, "simple", parent+"/root", checkoutOptions{}); err != nil {
+		if err := run.checkoutTo(t, "simple", parent+"/root", ostree.CheckoutOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		testutil.OnlyEntries(t, parent, "root", directoryName(t, filepath.Dir(other.path)))
@@ -1064,7 +1065,7 @@ func TestCheckoutGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	parent := t.TempDir()
-	for _, err := range []error{os.Chown(parent, 0, otherID), os.Chmod(parent, 0o755|os.ModeSetgid), r.checkoutTo(t, "empty", parent+"/root", checkoutOptions{})} {
+	for _, err := range []error{os.Chown(parent, 0, otherID), os.Chmod(parent, 0o755|os.ModeSetgid), r.checkoutTo(t, "empty", parent+"/root", ostree.CheckoutOptions{})} {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -1074,22 +1075,22 @@ func TestCheckoutGroup(t *testing.T) {
 
 func TestCheckoutOptions(t *testing.T) {
 	testutil.NeedRoot(t)
-	bare := newTestRun(t, testOptions{mode: modeBare})
+	bare := newTestRun(t, testOptions{mode: ostree.Bare})
 	if err := bare.importImage(t, "simple", simpleImage(t)); err != nil {
 		t.Fatal(err)
 	}
-	only := newTestRun(t, testOptions{mode: modeBareUserOnly})
+	only := newTestRun(t, testOptions{mode: ostree.BareUserOnly})
 	if err := only.importImage(t, "simple", simpleImage(t)); err != nil {
 		t.Fatal(err)
 	}
-	runs := map[string]*testRun{modeBare: bare, modeBareUserOnly: only}
-	for _, mode := range []string{modeBareUser, modeArchive} {
+	runs := map[string]*testRun{ostree.Bare: bare, ostree.BareUserOnly: only}
+	for _, mode := range []string{ostree.BareUser, ostree.Archive} {
 		runs[mode] = newTestRun(t, testOptions{repo: pullCommits(t, bare.repo.path, mode)})
 	}
-	dirMode := map[string]string{modeBare: "2751", modeBareUser: "2751", modeArchive: "2751", modeBareUserOnly: "0751"}
+	dirMode := map[string]string{ostree.Bare: "2751", ostree.BareUser: "2751", ostree.Archive: "2751", ostree.BareUserOnly: "0751"}
 	for mode, r := range runs {
 		t.Run("written "+mode, func(t *testing.T) {
-			for _, o := range []checkoutOptions{{}, {userMode: true}, {forceCopy: true}} {
+			for _, o := range []ostree.CheckoutOptions{{}, {UserMode: true}, {ForceCopy: true}} {
 				dir, other := filepath.Join(t.TempDir(), "root"), filepath.Join(t.TempDir(), "root")
 				for _, d := range []string{other, dir} {
 					if err := r.checkoutTo(t, "simple", d, o); err != nil {
@@ -1121,7 +1122,7 @@ func TestCheckoutOptions(t *testing.T) {
 		})
 		t.Run("--user-mode "+mode, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "root")
-			if err := r.checkoutTo(t, "simple", dir, checkoutOptions{userMode: true}); err != nil {
+			if err := r.checkoutTo(t, "simple", dir, ostree.CheckoutOptions{UserMode: true}); err != nil {
 				t.Fatal(err)
 			}
 			got := rootTree(t, dir)
@@ -1138,12 +1139,12 @@ func TestCheckoutOptions(t *testing.T) {
 			}
 		})
 		t.Run("--require-hardlinks "+mode, func(t *testing.T) {
-			for _, o := range []checkoutOptions{{requireHardlinks: true}, {requireHardlinks: true, userMode: true}} {
+			for _, o := range []ostree.CheckoutOptions{{RequireHardlinks: true}, {RequireHardlinks: true, UserMode: true}} {
 				dir := filepath.Join(t.TempDir(), "root")
 				err := r.checkoutTo(t, "simple", dir, o)
 				var st unix.Stat_t
 				_ = unix.Stat(dir+"/big", &st)
-				if linked := mode == modeBare && !o.userMode || mode == modeBareUser && o.userMode || mode == modeBareUserOnly; linked {
+				if linked := mode == ostree.Bare && !o.UserMode || mode == ostree.BareUser && o.UserMode || mode == ostree.BareUserOnly; linked {
 					if err != nil || st.Nlink < 2 {
 						t.Errorf("%+v: %v, and %d links", o, err, st.Nlink)
 					}
@@ -1162,12 +1163,12 @@ func TestCheckoutOptions(t *testing.T) {
 			testutil.Skip(t, "no mount: %v", err)
 		}
 		defer func() { _ = unix.Unmount(dir, 0) }()
-		err := bare.checkoutTo(t, "simple", dir+"/root", checkoutOptions{requireHardlinks: true})
+		err := bare.checkoutTo(t, "simple", dir+"/root", ostree.CheckoutOptions{RequireHardlinks: true})
 		if err == nil || !strings.Contains(err.Error(), "across devices") {
 			t.Errorf("error %v", err)
 		}
 		testutil.OnlyEntries(t, dir)
-		if err := bare.checkoutTo(t, "simple", dir+"/root", checkoutOptions{}); err != nil {
+		if err := bare.checkoutTo(t, "simple", dir+"/root", ostree.CheckoutOptions{}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -1178,7 +1179,7 @@ func TestCheckoutOptions(t *testing.T) {
 
 // TestCheckoutInterrupted ends checkouts at many moments.
 func TestCheckoutInterrupted(t *testing.T) {
-	run := newTestRun(t, testOptions{mode: modeBareUser})
+	run := newTestRun(t, testOptions{mode: ostree.BareUser})
 	var layers [][]tarItem
 	for l := range 6 {
 		var items []tarItem
@@ -1193,7 +1194,7 @@ func TestCheckoutInterrupted(t *testing.T) {
 	parent := t.TempDir()
 	dir := filepath.Join(parent, "root")
 	began := time.Now()
-	if err := run.checkoutTo(t, "image", dir, checkoutOptions{userMode: true}); err != nil {
+	if err := run.checkoutTo(t, "image", dir, ostree.CheckoutOptions{UserMode: true}); err != nil {
 		t.Fatal(err)
 	}
 	took := time.Since(began)
@@ -1204,7 +1205,7 @@ func TestCheckoutInterrupted(t *testing.T) {
 	for n := range 12 {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		timer := time.AfterFunc(took*time.Duration(n)/12, func() { cancel(errInterrupted) })
-		err := run.checkoutContext(ctx, t, "image", dir, checkoutOptions{userMode: true})
+		err := run.checkoutContext(ctx, t, "image", dir, ostree.CheckoutOptions{UserMode: true})
 		timer.Stop()
 		cancel(nil)
 		if err == nil {
@@ -1232,7 +1233,7 @@ var errInterrupted = errors.New("interrupted by the test")
 // TestCheckoutOldLayers checks out what the old transport stored in 2017: no diffID, no tar-split data.
 func TestCheckoutOldLayers(t *testing.T) {
 	testutil.NeedRoot(t)
-	run := newTestRun(t, testOptions{mode: modeBare})
+	run := newTestRun(t, testOptions{mode: ostree.Bare})
 	layers := stackOf(
 		layerOf(tDir("d", 0o750).own(1, 2), tFile("d/f", "1"), tFile("d/-", "1"), tDir("e", 0o755), tFile("e/old", "1"), tFile("x", "1"), tSym("s", "d")),
 		layerOf(tWh("x"), tDir("d", 0o711).own(3, 4).x("user.d", "d"), tFile("d/-", "2"), tWh("d/-"), tDir("e", 0o700), tFile("e/!", "2"), tOpaque("e"), tFile("s/implied/f", "2")))
@@ -1249,7 +1250,7 @@ func TestCheckoutOldLayers(t *testing.T) {
 		}
 	}
 	dir := filepath.Join(t.TempDir(), "root")
-	if err := run.checkoutTo(t, "image", dir, checkoutOptions{}); err != nil {
+	if err := run.checkoutTo(t, "image", dir, ostree.CheckoutOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	compareListed(t, "old layers", rootTree(t, dir), []string{
@@ -1271,7 +1272,7 @@ func TestCheckoutHostileRepository(t *testing.T) {
 	outer := t.TempDir()
 	victim := filepath.Join(outer, "victim")
 	honest := layerOf(tDir("d", 0o755), tFile("d/f", "f"), tSym("l", "d"), tSym("e", victim), tFile("e2/new", "x"))
-	run := newTestRun(t, testOptions{mode: modeBareUser})
+	run := newTestRun(t, testOptions{mode: ostree.BareUser})
 	image := stackImage(t, stackOf(layerOf(tFile("base", "")), honest), false)
 	if err := run.importImage(t, "image", image); err != nil {
 		t.Fatal(err)
@@ -1310,7 +1311,7 @@ func TestCheckoutHostileRepository(t *testing.T) {
 				t.Fatal(err)
 			}
 			untouched := victims(t, outer, parent)
-			err := run.checkoutTo(t, "image", parent+"/root", checkoutOptions{userMode: os.Geteuid() != 0})
+			err := run.checkoutTo(t, "image", parent+"/root", ostree.CheckoutOptions{UserMode: os.Geteuid() != 0})
 			untouched(t, c.name)
 			if c.fails != "" {
 				testutil.OnlyEntries(t, parent, "victim")
@@ -1345,7 +1346,7 @@ func tarSplitOf(t testing.TB, layer []byte) string {
 
 // TestCheckoutIndex checks instances of an index out.
 func TestCheckoutIndex(t *testing.T) {
-	run := newTestRun(t, testOptions{mode: modeBareUser})
+	run := newTestRun(t, testOptions{mode: ostree.BareUser})
 	layout := filepath.Join(t.TempDir(), "layout")
 	images := map[string]*testImage{}
 	index := imgspecv1.Index{Versioned: imgspec.Versioned{SchemaVersion: 2}, MediaType: imgspecv1.MediaTypeImageIndex}
@@ -1519,7 +1520,7 @@ func TestCheckoutAsUser(t *testing.T) {
 		images[c.tag(i)] = stackImage(t, c.layers, false)
 	}
 	writeLayout(t, layout, images)
-	modes := []string{modeBare, modeBareUser}
+	modes := []string{ostree.Bare, ostree.BareUser}
 	var calls [][]string
 	for _, mode := range modes {
 		repo := filepath.Join(dir, mode)
@@ -1553,7 +1554,7 @@ func TestCheckoutAsUser(t *testing.T) {
 			for _, mode := range modes {
 				got := rootTree(t, filepath.Join(dir, mode+"-roots", c.tag(i)))
 				for name, w := range want {
-					if mode == modeBareUser {
+					if mode == ostree.BareUser {
 						w.mode, w.xattrs = 0, ""
 					}
 					w.owner = fmt.Sprint(someUser, ":", someUser)
@@ -1563,7 +1564,7 @@ func TestCheckoutAsUser(t *testing.T) {
 					want[name] = w
 				}
 				for name, g := range got {
-					if mode == modeBareUser {
+					if mode == ostree.BareUser {
 						g.mode, g.xattrs = 0, ""
 						if g.kind == 0 {
 							g.mode = 0o400
@@ -1603,7 +1604,7 @@ func withoutCapability(xattrs string) string {
 
 // TestCheckoutSignal interrupts the program while ostree runs.
 func TestCheckoutSignal(t *testing.T) {
-	r := newTestRun(t, testOptions{mode: modeBareUser})
+	r := newTestRun(t, testOptions{mode: ostree.BareUser})
 	if err := r.importImage(t, "image", simpleImage(t)); err != nil {
 		t.Fatal(err)
 	}

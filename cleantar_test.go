@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -68,13 +69,13 @@ func TestOddLayers(t *testing.T) {
 	t.Logf("%d layers", len(layers))
 	commits := map[string]map[string]string{}
 	// integration/015-odd.bats has odd layers in all modes.
-	for _, mode := range []string{modeArchive, modeBareUser} {
+	for _, mode := range []string{ostree.Archive, ostree.BareUser} {
 		runs := map[engineName]*testRun{}
 		t.Run(mode, func(t *testing.T) {
 			for _, engine := range []engineName{engineStream, engineTar} {
 				t.Run(string(engine), func(t *testing.T) {
 					r := newTestRun(t, testOptions{mode: mode, unpack: engine, repo: newSharedRepo(whole, mode)})
-					if mode == modeArchive && engine == engineStream { // what comes of it is compared with the others'
+					if mode == ostree.Archive && engine == engineStream { // what comes of it is compared with the others'
 						r.dealTo = 3
 					}
 					if err := r.importImage(t, "odd", imageOf(layers)); err != nil {
@@ -91,16 +92,16 @@ func TestOddLayers(t *testing.T) {
 			}
 			sameCommits(t, "the tar engine", commits[mode+"tar"], commits[mode+"stream"], nameOf(layers))
 		})
-		if mode == modeArchive {
+		if mode == ostree.Archive {
 			t.Run("as tar extracts them", func(t *testing.T) { checkPlain(t, runs[engineStream], layers) })
 			t.Run("as they should be", func(t *testing.T) { checkWanted(t, runs[engineStream], layers) })
 			t.Run("rebuilt", func(t *testing.T) { checkRebuilt(t, runs[engineStream], layers) })
 		}
 	}
-	if commits[modeBareUser+"stream"] != nil && commits[modeArchive+"stream"] != nil { // not left out by -run, nor failed
-		sameCommits(t, modeBareUser, commits[modeBareUser+"stream"], commits[modeArchive+"stream"], nameOf(layers))
+	if commits[ostree.BareUser+"stream"] != nil && commits[ostree.Archive+"stream"] != nil { // not left out by -run, nor failed
+		sameCommits(t, ostree.BareUser, commits[ostree.BareUser+"stream"], commits[ostree.Archive+"stream"], nameOf(layers))
 	}
-	t.Run("another user", func(t *testing.T) { checkOtherUser(t, commits[modeArchive+"stream"], layers) })
+	t.Run("another user", func(t *testing.T) { checkOtherUser(t, commits[ostree.Archive+"stream"], layers) })
 }
 
 // newSharedRepo makes a repository that lasts as long as the whole test, in memory where that can be.
@@ -156,7 +157,7 @@ func checkPlain(t *testing.T, r *testRun, layers []oddLayer) {
 		}
 	}
 	testutil.Run(t, "find", all, "(", "-type", "b", "-o", "-type", "c", "-o", "-type", "p", "-o", "-type", "s", ")", "-delete")
-	repo := newRepo(t, modeArchive)
+	repo := newRepo(t, ostree.Archive)
 	testutil.Run(t, "ostree", "commit", "--repo="+repo, "--branch=all/plain", "--tree=dir="+all)
 	want := map[string]string{}
 	for line := range strings.Lines(testutil.Run(t, "ostree", "ls", "-C", "--repo="+repo, "all/plain")) {
@@ -229,10 +230,10 @@ func checkRebuilt(t *testing.T, r *testRun, layers []oddLayer) {
 				imageref.KeySize: fmt.Sprint(len(l.layer)), imageref.KeyUncompressedSize: fmt.Sprint(len(l.layer)), imageref.KeyUncompressedDigest: digest.FromBytes(l.layer).String(),
 			}
 			for k, v := range want {
-				testutil.SameText(t, k, info.metadata[k], v)
+				testutil.SameText(t, k, info.Metadata[k], v)
 			}
 			record := []byte(nil)
-			inline, isInline := info.metadata[imageref.KeyTarSplit]
+			inline, isInline := info.Metadata[imageref.KeyTarSplit]
 			if isInline {
 				if record, err = base64.StdEncoding.DecodeString(inline); err != nil {
 					t.Fatal(err)
@@ -280,7 +281,7 @@ func checkOtherUser(t *testing.T, root map[string]string, layers []oddLayer) {
 	}
 	asOtherUser(t, "TestAsAnotherUser", dir)
 	commits := map[string]map[string]string{}
-	for _, mode := range []string{modeArchive, modeBare, modeBareUser, modeBareUserOnly} {
+	for _, mode := range []string{ostree.Archive, ostree.Bare, ostree.BareUser, ostree.BareUserOnly} {
 		for _, engine := range []engineName{engineStream, engineTar} {
 			run := mode + "-" + string(engine)
 			got := map[string]string{}
@@ -294,14 +295,14 @@ func checkOtherUser(t *testing.T, root map[string]string, layers []oddLayer) {
 			commits[run] = got
 		}
 	}
-	for _, run := range []string{modeArchive + "-stream", modeBareUser + "-stream"} {
+	for _, run := range []string{ostree.Archive + "-stream", ostree.BareUser + "-stream"} {
 		sameCommits(t, run+" of another user", commits[run], root, nameOf(layers))
 	}
 	// In these modes the tar engine has no exception of its own.
-	for _, mode := range []string{modeBare, modeBareUserOnly} {
+	for _, mode := range []string{ostree.Bare, ostree.BareUserOnly} {
 		sameCommits(t, mode+" of another user, the tar engine", commits[mode+"-tar"], commits[mode+"-stream"], nameOf(layers))
 	}
-	sameCommits(t, "archive of another user, the tar engine", commits[modeArchive+"-tar"], commits[modeBareUser+"-tar"], nameOf(layers))
+	sameCommits(t, "archive of another user, the tar engine", commits[ostree.Archive+"-tar"], commits[ostree.BareUser+"-tar"], nameOf(layers))
 }
 
 // imageIn is the image of the layers that lie in dir for another user.
@@ -336,14 +337,14 @@ func TestAsAnotherUser(t *testing.T) {
 		engine engineName
 		image  *testImage
 	}{
-		{modeArchive, engineStream, all},
-		{modeBareUser, engineStream, all},
-		{modeBareUserOnly, engineStream, some},
-		{modeBare, engineStream, some},
-		{modeArchive, engineTar, some},
-		{modeBareUser, engineTar, some},
-		{modeBareUserOnly, engineTar, some},
-		{modeBare, engineTar, some},
+		{ostree.Archive, engineStream, all},
+		{ostree.BareUser, engineStream, all},
+		{ostree.BareUserOnly, engineStream, some},
+		{ostree.Bare, engineStream, some},
+		{ostree.Archive, engineTar, some},
+		{ostree.BareUser, engineTar, some},
+		{ostree.BareUserOnly, engineTar, some},
+		{ostree.Bare, engineTar, some},
 	}
 	for _, tt := range tests {
 		t.Run(tt.mode+" "+string(tt.engine), func(t *testing.T) {
@@ -376,7 +377,7 @@ func TestRefusedLayers(t *testing.T) {
 	for _, engine := range []engineName{engineStream, engineTar} {
 		t.Run(string(engine), func(t *testing.T) {
 			t.Parallel()
-			r := newTestRun(t, testOptions{mode: modeArchive, unpack: engine})
+			r := newTestRun(t, testOptions{mode: ostree.Archive, unpack: engine})
 			for _, l := range oddLayers(t) {
 				if l.refused == "" {
 					continue

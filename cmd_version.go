@@ -27,6 +27,6 @@ func (p *program) version(c *cli.Context) error {
 		return err
 	}
 	_, err = fmt.Fprintf(p.stdout, "ostree-image %s (%s, %s/%s)\nostree %s (%s)\ntar %s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH,
-		features.version, strings.Join(features.features, " "), tar)
+		features.Version, strings.Join(features.Features, " "), tar)
 	return errors.Wrap(err, "writing the result")
 }

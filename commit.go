@@ -16,6 +16,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 )
 
 // Commit publishes the image.
@@ -109,15 +110,15 @@ func (d *destination) commitImage(top *destinationManifest) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	metadata := []metadataString{
-		{imageref.KeyDigest, d.top.String()},
-		{imageref.KeySignatures, strconv.Itoa(len(top.signatures))},
+	metadata := []ostree.Metadata{
+		{Key: imageref.KeyDigest, Value: d.top.String()},
+		{Key: imageref.KeySignatures, Value: strconv.Itoa(len(top.signatures))},
 	}
-	if m := (metadataString{imageref.KeyManifest, string(top.blob)}); m.fits() {
-		metadata = append([]metadataString{m}, metadata...)
+	if m := (ostree.Metadata{Key: imageref.KeyManifest, Value: string(top.blob)}); m.Fits() {
+		metadata = append([]ostree.Metadata{m}, metadata...)
 	}
-	o := commitOptions{
-		branch: d.ref.ref(), metadata: metadata, timestamp: d.imageTimestamp(top), why: "commit image " + d.ref.image,
+	o := ostree.CommitOptions{
+		Branch: d.ref.ref(), Metadata: metadata, Timestamp: d.imageTimestamp(top), Why: "commit image " + d.ref.image,
 	}
 	return st.commitFiles(d.ctx, d.imageFiles(), o)
 }
@@ -295,7 +296,7 @@ func (d *destination) timestampOf(config []byte) int64 {
 }
 
 // isStored tells whether the repository holds this very image under its name. info is the commit of that name, where it is known.
-func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest, info *commitInfo) bool {
+func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest, info *ostree.Commit) bool {
 	if !refs[d.ref.ref()] || len(top.signatures) > 0 {
 		return false
 	}
@@ -306,7 +307,7 @@ func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *d
 		}
 		info = &now
 	}
-	text := info.metadata[imageref.KeyManifest]
-	return info.checkBinding(d.ref.ref()) == nil && info.timestamp == uint64(d.imageTimestamp(top)) && info.metadata[imageref.KeyDigest] == d.top.String() &&
-		info.metadata[imageref.KeySignatures] == "0" && (text == "" || text == string(top.blob)) && d.hasTree(*info, d.imageFiles())
+	text := info.Metadata[imageref.KeyManifest]
+	return info.CheckBinding(d.ref.ref()) == nil && info.Timestamp == uint64(d.imageTimestamp(top)) && info.Metadata[imageref.KeyDigest] == d.top.String() &&
+		info.Metadata[imageref.KeySignatures] == "0" && (text == "" || text == string(top.blob)) && d.hasTree(*info, d.imageFiles())
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 )
 
 // damageError is an error of reading a commit that is there: the repository does not hold what it should.
@@ -51,7 +52,7 @@ func damage(err error) error {
 }
 
 // readCommit returns what a commit that is there says. One that cannot be understood is damage.
-func (r *repository) readCommit(ctx context.Context, spec string) (commitInfo, error) {
+func (r *repository) readCommit(ctx context.Context, spec string) (ostree.Commit, error) {
 	info, err := r.commitInfo(ctx, spec)
 	var terr *toolError
 	if err == nil || errors.As(err, &terr) || errors.Is(err, errNoRef) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/spool"
 	"ostree-image/internal/tarstream"
 )
@@ -32,7 +33,7 @@ const (
 // parts is into how many commits a layer is dealt out. In an archive repository nearly all of the time goes into compressing
 // the files, which one ostree does on one core.
 func (st *staging) parts(b *stagedBlob) int {
-	if st.mode != modeArchive || st.engine != engineStream || b.want.Size < st.settings.dealFrom {
+	if st.mode != ostree.Archive || st.engine != engineStream || b.want.Size < st.settings.dealFrom {
 		return 1
 	}
 	return max(1, st.settings.dealTo)

@@ -17,6 +17,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 )
 
 const (
@@ -42,7 +43,7 @@ type destination struct {
 	refs     map[string]bool // of the repository when the copy began
 	partial  map[string]bool // refs that it had too, of commits that may not be whole
 	mode     func() (string, error)
-	features func() (ostreeFeatures, error)
+	features func() (ostree.Features, error)
 
 	lookUp sync.Once
 	store  *blobStore // of refs, once it is known
@@ -100,7 +101,7 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 	d.ctx, d.fail = context.WithCancelCause(ctx)
 	refs := ask(s, func() (map[string]bool, error) { return d.repo.refs(d.ctx) })
 	d.mode = ask(s, func() (string, error) { return d.repo.config(d.ctx, "core.mode") })
-	d.features = ask(s, func() (ostreeFeatures, error) { return ostreeVersion(d.ctx, s.runner) })
+	d.features = ask(s, func() (ostree.Features, error) { return ostreeVersion(d.ctx, s.runner) })
 	d.opened = sync.OnceValue(func() error {
 		if err := d.open(refs); err != nil {
 			return &openError{d.cause(err)}
@@ -351,9 +352,9 @@ func (s *settings) ensureDefaultRepo(ctx context.Context, r *repository) error {
 	if _, err := os.Lstat(path); !os.IsNotExist(err) {
 		return nil
 	}
-	mode := modeBareUser
+	mode := ostree.BareUser
 	if os.Geteuid() == 0 {
-		mode = modeBare
+		mode = ostree.Bare
 	}
 	return errors.WithMessage(r.init(ctx, mode), "making the default repository")
 }

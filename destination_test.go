@@ -24,6 +24,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -79,7 +80,7 @@ func TestPutBlobErrors(t *testing.T) {
 		{"no gzip", notGzip, junk(notGzip), false, "importing: layer " + digest.FromBytes(notGzip).Encoded() + ": decompressing: ", false},
 		{"junk behind gzip", trailing, junk(trailing), false, "importing: layer " + digest.FromBytes(trailing).Encoded() + ": gzip: invalid header", false},
 	}
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			d := r.destination(t, "a")
@@ -107,7 +108,7 @@ func TestPutBlobErrors(t *testing.T) {
 
 func TestBrokenStream(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	layer := archive(file("f", bigBody))
 	d := r.destination(t, "a")
 	stream := io.MultiReader(bytes.NewReader(layer[:100000]), readerFunc(func([]byte) (int, error) { return 0, errors.New("the network is gone") }))
@@ -139,7 +140,7 @@ func TestPlatform(t *testing.T) {
 			testutil.SameText(t, "error", testutil.ErrText(checkPlatform([]byte(tt.config), &tt.sys)), tt.wantErr)
 		})
 	}
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	err := r.importImage(t, "a", &testImage{layers: [][]byte{archive(file("f", "x"))}, config: []byte(tests[2].config)})
 	testutil.SameText(t, "error of an import", testutil.ErrText(err), tests[2].wantErr)
 	r.nothingLeft(t)
@@ -147,7 +148,7 @@ func TestPlatform(t *testing.T) {
 
 func TestManifests(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	other := digest.FromString("other")
 	tests := []struct {
 		name, manifest string
@@ -290,7 +291,7 @@ func TestManyLayersAgain(t *testing.T) {
 		}
 		return i
 	}
-	first := newTestRun(t, testOptions{mode: modeArchive})
+	first := newTestRun(t, testOptions{mode: ostree.Archive})
 	if err := first.importImage(t, "image", image(-1)); err != nil {
 		t.Fatal(err)
 	}
@@ -325,7 +326,7 @@ func TestManyLayersAgain(t *testing.T) {
 // TestInlineRecord: the tar-split data stands in the layer's commit as long as that argument has room for it.
 func TestInlineRecord(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	random := rand.New(rand.NewSource(1)) // names that cannot be compressed much
 	for _, n := range []int{1, 500, 1500} {
 		var members []member
@@ -340,7 +341,7 @@ func TestInlineRecord(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, inline := info.metadata[imageref.KeyTarSplit]
+		_, inline := info.Metadata[imageref.KeyTarSplit]
 		_, side := r.commits(t)[imageref.SidecarRef(digest.FromBytes(layer))]
 		if want := n <= 500; inline != want || side == want {
 			t.Errorf("%d files: inline %t, side commit %t, want inline %t", n, inline, side, want)
@@ -350,8 +351,8 @@ func TestInlineRecord(t *testing.T) {
 
 func TestLargeManifest(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
-	m := imgspecv1.Manifest{MediaType: imgspecv1.MediaTypeImageManifest, Annotations: map[string]string{"a": strings.Repeat("x", maxArgument)}}
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
+	m := imgspecv1.Manifest{MediaType: imgspecv1.MediaTypeImageManifest, Annotations: map[string]string{"a": strings.Repeat("x", ostree.MaxArgument)}}
 	m.SchemaVersion = 2
 	config := []byte(`{"os":"linux","architecture":"riscv64"}`)
 	m.Config = imgspecv1.Descriptor{MediaType: imgspecv1.MediaTypeImageConfig, Digest: digest.FromBytes(config), Size: int64(len(config))}
@@ -363,10 +364,10 @@ func TestLargeManifest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if text, ok := info.metadata[imageref.KeyManifest]; ok {
+	if text, ok := info.Metadata[imageref.KeyManifest]; ok {
 		t.Errorf("%s has %d bytes", imageref.KeyManifest, len(text))
 	}
-	testutil.SameText(t, imageref.KeyDigest, info.metadata[imageref.KeyDigest], digest.FromBytes(i.manifest).String())
+	testutil.SameText(t, imageref.KeyDigest, info.Metadata[imageref.KeyDigest], digest.FromBytes(i.manifest).String())
 	images, err := r.repo.listImages(t.Context(), 1, true, func(name string, err error) { t.Errorf("%s: %v", name, err) })
 	if err != nil || len(images) != 1 || images[0].Digest != digest.FromBytes(i.manifest).String() || images[0].Name != "large:latest" {
 		t.Errorf("%+v, %v", images, err)
@@ -395,7 +396,7 @@ func TestTimestamps(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r := newTestRun(t, testOptions{mode: modeArchive, timestamp: tt.timestamp})
+			r := newTestRun(t, testOptions{mode: ostree.Archive, timestamp: tt.timestamp})
 			layer := archive(file("f", "x"))
 			i := &testImage{layers: [][]byte{layer}, config: []byte(`{"os":"linux","architecture":"riscv64",` + tt.config + `}`)}
 			if err := r.importImage(t, "a", i); err != nil {
@@ -404,8 +405,8 @@ func TestTimestamps(t *testing.T) {
 			for ref, want := range map[string]uint64{
 				"ociimage/a_3Alatest": tt.image, imageref.BlobRef(digest.FromBytes(layer)): tt.blob, imageref.BlobRef(digest.FromBytes(i.config)): tt.blob,
 			} {
-				if info, err := r.repo.commitInfo(t.Context(), ref); err != nil || info.timestamp != want {
-					t.Errorf("%s: %d, %v, want %d", ref, info.timestamp, err, want)
+				if info, err := r.repo.commitInfo(t.Context(), ref); err != nil || info.Timestamp != want {
+					t.Errorf("%s: %d, %v, want %d", ref, info.Timestamp, err, want)
 				}
 			}
 		})
@@ -414,7 +415,7 @@ func TestTimestamps(t *testing.T) {
 
 func TestVanishedBlob(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	layer := archive(file("f", "vanishes"))
 	i := &testImage{layers: [][]byte{layer}}
 	if err := r.importImage(t, "first", i); err != nil {
@@ -439,7 +440,7 @@ func TestVanishedBlob(t *testing.T) {
 // TestPartial: a commit that is marked as partial, as a run that was killed may leave any, is made anew by the next copy.
 func TestPartial(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	var many []member
 	for i := range 3000 { // the tar-split data has a commit of its own
 		many = append(many, file(fmt.Sprintf("f-%x-%d", i*i*7919, i), ""))
@@ -511,7 +512,7 @@ func TestFailingCommands(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			repo := newRepo(t, modeArchive)
+			repo := newRepo(t, ostree.Archive)
 			here := strings.NewReplacer("LAYER", digest.FromBytes(layer).Encoded(), "CONFIG", digest.FromBytes(i.config).Encoded(), "REPO", repo)
 			fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: here.Replace(tt.match), Stderr: "error: no\n", Exit: 1})
 			r := newTestRun(t, testOptions{repo: repo, ostree: fake})
@@ -533,7 +534,7 @@ func TestFailingCommands(t *testing.T) {
 func TestTakenBack(t *testing.T) {
 	t.Parallel()
 	shared := archive(file("f", "shared"))
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	for name, layer := range map[string][]byte{"a": archive(file("f", "old")), "other": shared} {
 		if err := r.importImage(t, name, &testImage{layers: [][]byte{layer}}); err != nil {
 			t.Fatal(err)
@@ -582,7 +583,7 @@ func TestSignedBytes(t *testing.T) {
 	layer := archive(file("f", "signed"))
 	gz := zipped(t, layer)
 	i := (&testImage{layers: [][]byte{gz}, types: []string{imgspecv1.MediaTypeImageLayerGzip}}).finish(t)
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	if err := r.importImage(t, "unsigned", i); err != nil {
 		t.Fatal(err)
 	}
@@ -628,7 +629,7 @@ func TestSignedBytes(t *testing.T) {
 // ref when all that it needs is there.
 func TestPublishing(t *testing.T) {
 	t.Parallel()
-	repo := newRepo(t, modeArchive)
+	repo := newRepo(t, ostree.Archive)
 	fake := testutil.FakeTool(t, "ostree")
 	r := newTestRun(t, testOptions{repo: repo, ostree: fake})
 	layer := archive(file("f", "published"))
@@ -695,7 +696,7 @@ exec ostree "$@"
 // TestNothingNewWaitsForNobody: an image that is there is not published again, so nobody who publishes need end first.
 func TestNothingNewWaitsForNobody(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	i := (&testImage{layers: [][]byte{archive(file("f", "there"))}}).finish(t)
 	if err := r.importImage(t, "a", i); err != nil {
 		t.Fatal(err)
@@ -717,7 +718,7 @@ func TestNothingNewWaitsForNobody(t *testing.T) {
 // TestEndlessInput: a config and a signature are read into memory, as far as they may be.
 func TestEndlessInput(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	d := r.destination(t, "a")
 	config := &io.LimitedReader{R: zeroReader{}, N: 3 * maxConfigBytes}
 	_, err := d.PutBlob(t.Context(), config, types.BlobInfo{Size: -1}, nil, true)
@@ -749,7 +750,7 @@ func TestEndlessInput(t *testing.T) {
 func TestBlobDirectory(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	r := newTestRun(t, testOptions{mode: modeArchive, tmpdir: dir})
+	r := newTestRun(t, testOptions{mode: ostree.Archive, tmpdir: dir})
 	layer := archive(file("f", "staged"), file("f", "twice"))
 	d := r.destination(t, "a")
 	if _, err := d.PutBlob(t.Context(), bytes.NewReader(layer), blobInfo(layer, ""), nil, false); err != nil {

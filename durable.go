@@ -10,6 +10,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 )
 
 // sync returns when these refs are on the disk as they are now, and which of ours there are, and
@@ -72,7 +73,7 @@ func (d *destination) sync(refs ...string) error {
 // (2022.7) loses the error of a file's last write, and ends well although the file is cut off. Once
 // published it would be taken for the file by every later import that has the same.
 func (st *staging) check(ctx context.Context) error {
-	if st.mode != modeArchive {
+	if st.mode != ostree.Archive {
 		return nil
 	}
 	broken, err := st.repo.fsck(ctx)

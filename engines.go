@@ -9,6 +9,7 @@ import (
 
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/spool"
 )
 
@@ -25,7 +26,7 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 		alone := opening != nil
 		held := &spool.Buffered{}
 		// In this mode alone ostree would write each file again to make a commit with the layer's metadata of one without.
-		if st.mode == modeBareUserOnly && alone {
+		if st.mode == ostree.BareUserOnly && alone {
 			held.Dir = st.work.path // which has room for the files, too
 		}
 		large := b.want.Size > surelyLarge && held.Dir == ""
@@ -33,7 +34,7 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 			if err := st.ready(ctx); err != nil {
 				return nil, err
 			}
-			return st.repo.commitStream(ctx, commitOptions{why: "commit the files of layer " + b.name()}, input)
+			return st.repo.commitStream(ctx, ostree.CommitOptions{Why: "commit the files of layer " + b.name()}, input)
 		}}, nil
 	}
 	dir := st.treeDir(b)
@@ -155,19 +156,19 @@ func (e *tarEngine) finish() (tree layerTree, err error) {
 		return tree, errors.WithMessage(err, "making the extracted files readable")
 	}
 	overrides = append(overrides, e.opening.overrides()...)
-	options := treeOptions{
-		owner:   perms.uid != 0 && !perms.asOwn,
-		consume: e.st.mode == modeBare,
+	options := ostree.TreeOptions{
+		Owner:   perms.uid != 0 && !perms.asOwn,
+		Consume: e.st.mode == ostree.Bare,
 	}
 	if perms.uid != 0 {
 		j.shell("make the extracted files readable", fmt.Sprintf(
 			`find %[1]s -type d ! -perm -0700 -exec chmod u+rwx {} \; ; find %[1]s -type f ! -perm -0400 -exec chmod u+r {} \;`, j.path(e.dir)))
 	}
 	if len(overrides) > 0 {
-		options.statOverride = e.dir + ".modes"
-		if err := e.st.settings.journal.writeFile(options.statOverride, []byte(strings.Join(overrides, "\n")+"\n"), "the modes that they have in the layer"); err != nil {
+		options.StatOverride = e.dir + ".modes"
+		if err := e.st.settings.journal.writeFile(options.StatOverride, []byte(strings.Join(overrides, "\n")+"\n"), "the modes that they have in the layer"); err != nil {
 			return tree, err
 		}
 	}
-	return layerTree{args: treeArgs(e.dir, options)}, nil
+	return layerTree{args: ostree.TreeArgs(e.dir, options)}, nil
 }

@@ -3,11 +3,9 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"io/fs"
-	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -21,6 +19,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/gvariant"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 )
 
 // oldestOSTree is the oldest release that the program is tested with.
@@ -39,94 +38,23 @@ type repository struct {
 	locking lockOptions
 }
 
-// The modes of a repository (ostree(1), ostree-init).
-const (
-	modeBare         = "bare"
-	modeBareUser     = "bare-user"
-	modeBareUserOnly = "bare-user-only"
-	modeArchive      = "archive"
-)
-
 // errNoRef says that a repository has no such ref.
 var errNoRef = errors.New("no such ref")
 
-// commitInfo is what a commit object says.
-type commitInfo struct {
-	checksum  string
-	metadata  map[string]string // its metadata of type string
-	bindings  []string          // the refs that it was made for
-	timestamp uint64            // seconds since 1970
-	root      string            // checksum of the root's dirtree
-	rootMeta  string            // checksum of the root's dirmeta
-}
-
-// checkBinding refuses a commit that was made for other refs. An old one names none.
-func (c commitInfo) checkBinding(ref string) error {
-	if len(c.bindings) == 0 || slices.Contains(c.bindings, ref) {
-		return nil
-	}
-	return errdefs.Checkf("commit %s was made for the refs %q, and not for %s", c.checksum, c.bindings, ref)
-}
-
-// ostreeFeatures is what an ostree program says of itself.
-type ostreeFeatures struct {
-	version  string
-	features []string
-}
-
-func (f ostreeFeatures) has(feature string) bool { return slices.Contains(f.features, feature) }
-
 // ostreeVersion asks the program for its version and features. One that is too old is a *missingToolError.
-func ostreeVersion(ctx context.Context, r *runner) (ostreeFeatures, error) {
+func ostreeVersion(ctx context.Context, r *runner) (ostree.Features, error) {
 	out, err := r.output(ctx, command{tool: toolOSTree, args: []string{"--version"}, why: "which ostree this is", read: true})
 	if err != nil {
-		return ostreeFeatures{}, err
+		return ostree.Features{}, err
 	}
-	f, err := parseOSTreeVersion(string(out))
+	f, err := ostree.ParseVersion(string(out))
 	if err != nil {
 		return f, errors.WithMessagef(err, "asking %s for its version", r.programs[toolOSTree])
 	}
-	if compareVersions(f.version, oldestOSTree) < 0 {
-		return f, &errdefs.MissingToolError{Tool: r.programs[toolOSTree], Why: "version " + f.version + " is too old: " + packages[toolOSTree]}
+	if ostree.CompareVersions(f.Version, oldestOSTree) < 0 {
+		return f, &errdefs.MissingToolError{Tool: r.programs[toolOSTree], Why: "version " + f.Version + " is too old: " + packages[toolOSTree]}
 	}
 	return f, nil
-}
-
-var ostreeVersionLine = regexp.MustCompile(`^ *Version: *'([0-9][0-9.]*)[^']*'$`)
-
-func parseOSTreeVersion(text string) (ostreeFeatures, error) {
-	var f ostreeFeatures
-	for line := range strings.Lines(text) {
-		line = strings.TrimSuffix(line, "\n")
-		if m := ostreeVersionLine.FindStringSubmatch(line); m != nil {
-			f.version = m[1]
-		}
-		if feature, ok := strings.CutPrefix(strings.TrimSpace(line), "- "); ok {
-			f.features = append(f.features, feature)
-		}
-	}
-	if f.version == "" {
-		return f, errors.Errorf("it answers %.80q, which is not what ostree says", text)
-	}
-	return f, nil
-}
-
-// compareVersions compares dotted numbers, as strings.Compare does strings.
-func compareVersions(a, b string) int {
-	as, bs := strings.Split(a, "."), strings.Split(b, ".")
-	for i := range max(len(as), len(bs)) {
-		an, bn := 0, 0
-		if i < len(as) {
-			an, _ = strconv.Atoi(as[i])
-		}
-		if i < len(bs) {
-			bn, _ = strconv.Atoi(bs[i])
-		}
-		if an != bn {
-			return an - bn
-		}
-	}
-	return 0
 }
 
 // notThere is what ostree says of a repository that is not there, or not all of it.
@@ -151,16 +79,11 @@ func (r *repository) explain(err error) error {
 		return errdefs.NotFoundf("%s is no OSTree repository", r.path)
 	case strings.Contains(s, "Refspec '") && strings.Contains(s, "' not found"):
 		return errors.WithMessage(errNoRef, terr.lastLines(1))
-	case mayNotRead(s):
+	case ostree.MayNotRead(s):
 		return &errdefs.AccessError{Repo: r.path, Err: err}
 	}
 	return err
 }
-
-// mayNotReadLine is how ostree ends what it says of a file or directory that this user may not open.
-var mayNotReadLine = regexp.MustCompile(`(?m)(?:open|openat|opendir)(?:\(.*\))?: Permission denied$`)
-
-func mayNotRead(text string) bool { return mayNotReadLine.MatchString(text) }
 
 // vanished is the error of a staging area that is gone.
 func (r *repository) vanished() error {
@@ -228,7 +151,7 @@ func (r *repository) refs(ctx context.Context) (map[string]bool, error) {
 		out, err = r.query(ctx, "the refs of the repository", "refs")
 		return err
 	})
-	return usable(linesOf(out)), err
+	return usable(ostree.Lines(out)), err
 }
 
 // usable returns refs without those of a remote whose name begins with "-": ostree itself takes
@@ -241,7 +164,7 @@ func usable(refs map[string]bool) map[string]bool {
 // refsAmong returns those of the given refs that the repository itself has. It takes no longer the more others there are.
 func (r *repository) refsAmong(ctx context.Context, wanted []string) (map[string]bool, error) {
 	found := map[string]bool{}
-	for chunk := range chunks(wanted) {
+	for chunk := range ostree.Chunks(wanted) {
 		var out []byte
 		err := again(ctx, func() (err error) {
 			out, err = r.query(ctx, "which of these refs there are", "refs", append([]string{"--list"}, chunk...)...)
@@ -250,24 +173,15 @@ func (r *repository) refsAmong(ctx context.Context, wanted []string) (map[string
 		if err != nil {
 			return nil, err
 		}
-		maps.Copy(found, among(linesOf(out), chunk))
+		maps.Copy(found, among(ostree.Lines(out), chunk))
 	}
 	return found, nil
-}
-
-// linesOf returns the lines of text.
-func linesOf(text []byte) map[string]bool {
-	lines := map[string]bool{}
-	for line := range strings.Lines(string(text)) {
-		lines[strings.TrimSuffix(line, "\n")] = true
-	}
-	return lines
 }
 
 // commitsOf returns the commits that refs name. A ref that is gone meanwhile is left out.
 func (r *repository) commitsOf(ctx context.Context, refs map[string]bool) (map[string]string, error) {
 	commits := map[string]string{}
-	for chunk := range chunks(slices.Sorted(maps.Keys(refs))) {
+	for chunk := range ostree.Chunks(slices.Sorted(maps.Keys(refs))) {
 		sums, err := r.revParse(ctx, chunk...)
 		if errors.Is(err, errNoRef) {
 			now, rerr := r.refs(ctx)
@@ -399,67 +313,23 @@ const maxCommitText = 4 << 20
 const commitMemory = 8 * maxCommitText
 
 // commitInfo returns what the commit of a ref or checksum says, with one process.
-func (r *repository) commitInfo(ctx context.Context, rev string) (commitInfo, error) {
+func (r *repository) commitInfo(ctx context.Context, rev string) (ostree.Commit, error) {
 	r.reads(ctx, rev)
 	c := r.command("all that "+rev+" says", "show", "--raw", rev)
 	c.read, c.outLimit, c.memory = true, maxCommitText, commitMemory
 	out, err := r.run.output(ctx, c)
 	if err != nil {
-		return commitInfo{}, r.explain(err)
+		return ostree.Commit{}, r.explain(err)
 	}
-	info, err := parseCommit(string(out))
+	info, err := ostree.ParseCommit(string(out))
 	return info, errors.WithMessagef(err, "reading the commit of %s", rev)
 }
-
-// parseCommit reads what "ostree show --raw" prints: a line "commit CHECKSUM" and the commit object, whose type is
-// (a{sv}aya(say)sstayay): metadata, parent, related, subject, body, timestamp, root dirtree, root dirmeta.
-func parseCommit(text string) (commitInfo, error) {
-	head, body, _ := strings.Cut(text, "\n")
-	checksum, ok := strings.CutPrefix(head, "commit ")
-	if !ok || !checksumPattern.MatchString(checksum) {
-		return commitInfo{}, errors.Errorf("not a commit: %.40q", head)
-	}
-	body, _, _ = strings.Cut(body, "\nFound ") // what ostree says of the commit's GPG signatures; the object is one line
-	v, err := gvariant.Parse(strings.TrimRight(body, "\n"))
-	if err != nil {
-		return commitInfo{}, err
-	}
-	fields, ok := v.([]any)
-	if !ok || len(fields) != 8 {
-		return commitInfo{}, errors.New("not a commit object")
-	}
-	metadata, ok1 := fields[0].(map[string]any)
-	timestamp, ok2 := fields[5].(uint64)
-	root, ok3 := fields[6].([]byte)
-	meta, ok4 := fields[7].([]byte)
-	if !ok1 || !ok2 || !ok3 || !ok4 {
-		return commitInfo{}, errors.New("not a commit object")
-	}
-	info := commitInfo{
-		checksum: checksum, metadata: map[string]string{}, timestamp: timestamp, root: hex.EncodeToString(root), rootMeta: hex.EncodeToString(meta),
-	}
-	for k, v := range metadata {
-		switch v := v.(type) {
-		case string:
-			info.metadata[k] = v
-		case []any:
-			for _, ref := range v {
-				if ref, ok := ref.(string); ok && k == imageref.KeyRefBinding {
-					info.bindings = append(info.bindings, ref)
-				}
-			}
-		}
-	}
-	return info, nil
-}
-
-var checksumPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // revParse returns the checksums that revs stand for, in their order. Any that does not exist is an error.
 func (r *repository) revParse(ctx context.Context, revs ...string) ([]string, error) {
 	r.reads(ctx, revs...)
 	var sums []string
-	for chunk := range chunks(revs) {
+	for chunk := range ostree.Chunks(revs) {
 		out, err := r.query(ctx, "the commits of refs", "rev-parse", chunk...)
 		if err != nil {
 			return nil, err
@@ -470,7 +340,7 @@ func (r *repository) revParse(ctx context.Context, revs ...string) ([]string, er
 		return nil, errors.Errorf("ostree rev-parse: %d answers for %d refs", len(sums), len(revs))
 	}
 	for _, s := range sums {
-		if !checksumPattern.MatchString(s) {
+		if !ostree.ChecksumPattern.MatchString(s) {
 			return nil, errors.Errorf("ostree rev-parse: %.80q is no checksum", s)
 		}
 	}
@@ -509,55 +379,14 @@ func (r *repository) configLines(wanted map[string][]string) (string, error) {
 	if err != nil {
 		return "", errors.Wrapf(err, "reading %s", f.Name())
 	}
-	lines, err := configLines(string(text), wanted)
+	lines, err := ostree.ConfigLines(string(text), wanted)
 	return lines, errors.WithMessagef(err, "reading %s", f.Name())
-}
-
-// configLines reads a key file of GLib: groups in brackets, and lines KEY=VALUE.
-func configLines(text string, wanted map[string][]string) (string, error) {
-	var found strings.Builder
-	group, last := "", ""
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		if name, ok := strings.CutPrefix(line, "["); ok {
-			if group, ok = strings.CutSuffix(name, "]"); !ok {
-				return "", errors.Errorf("%.80q begins no group", line)
-			}
-			continue
-		}
-		key, _, ok := strings.Cut(line, "=")
-		if !ok || group == "" {
-			return "", errors.Errorf("%.80q sets no key of a group", line)
-		}
-		if !slices.Contains(wanted[group], strings.TrimSpace(key)) {
-			continue
-		}
-		if group != last {
-			fmt.Fprintf(&found, "[%s]\n", group)
-			last = group
-		}
-		found.WriteString(line + "\n")
-	}
-	return found.String(), nil
-}
-
-// catArgs has a slash before each path: ostree takes none for a path below the root, "./x" is refused.
-func catArgs(rev string, paths []string) []string {
-	args := make([]string, 0, len(paths)+1)
-	args = append(args, rev)
-	for _, p := range paths {
-		args = append(args, "/"+strings.TrimPrefix(p, "/"))
-	}
-	return args
 }
 
 // cat returns the contents of regular files, one after another.
 func (r *repository) cat(ctx context.Context, rev string, paths ...string) (*processReader, error) {
 	r.reads(ctx, rev)
-	c := r.command(fmt.Sprintf("read %d files of %s", len(paths), rev), "cat", catArgs(rev, paths)...)
+	c := r.command(fmt.Sprintf("read %d files of %s", len(paths), rev), "cat", ostree.CatArgs(rev, paths)...)
 	c.read = true
 	out, err := r.run.reader(ctx, c)
 	if err == nil {
@@ -640,84 +469,21 @@ func (r *repository) init(ctx context.Context, mode string) error {
 	return r.perform(ctx, "make a repository", "init", "--mode="+mode)
 }
 
-// commitOptions are the parts of a commit beside its tree.
-type commitOptions struct {
-	branch    string // "" for a commit without a ref
-	metadata  []metadataString
-	timestamp int64 // seconds since 1970
-	why       string
-}
-
-type metadataString struct{ key, value string }
-
-// arg is the argument that sets m.
-func (m metadataString) arg() string { return "--add-metadata-string=" + m.key + "=" + m.value }
-
-// maxArgument is how long one argument of a program may be, its NUL not counted (MAX_ARG_STRLEN of execve(2)).
-const maxArgument = 128<<10 - 1
-
-// fits tells whether m can be given to ostree: it must fit into one argument, be UTF-8 and hold no NUL.
-func (m metadataString) fits() bool {
-	return len(m.arg()) <= maxArgument && gvariant.IsText(m.value)
-}
-
-// commitArgs are the arguments of every commit that the program makes. Each is there for the same checksum every time: without
-// --parent=none a branch's last commit becomes the parent, without a timestamp it is the time of day, and "@" is needed since
-// ostree takes a bare small number for an hour of today. A staging repository needs no fsync: what is published from it is synced then.
-func commitArgs(o commitOptions) []string {
-	args := []string{"--parent=none", "--timestamp=@" + strconv.FormatInt(o.timestamp, 10), "--fsync=false"}
-	if o.branch == "" {
-		args = append(args, "--orphan")
-	} else {
-		args = append(args, "--branch="+o.branch)
-	}
-	for _, m := range o.metadata {
-		args = append(args, m.arg())
-	}
-	return args
-}
-
-// treeOptions say how a directory becomes a commit's tree.
-type treeOptions struct {
-	owner        bool   // everything belongs to 0:0
-	statOverride string // a file of modes, see ostree-commit(1); "" for none
-	consume      bool   // the files may be moved away
-	noXattrs     bool
-}
-
-// treeArgs commit the directory dir.
-func treeArgs(dir string, o treeOptions) []string {
-	args := []string{"--tree=dir=" + dir}
-	if o.owner {
-		args = append(args, "--owner-uid=0", "--owner-gid=0")
-	}
-	if o.noXattrs {
-		args = append(args, "--no-xattrs")
-	}
-	if o.statOverride != "" {
-		args = append(args, "--statoverride="+o.statOverride)
-	}
-	if o.consume {
-		args = append(args, "--consume")
-	}
-	return args
-}
-
 // commitTree commits a directory and returns the commit's checksum.
-func (r *repository) commitTree(ctx context.Context, dir string, t treeOptions, o commitOptions) (string, error) {
-	return r.commit(ctx, o, treeArgs(dir, t)...)
+func (r *repository) commitTree(ctx context.Context, dir string, t ostree.TreeOptions, o ostree.CommitOptions) (string, error) {
+	return r.commit(ctx, o, ostree.TreeArgs(dir, t)...)
 }
 
 // commitCommand is the command that commits a tree. What gets a ref is signed.
-func (r *repository) commitCommand(o commitOptions, tree ...string) command {
-	c := r.command(o.why, "commit", append(commitArgs(o), tree...)...)
-	if o.branch != "" {
+func (r *repository) commitCommand(o ostree.CommitOptions, tree ...string) command {
+	c := r.command(o.Why, "commit", append(ostree.CommitArgs(o), tree...)...)
+	if o.Branch != "" {
 		c.unlogged = r.sign
 	}
 	return c
 }
 
-func (r *repository) commit(ctx context.Context, o commitOptions, tree ...string) (string, error) {
+func (r *repository) commit(ctx context.Context, o ostree.CommitOptions, tree ...string) (string, error) {
 	out, err := r.run.output(ctx, r.commitCommand(o, tree...))
 	if err != nil {
 		return "", r.explain(err)
@@ -728,23 +494,15 @@ func (r *repository) commit(ctx context.Context, o commitOptions, tree ...string
 // made returns the checksum that ostree commit has printed, of a commit that is signed by then. The
 // keys in a file are how no key stands among the arguments of a program, for everybody to read;
 // whoever runs the command again need not have that file.
-func (r *repository) made(ctx context.Context, o commitOptions, out []byte) (string, error) {
-	sum, err := commitChecksum(out)
-	if err != nil || o.branch == "" || r.keysFile == "" {
+func (r *repository) made(ctx context.Context, o ostree.CommitOptions, out []byte) (string, error) {
+	sum, err := ostree.ParseChecksum(out)
+	if err != nil || o.Branch == "" || r.keysFile == "" {
 		return sum, err
 	}
 	c := r.command("sign commit "+sum, "sign", "--sign-type="+r.signType, "--keys-file="+r.keysFile, sum)
 	c.absent = true
 	_, err = r.run.output(ctx, c)
 	return sum, r.explain(err)
-}
-
-func commitChecksum(out []byte) (string, error) {
-	sum := strings.TrimSuffix(string(out), "\n")
-	if !checksumPattern.MatchString(sum) {
-		return "", errors.Errorf("ostree commit: %.80q is no checksum", out)
-	}
-	return sum, nil
 }
 
 // streamCommit is a running commit of a tar stream.
@@ -757,7 +515,7 @@ type streamCommit struct {
 
 // commitStream starts a commit whose tree is the tar stream that is written to the result. input is what the journal calls that stream. The
 // stream must be clean: see layerFilter.
-func (r *repository) commitStream(ctx context.Context, o commitOptions, input string) (*streamCommit, error) {
+func (r *repository) commitStream(ctx context.Context, o ostree.CommitOptions, input string) (*streamCommit, error) {
 	c := r.commitCommand(o, "--tree=tar=-")
 	c.input = input
 	s := &streamCommit{
@@ -808,7 +566,7 @@ func (r *repository) pullLocal(ctx context.Context, source string, fsync bool, w
 	if len(refs) == 0 {
 		return r.perform(ctx, why, "pull-local", args...)
 	}
-	for chunk := range chunks(refs) {
+	for chunk := range ostree.Chunks(refs) {
 		if err := r.perform(ctx, why, "pull-local", append(slices.Clip(args), chunk...)...); err != nil {
 			return err
 		}
@@ -824,33 +582,10 @@ func (r *repository) explainPath(err error) error {
 	return err
 }
 
-// maxArguments is how many bytes of refs or paths one process gets: with the environment, of which each variable may be as
-// long as the longest argument, well below the 2 MB that execve(2) takes.
-const maxArguments = 512 << 10
-
-// chunks parts arguments into lists that one process takes each.
-func chunks(args []string) iter.Seq[[]string] {
-	return func(yield func([]string) bool) {
-		begin, bytes := 0, 0
-		for i, arg := range args {
-			size := len(arg) + 1 + 8 // its NUL, and a pointer to it
-			if bytes += size; bytes > maxArguments && i > begin {
-				if !yield(args[begin:i:i]) {
-					return
-				}
-				begin, bytes = i, size
-			}
-		}
-		if begin < len(args) {
-			yield(args[begin:])
-		}
-	}
-}
-
 // deleteRefs deletes refs. Each must be a whole ref: ostree takes the argument for a prefix, and none of ours is the prefix
 // of another.
 func (r *repository) deleteRefs(ctx context.Context, why string, specs ...string) error {
-	for chunk := range chunks(specs) {
+	for chunk := range ostree.Chunks(specs) {
 		if err := r.perform(ctx, why, "refs", append([]string{"--delete"}, chunk...)...); err != nil {
 			return err
 		}
@@ -1054,25 +789,6 @@ func (r *repository) fsck(ctx context.Context) ([]string, error) {
 }
 
 // checkout makes dir, which must not be there, the tree of a commit.
-func (r *repository) checkout(ctx context.Context, rev, dir string, o checkoutOptions) error {
-	return r.explain(r.run.run(ctx, r.command("check out "+rev, "checkout", checkoutArgs(rev, dir, o)...)))
-}
-
-func checkoutArgs(rev, dir string, o checkoutOptions) []string {
-	var args []string
-	if o.userMode {
-		args = append(args, "--user-mode")
-	}
-	if o.requireHardlinks {
-		args = append(args, "--require-hardlinks")
-	} else {
-		args = append(args, "--force-copy")
-	}
-	if o.subpath != "" {
-		args = append(args, "--subpath=/"+o.subpath)
-	}
-	if o.skipList != "" {
-		args = append(args, "--skip-list="+o.skipList)
-	}
-	return append(args, rev, dir)
+func (r *repository) checkout(ctx context.Context, rev, dir string, o ostree.CheckoutOptions) error {
+	return r.explain(r.run.run(ctx, r.command("check out "+rev, "checkout", ostree.CheckoutArgs(rev, dir, o)...)))
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -22,94 +23,6 @@ const (
 	sumA = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 	sumB = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
 )
-
-var parseCommitTests = []struct {
-	name    string
-	text    string
-	want    commitInfo
-	wantErr string
-}{
-	{
-		"own", "commit " + sumA + "\n({'docker.size': <'5'>, 'ostree.ref-binding': <['x']>, 'it\\'s': <'b\"c'>}, @ay [], @a(say) [], '', '', uint64 7, [byte 0xaa, 0x01], [byte 0xbb, 0x02])\n",
-		commitInfo{metadata: map[string]string{"docker.size": "5", "it's": `b"c`}, timestamp: 7, root: "aa01", rootMeta: "bb02"},
-		"",
-	},
-	{
-		"no metadata", "commit " + sumA + "\n(@a{sv} {}, [byte 0x00, 0x00], @a(say) [], 'subject', 'body', uint64 18446744073709551615, [byte 0xaa], [byte 0xbb])",
-		commitInfo{metadata: map[string]string{}, timestamp: 1<<64 - 1, root: "aa", rootMeta: "bb"},
-		"",
-	},
-	{"empty", "", commitInfo{}, `not a commit: ""`},
-	{"other object", "dirtree " + sumA + "\n()", commitInfo{}, `not a commit: "dirtree aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"`},
-	{"no body", "commit " + sumA, commitInfo{}, "GVariant text, byte 0: a value is missing"},
-	{"too few fields", "commit " + sumA + "\n({}, @ay [])", commitInfo{}, "not a commit object"},
-	{"no tuple", "commit " + sumA + "\n'a'", commitInfo{}, "not a commit object"},
-	{"wrong time", "commit " + sumA + "\n(@a{sv} {}, @ay [], @a(say) [], '', '', 'now', [byte 0xaa], [byte 0xbb])", commitInfo{}, "not a commit object"},
-	{"wrong root", "commit " + sumA + "\n(@a{sv} {}, @ay [], @a(say) [], '', '', uint64 7, 'a', [byte 0xbb])", commitInfo{}, "not a commit object"},
-	{"cut", "commit " + sumA + "\n(@a{sv} {}, @ay [], @a(sa", commitInfo{}, "GVariant text, byte 20: a type has no value"},
-}
-
-func TestParseCommit(t *testing.T) {
-	for _, tt := range parseCommitTests {
-		t.Run(tt.name, func(t *testing.T) {
-			got, err := parseCommit(tt.text)
-			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
-			if err == nil && (!maps.Equal(got.metadata, tt.want.metadata) || got.timestamp != tt.want.timestamp || got.root != tt.want.root ||
-				got.rootMeta != tt.want.rootMeta) {
-				t.Errorf("got %+v, want %+v", got, tt.want)
-			}
-		})
-	}
-}
-
-func FuzzParseCommit(f *testing.F) {
-	for _, tt := range parseCommitTests {
-		f.Add(tt.text)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		info, err := parseCommit(text)
-		if err == nil && info.metadata == nil {
-			t.Errorf("%q: no error and no commit", text)
-		}
-	})
-}
-
-func TestParseOSTreeVersion(t *testing.T) {
-	tests := []struct {
-		name, text, version, features, wantErr string
-	}{
-		{"debian 12", "libostree:\n Version: '2022.7'\n Features:\n  - libcurl\n  - libarchive\n", "2022.7", "libcurl libarchive", ""},
-		{"with git", "libostree:\n Version: '2025.2.1+git'\n Git: abc\n Features:\n  - gpgme\n", "2025.2.1", "gpgme", ""},
-		{"no features", "libostree:\n Version: '2022.7'\n", "2022.7", "", ""},
-		{"empty", "", "", "", `it answers "", which is not what ostree says`},
-		{"other program", "tar (GNU tar) 1.34\n", "", "", `it answers "tar (GNU tar) 1.34\n", which is not what ostree says`},
-		{"no number", "libostree:\n Version: 'none'\n", "", "", `it answers "libostree:\n Version: 'none'\n", which is not what ostree says`},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			f, err := parseOSTreeVersion(tt.text)
-			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
-			testutil.SameText(t, "version", f.version, tt.version)
-			testutil.SameText(t, "features", strings.Join(f.features, " "), tt.features)
-		})
-	}
-}
-
-func TestCompareVersions(t *testing.T) {
-	ascending := []string{"", "1", "1.26", "1.27", "1.27.1", "1.34", "2021.6", "2022.7", "2022.10", "2023.1", "2100"}
-	for i, a := range ascending {
-		for j, b := range ascending {
-			if got := compareVersions(a, b); (got < 0) != (i < j) || (got > 0) != (i > j) {
-				t.Errorf("%q and %q: %d", a, b, got)
-			}
-		}
-	}
-	for _, same := range [][2]string{{"2022.7", "2022.7.0"}, {"1", "1.0.0"}, {"1.07", "1.7"}} {
-		if got := compareVersions(same[0], same[1]); got != 0 {
-			t.Errorf("%q and %q: %d", same[0], same[1], got)
-		}
-	}
-}
 
 func TestVersionsOfTools(t *testing.T) {
 	tests := []struct {
@@ -173,7 +86,7 @@ func TestStrictOutput(t *testing.T) {
 			var err error
 			switch tt.verb {
 			case "commit":
-				_, err = r.commit(t.Context(), commitOptions{}, "--tree=dir=/")
+				_, err = r.commit(t.Context(), ostree.CommitOptions{}, "--tree=dir=/")
 			case "rev-parse":
 				_, err = r.revParse(t.Context(), "a/b", "c/d")
 			}
@@ -250,22 +163,22 @@ func TestArguments(t *testing.T) {
 		got  []string
 		want string
 	}{
-		{"commit", commitArgs(commitOptions{}), "--parent=none --timestamp=@0 --fsync=false --orphan"},
+		{"commit", ostree.CommitArgs(ostree.CommitOptions{}), "--parent=none --timestamp=@0 --fsync=false --orphan"},
 		{
-			"commit with all", commitArgs(commitOptions{branch: "a/b", timestamp: 7, metadata: []metadataString{{"k", "v w"}, {"l", ""}}, why: "x"}),
+			"commit with all", ostree.CommitArgs(ostree.CommitOptions{Branch: "a/b", Timestamp: 7, Metadata: []ostree.Metadata{{Key: "k", Value: "v w"}, {Key: "l", Value: ""}}, Why: "x"}),
 			"--parent=none --timestamp=@7 --fsync=false --branch=a/b --add-metadata-string=k=v w --add-metadata-string=l=",
 		},
-		{"tree", treeArgs("/d", treeOptions{}), "--tree=dir=/d"},
+		{"tree", ostree.TreeArgs("/d", ostree.TreeOptions{}), "--tree=dir=/d"},
 		{
-			"tree with all", treeArgs("/d", treeOptions{owner: true, statOverride: "/s", consume: true, noXattrs: true}),
+			"tree with all", ostree.TreeArgs("/d", ostree.TreeOptions{Owner: true, StatOverride: "/s", Consume: true, NoXattrs: true}),
 			"--tree=dir=/d --owner-uid=0 --owner-gid=0 --no-xattrs --statoverride=/s --consume",
 		},
-		{"checkout", checkoutArgs("r", "/d", checkoutOptions{}), "--force-copy r /d"},
+		{"checkout", ostree.CheckoutArgs("r", "/d", ostree.CheckoutOptions{}), "--force-copy r /d"},
 		{
-			"checkout with all", checkoutArgs("r", "/d", checkoutOptions{userMode: true, requireHardlinks: true, subpath: "s/t", skipList: "/l"}),
+			"checkout with all", ostree.CheckoutArgs("r", "/d", ostree.CheckoutOptions{UserMode: true, RequireHardlinks: true, Subpath: "s/t", SkipList: "/l"}),
 			"--user-mode --require-hardlinks --subpath=/s/t --skip-list=/l r /d",
 		},
-		{"cat", catArgs("r", []string{"a", "/b", "-c"}), "r /a /b /-c"},
+		{"cat", ostree.CatArgs("r", []string{"a", "/b", "-c"}), "r /a /b /-c"},
 		{
 			"tar as root", untarArgs("/d", true),
 			"-x -p -m -f - --numeric-owner --warning=no-unknown-keyword --directory=/d --same-owner --xattrs --xattrs-include=user.* --xattrs-include=security.capability",
@@ -283,7 +196,7 @@ func TestArguments(t *testing.T) {
 // A ref that another ostree removes while this one lists them is no reason to fail.
 func TestRefsWhileOneIsRemoved(t *testing.T) {
 	t.Parallel()
-	repo := newRepo(t, modeBareUser)
+	repo := newRepo(t, ostree.BareUser)
 	fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "refs", Stderr: "error: Listing refs: openat(ociimage/a_3A1): No such file or directory\n", Exit: 1, Once: true})
 	r := newTestRun(t, testOptions{ostree: fake, repo: repo})
 	if refs, err := r.repo.refs(t.Context()); err != nil || len(refs) != 0 {
@@ -324,49 +237,27 @@ func TestAgain(t *testing.T) {
 	}
 }
 
-func TestMetadataFits(t *testing.T) {
-	prefix := len("--add-metadata-string=k=")
-	tests := []struct {
-		name  string
-		value string
-		want  bool
-	}{
-		{"empty", "", true},
-		{"longest", strings.Repeat("x", maxArgument-prefix), true},
-		{"too long", strings.Repeat("x", maxArgument-prefix+1), false},
-		{"NUL", "a\x00b", false},
-		{"not UTF-8", "\xff", false},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := (metadataString{"k", tt.value}).fits(); got != tt.want {
-				t.Errorf("%t, want %t", got, tt.want)
-			}
-		})
-	}
-}
-
 // TestLongestArgument holds maxArgument against the kernel.
 func TestLongestArgument(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	dir := t.TempDir()
-	longest := metadataString{"k", ""}
-	longest.value = strings.Repeat("x", maxArgument-len(longest.arg()))
-	if _, err := r.repo.commit(t.Context(), commitOptions{metadata: []metadataString{longest}}, "--tree=dir="+dir); err != nil {
+	longest := ostree.Metadata{Key: "k", Value: ""}
+	longest.Value = strings.Repeat("x", ostree.MaxArgument-len(longest.Arg()))
+	if _, err := r.repo.commit(t.Context(), ostree.CommitOptions{Metadata: []ostree.Metadata{longest}}, "--tree=dir="+dir); err != nil {
 		t.Fatal(err)
 	}
-	longest.value += "x"
-	_, err := r.repo.commit(t.Context(), commitOptions{metadata: []metadataString{longest}}, "--tree=dir="+dir)
+	longest.Value += "x"
+	_, err := r.repo.commit(t.Context(), ostree.CommitOptions{Metadata: []ostree.Metadata{longest}}, "--tree=dir="+dir)
 	testutil.SameText(t, "error", testutil.ErrText(err), "ostree commit: starting it with 8 arguments, the longest of 131072 bytes: fork/exec "+
 		r.runner.found[toolOSTree]+": argument list too long")
 }
 
 func TestMissingFile(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	ctx := t.Context()
-	if _, err := r.repo.commit(ctx, commitOptions{branch: "a/b"}, "--tree=dir="+t.TempDir()); err != nil {
+	if _, err := r.repo.commit(ctx, ostree.CommitOptions{Branch: "a/b"}, "--tree=dir="+t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
 	if ok, err := r.repo.hasFile(ctx, "a/b", "no/such"); ok || err != nil {
@@ -387,49 +278,6 @@ func TestMissingFile(t *testing.T) {
 	refs, err := r.repo.refs(ctx)
 	if got := slices.Sorted(maps.Keys(refs)); err != nil || !slices.Equal(got, want) {
 		t.Errorf("refs %q, %v, want %q", got, err, want)
-	}
-}
-
-func TestConfigLines(t *testing.T) {
-	wanted := map[string][]string{"core": {"a", "b"}, "archive": {"level"}}
-	for _, tt := range []struct{ name, text, want, wantErr string }{
-		{name: "nothing"},
-		{name: "nothing wanted", text: "[core]\nmode=bare\n"},
-		{name: "all", text: "# x\n[core]\n\nmode=bare\na=1\n b = 2 \n[remote \"o\"]\na=3\n[archive]\nlevel=9", want: "[core]\na=1\nb = 2\n[archive]\nlevel=9\n"},
-		{name: "a group twice", text: "[core]\na=1\n[archive]\nlevel=1\n[core]\na=2\n", want: "[core]\na=1\n[archive]\nlevel=1\n[core]\na=2\n"},
-		{name: "a key outside of groups", text: "a=1\n", wantErr: "sets no key of a group"},
-		{name: "no key", text: "[core]\na\n", wantErr: "sets no key of a group"},
-		{name: "a group without end", text: "[core\na=1\n", wantErr: "begins no group"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			got, err := configLines(tt.text, wanted)
-			if got != tt.want || !strings.Contains(testutil.ErrText(err), tt.wantErr) || (err == nil) != (tt.wantErr == "") {
-				t.Errorf("%q, %v", got, err)
-			}
-		})
-	}
-}
-
-// Whatever the refs are, no process gets more of them than execve(2) takes, and each is there once.
-func TestChunks(t *testing.T) {
-	for _, tt := range []struct{ number, bytes, want int }{
-		{0, 0, 0}, {1, 10, 1}, {1, maxArgument, 1}, {30_000, 70, 5}, {3000, 4000, 24}, {20, maxArgument, 7},
-	} {
-		var args, got []string
-		for i := range tt.number {
-			args = append(args, fmt.Sprintf("%0*d", tt.bytes, i))
-		}
-		n := 0
-		for chunk := range chunks(args) {
-			n++
-			got = append(got, chunk...)
-			if err := exec.Command("true", chunk...).Run(); err != nil { // as the kernel sees it
-				t.Errorf("%d of %d bytes: %v", tt.number, tt.bytes, err)
-			}
-		}
-		if n != tt.want || !slices.Equal(got, args) {
-			t.Errorf("%d of %d bytes come in %d lists of %d in all, want %d", tt.number, tt.bytes, n, len(got), tt.want)
-		}
 	}
 }
 
@@ -468,7 +316,7 @@ func TestManyLongRefs(t *testing.T) {
 	if got, err := r.repo.commitsOf(ctx, names); err != nil || len(got) != number {
 		t.Errorf("commitsOf: %d %v", len(got), err)
 	}
-	other := &repository{path: newRepo(t, modeBareUser), run: r.runner}
+	other := &repository{path: newRepo(t, ostree.BareUser), run: r.runner}
 	if err := other.pullLocal(ctx, r.repo.path, false, "", refs...); err != nil {
 		t.Errorf("pullLocal: %v", err)
 	}
@@ -529,18 +377,18 @@ var nastyStrings = []string{
 
 func TestStringsComeBackFromOSTree(t *testing.T) {
 	t.Parallel()
-	r := newTestRun(t, testOptions{mode: modeArchive})
-	var metadata []metadataString
+	r := newTestRun(t, testOptions{mode: ostree.Archive})
+	var metadata []ostree.Metadata
 	for i, s := range nastyStrings {
-		m := metadataString{fmt.Sprintf("test.%d", i), s}
-		if !m.fits() {
+		m := ostree.Metadata{Key: fmt.Sprintf("test.%d", i), Value: s}
+		if !m.Fits() {
 			t.Fatalf("%.40q does not fit", s)
 		}
 		metadata = append(metadata, m)
 	}
-	metadata = append(metadata, metadataString{"it's \"a\" key\\", "odd"})
+	metadata = append(metadata, ostree.Metadata{Key: "it's \"a\" key\\", Value: "odd"})
 	ctx := t.Context()
-	if _, err := r.repo.commit(ctx, commitOptions{branch: "test/strings", metadata: metadata}, "--tree=dir="+t.TempDir()); err != nil {
+	if _, err := r.repo.commit(ctx, ostree.CommitOptions{Branch: "test/strings", Metadata: metadata}, "--tree=dir="+t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
 	info, err := r.repo.commitInfo(ctx, "test/strings")
@@ -548,15 +396,15 @@ func TestStringsComeBackFromOSTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, m := range metadata {
-		if info.metadata[m.key] != m.value {
-			t.Errorf("commitInfo: got %.80q, want %.80q", info.metadata[m.key], m.value)
+		if info.Metadata[m.Key] != m.Value {
+			t.Errorf("commitInfo: got %.80q, want %.80q", info.Metadata[m.Key], m.Value)
 		}
 		if i%3 != 0 { // a process each
 			continue
 		}
-		got, ok, err := r.repo.metadataKey(ctx, "test/strings", m.key)
-		if err != nil || !ok || got != m.value {
-			t.Errorf("metadataKey: got %.80q, %t, %v, want %.80q", got, ok, err, m.value)
+		got, ok, err := r.repo.metadataKey(ctx, "test/strings", m.Key)
+		if err != nil || !ok || got != m.Value {
+			t.Errorf("metadataKey: got %.80q, %t, %v, want %.80q", got, ok, err, m.Value)
 		}
 	}
 	if _, ok, err := r.repo.metadataKey(ctx, "test/strings", "no.such"); ok || err != nil {

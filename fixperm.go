@@ -13,6 +13,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/gvariant"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/tarstream"
 )
 
@@ -36,8 +37,8 @@ type permissions struct {
 func permissionsFor(mode string, euid, egid int) permissions {
 	p := permissions{uid: euid, gid: egid}
 	if euid != 0 {
-		p.asOwn = mode == modeBare
-		p.readable = mode == modeBare || mode == modeBareUserOnly
+		p.asOwn = mode == ostree.Bare
+		p.readable = mode == ostree.Bare || mode == ostree.BareUserOnly
 	}
 	return p
 }
@@ -48,13 +49,13 @@ func storedPermissions(mode string, owner *syscall.Stat_t) []permissions {
 	own := permissions{uid: int(owner.Uid), gid: int(owner.Gid), asOwn: true, readable: true}
 	foreign := owner.Uid != 0
 	switch mode {
-	case modeBare:
+	case ostree.Bare:
 		if foreign {
 			mine := own
 			mine.gid = os.Getegid()
 			return []permissions{own, mine, {}}
 		}
-	case modeBareUserOnly:
+	case ostree.BareUserOnly:
 		if foreign {
 			return []permissions{{canonical: true, readable: true}, {canonical: true}}
 		}
@@ -73,7 +74,7 @@ func (p permissions) exceptions(mode string, engine engineName) string {
 	var texts []string
 	if p.asOwn {
 		texts = append(texts, fmt.Sprintf("all files belong to %d:%d and have no file capabilities", p.uid, p.gid))
-	} else if p.uid != 0 && engine == engineTar && mode != modeBareUserOnly {
+	} else if p.uid != 0 && engine == engineTar && mode != ostree.BareUserOnly {
 		texts = append(texts, "the tar engine keeps no owners and no file capabilities, and a name with a newline keeps the mode it has on disk")
 	}
 	if p.readable {

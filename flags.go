@@ -127,7 +127,7 @@ func (p *program) imageNames(ctx context.Context, name string) (ref ostreeRefere
 		if ctx.Err() != nil {
 			return ref, nil, context.Cause(ctx)
 		}
-		sum := info.metadata[imageref.KeyDigest]
+		sum := info.Metadata[imageref.KeyDigest]
 		if err != nil || !strings.HasPrefix(sum, "sha256:"+hex[1]) { // one that cannot be read is none that was meant
 			continue
 		}

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/pkg/errors"
+
+	"ostree-image/internal/ostree"
 )
 
 // fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names none: it may concern
@@ -81,7 +83,7 @@ func fsckCommits(line string) (commits []string, ok bool) {
 		return nil, false
 	}
 	for c := range strings.SplitSeq(m[1]+m[2]+m[3], ", ") {
-		if !checksumPattern.MatchString(c) {
+		if !ostree.ChecksumPattern.MatchString(c) {
 			return nil, false
 		}
 		commits = append(commits, c)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/ui"
@@ -29,7 +30,7 @@ func FuzzHeaders(f *testing.F) {
 	limits := layerLimits{bytes: 1 << 20, files: 1000}
 	f.Fuzz(func(t *testing.T, layer []byte) {
 		var clean bytes.Buffer
-		perms := permissionsFor(modeBareUser, 0, 0)
+		perms := permissionsFor(ostree.BareUser, 0, 0)
 		filter := newLayerFilter(perms, tarstream.NewWriter(&clean))
 		filter.limits = limits
 		scan := &layerScan{limits: limits, sink: filter}
@@ -115,7 +116,7 @@ func FuzzJournalWord(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, arg string) {
-		if strings.ContainsRune(arg, 0) || len(arg) > maxArgument/8 {
+		if strings.ContainsRune(arg, 0) || len(arg) > ostree.MaxArgument/8 {
 			t.Skip("no argument is like that")
 		}
 		j := &journal{}

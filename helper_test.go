@@ -17,6 +17,7 @@ import (
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/types"
 
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 	"ostree-image/internal/ui"
 )
@@ -84,7 +85,7 @@ func newTestRun(t testing.TB, o testOptions) *testRun {
 	s.runner = newRunner(orElse(o.ostree, "ostree"), orElse(o.tar, "tar"), o.timeout, j)
 	path := o.repo
 	if path == "" {
-		path = newRepo(t, orElse(o.mode, modeBareUser))
+		path = newRepo(t, orElse(o.mode, ostree.BareUser))
 	}
 	return &testRun{settings: s, said: said, repo: &repository{path: path, run: s.runner}}
 }

@@ -16,6 +16,7 @@ import (
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -102,7 +103,7 @@ func TestIdleRegistry(t *testing.T) {
 	} {
 		t.Run(tt.how, func(t *testing.T) {
 			t.Parallel()
-			run := newTestRun(t, testOptions{mode: modeBareUserOnly})
+			run := newTestRun(t, testOptions{mode: ostree.BareUserOnly})
 			name, sent := lyingRegistry(t, tt.how)
 			var said bytes.Buffer
 			status := runProgram(t, []string{

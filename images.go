@@ -18,6 +18,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 )
 
 // imageInfo is a line of list. Its JSON keys are part of the program's interface.
@@ -50,12 +51,12 @@ func newImageReader(store *blobStore, unpacked bool) *imageReader {
 }
 
 // readManifest returns the manifest of an image's commit, verified, and its media type.
-func (r *repository) readManifest(ctx context.Context, info commitInfo) ([]byte, string, error) {
-	want := digest.Digest(info.metadata[imageref.KeyDigest])
-	blob := []byte(info.metadata[imageref.KeyManifest])
+func (r *repository) readManifest(ctx context.Context, info ostree.Commit) ([]byte, string, error) {
+	want := digest.Digest(info.Metadata[imageref.KeyDigest])
+	blob := []byte(info.Metadata[imageref.KeyManifest])
 	if len(blob) == 0 || want.Validate() != nil || want.Algorithm().FromBytes(blob) != want {
 		var err error
-		if blob, err = r.catFile(ctx, info.checksum, imageref.FileManifest, maxManifestBytes); err != nil {
+		if blob, err = r.catFile(ctx, info.Checksum, imageref.FileManifest, maxManifestBytes); err != nil {
 			return nil, "", errors.WithMessage(err, "reading the manifest")
 		}
 	}
@@ -78,8 +79,8 @@ func (r *imageReader) info(ctx context.Context, name, spec string) (imageInfo, e
 	if err != nil {
 		return image, err
 	}
-	image.Commit = info.checksum
-	if text := info.metadata[imageref.KeySignatures]; text != "" {
+	image.Commit = info.Checksum
+	if text := info.Metadata[imageref.KeySignatures]; text != "" {
 		if image.Signatures, err = strconv.Atoi(text); err != nil {
 			return image, errdefs.Checkf("the commit says that it has %q signatures", text)
 		}
@@ -89,10 +90,10 @@ func (r *imageReader) info(ctx context.Context, name, spec string) (imageInfo, e
 		return image, err
 	}
 	image.Digest, image.MediaType = digest.FromBytes(blob).String(), mimeType
-	image.Created = time.Unix(int64(info.timestamp), 0).UTC()
+	image.Created = time.Unix(int64(info.Timestamp), 0).UTC()
 	image.Size = int64(len(blob))
 	if manifest.MIMETypeIsMultiImage(mimeType) {
-		return image, r.sumInstances(ctx, store, info.checksum, &image)
+		return image, r.sumInstances(ctx, store, info.Checksum, &image)
 	}
 	blobs, err := imageref.Blobs(blob, mimeType)
 	if err != nil {

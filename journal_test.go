@@ -20,6 +20,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/testutil"
@@ -266,7 +267,7 @@ func TestGoldenLog(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)
 	log := filepath.Join(t.TempDir(), "log")
-	r := newTestRun(t, testOptions{mode: modeArchive, log: log})
+	r := newTestRun(t, testOptions{mode: ostree.Archive, log: log})
 	r.importInOrder(t, "tiny", journalImage())
 	got := normalLog(readFile(t, log))
 	checkGolden(t, "import.sh", got)
@@ -318,7 +319,7 @@ func TestReplayLog(t *testing.T) {
 				t.Parallel()
 				dir := t.TempDir()
 				log := filepath.Join(dir, "log")
-				r := newTestRun(t, testOptions{mode: modeBareUser, unpack: engine, log: log})
+				r := newTestRun(t, testOptions{mode: ostree.BareUser, unpack: engine, log: log})
 				i := &testImage{layers: image.layers, types: image.types, config: image.config, confType: image.confType}
 				if err := r.importImage(t, "image", i); err != nil {
 					t.Fatal(err)
@@ -326,7 +327,7 @@ func TestReplayLog(t *testing.T) {
 				want := r.commits(t)
 				blobs := filepath.Join(dir, "blobs")
 				mkdir(t, blobs)
-				perms := permissionsFor(modeBareUser, os.Geteuid(), os.Getegid())
+				perms := permissionsFor(ostree.BareUser, os.Geteuid(), os.Getegid())
 				perms.forTar = engine == engineTar
 				if len(i.layers) > 0 && imageref.IsLayerType(i.types[0]) {
 					blobsOf(t, blobs, perms, i.layers...)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/spool"
 	"ostree-image/internal/tarstream"
@@ -92,12 +93,12 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	}
 	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split, diffID: scan.diffID}
 	st.logChecks(l, scan.diffID)
-	options := commitOptions{
-		branch: imageref.BlobRef(l.digest), timestamp: st.timestamp(), why: "commit layer " + l.digest.String(),
-		metadata: []metadataString{
-			{imageref.KeySize, strconv.FormatInt(b.size(), 10)},
-			{imageref.KeyUncompressedSize, strconv.FormatInt(scan.size, 10)},
-			{imageref.KeyUncompressedDigest, scan.diffID.String()},
+	options := ostree.CommitOptions{
+		Branch: imageref.BlobRef(l.digest), Timestamp: st.timestamp(), Why: "commit layer " + l.digest.String(),
+		Metadata: []ostree.Metadata{
+			{Key: imageref.KeySize, Value: strconv.FormatInt(b.size(), 10)},
+			{Key: imageref.KeyUncompressedSize, Value: strconv.FormatInt(scan.size, 10)},
+			{Key: imageref.KeyUncompressedDigest, Value: scan.diffID.String()},
 		},
 	}
 	if l.exact {
@@ -106,7 +107,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 			return nil, err
 		}
 		if l.inline = ok; ok {
-			options.metadata = append(options.metadata, m)
+			options.Metadata = append(options.Metadata, m)
 		}
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
@@ -145,7 +146,7 @@ func (t layerTree) drop() {
 	}
 }
 
-func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o commitOptions, tree layerTree) (sum string, err error) {
+func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o ostree.CommitOptions, tree layerTree) (sum string, err error) {
 	if err := st.ready(ctx); err != nil {
 		return "", err
 	}
@@ -336,8 +337,8 @@ func (st *staging) keepSide(ctx context.Context, l *importedLayer, exactBlob boo
 	if blob {
 		files = append(files, treeFile{name: imageref.FileBlob, from: l.blob.path, input: l.blob.name()})
 	}
-	sum, err := st.commitFiles(ctx, files, commitOptions{
-		branch: imageref.SidecarRef(l.digest), timestamp: st.timestamp(), why: "what the exact bytes of layer " + l.digest.String() + " need",
+	sum, err := st.commitFiles(ctx, files, ostree.CommitOptions{
+		Branch: imageref.SidecarRef(l.digest), Timestamp: st.timestamp(), Why: "what the exact bytes of layer " + l.digest.String() + " need",
 	})
 	l.sidecar = sum
 	return err

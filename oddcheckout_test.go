@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -63,7 +64,7 @@ func TestOddCheckouts(t *testing.T) {
 	for _, l := range odd {
 		blobs = append(blobs, l.layer)
 	}
-	modes := []string{modeBare, modeArchive}
+	modes := []string{ostree.Bare, ostree.Archive}
 	pool := newStackPool(t, blobs, modes)
 	images := map[string]*testImage{}
 	for i := range odd {
@@ -119,7 +120,7 @@ func (p *stackPool) checkOdd(t *testing.T, name, mode, image string, stack []int
 	want := slices.DeleteFunc(slices.Sorted(maps.Values(listed)), func(line string) bool {
 		return strings.Contains(line, "/"+whiteoutPrefix) && !strings.Contains(line, "/.wh..wh.plnk")
 	})
-	commits := newSharedRepo(t, modeArchive)
+	commits := newSharedRepo(t, ostree.Archive)
 	testutil.Run(t, "ostree", "commit", "--repo="+commits, "--branch=root", "--tree=dir="+root)
 	have := lsLines(t, commits, "root")
 	slices.Sort(have)

@@ -19,6 +19,7 @@ import (
 	"go.podman.io/image/v5/oci/layout"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -122,11 +123,11 @@ func (f *forgery) edit(t testing.TB, ref string, change func(dir string)) {
 }
 
 // commit gives a ref a commit that says what info does.
-func (f *forgery) commit(t testing.TB, ref string, info commitInfo, tree string) {
+func (f *forgery) commit(t testing.TB, ref string, info ostree.Commit, tree string) {
 	t.Helper()
-	args := []string{"commit", "--repo=" + f.repo.path, "--branch=" + ref, tree, "--parent=none", fmt.Sprintf("--timestamp=@%d", info.timestamp)}
-	for _, k := range slices.Sorted(maps.Keys(info.metadata)) {
-		args = append(args, "--add-metadata-string="+k+"="+info.metadata[k])
+	args := []string{"commit", "--repo=" + f.repo.path, "--branch=" + ref, tree, "--parent=none", fmt.Sprintf("--timestamp=@%d", info.Timestamp)}
+	for _, k := range slices.Sorted(maps.Keys(info.Metadata)) {
+		args = append(args, "--add-metadata-string="+k+"="+info.Metadata[k])
 	}
 	testutil.Run(t, "ostree", args...)
 }
@@ -149,7 +150,7 @@ func TestForgeries(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)
 	testutil.NeedTools(t, "cp")
-	original := newForgery(t, modeBareUser)
+	original := newForgery(t, ostree.BareUser)
 	if found := original.problems(t); len(found) > 0 {
 		t.Fatalf("what was imported is wrong: %v", found)
 	}
@@ -166,7 +167,7 @@ func TestForgeries(t *testing.T) {
 		{"another layer in its place", func(t *testing.T, f *forgery) {
 			info, err := f.repo.commitInfo(t.Context(), evilRef)
 			must(t, err)
-			f.commit(t, f.layerRef(0), info, "--tree=ref="+info.checksum)
+			f.commit(t, f.layerRef(0), info, "--tree=ref="+info.Checksum)
 		}, "and the image's config names", false},
 		{"a set-user-ID bit", func(t *testing.T, f *forgery) {
 			f.edit(t, f.layerRef(2), func(dir string) { must(t, os.Chmod(filepath.Join(dir, "many"), 0o1777)) })
@@ -202,8 +203,8 @@ func TestForgeries(t *testing.T) {
 			ref := f.layerRef(0)
 			info, err := f.repo.commitInfo(t.Context(), ref)
 			must(t, err)
-			info.metadata = map[string]string{imageref.KeySize: info.metadata[imageref.KeySize]}
-			f.commit(t, ref, info, "--tree=ref="+info.checksum)
+			info.Metadata = map[string]string{imageref.KeySize: info.Metadata[imageref.KeySize]}
+			f.commit(t, ref, info, "--tree=ref="+info.Checksum)
 		}, "was stored without what proves its files", true},
 		{"the commit of another image", func(t *testing.T, f *forgery) {
 			sum := strings.TrimSpace(testutil.Run(t, "ostree", "rev-parse", "--repo="+f.repo.path, f.reference(t, "evil").ref()))
@@ -218,7 +219,7 @@ func TestForgeries(t *testing.T) {
 			ref := imageref.BlobRef(digest.FromBytes(f.images["small"].config))
 			info, err := f.repo.commitInfo(t.Context(), ref)
 			must(t, err)
-			f.commit(t, ref, commitInfo{timestamp: info.timestamp}, "--tree=ref="+info.checksum)
+			f.commit(t, ref, ostree.Commit{Timestamp: info.Timestamp}, "--tree=ref="+info.Checksum)
 		}, "its commit says that it has -1 bytes", true},
 		{"a layer in the config's place", func(t *testing.T, f *forgery) {
 			sum := strings.TrimSpace(testutil.Run(t, "ostree", "rev-parse", "--repo="+f.repo.path, f.layerRef(0)))
@@ -228,7 +229,7 @@ func TestForgeries(t *testing.T) {
 		{"a layer in the config's place, made for it", func(t *testing.T, f *forgery) {
 			info, err := f.repo.commitInfo(t.Context(), f.layerRef(0))
 			must(t, err)
-			f.commit(t, imageref.BlobRef(digest.FromBytes(f.images["small"].config)), info, "--tree=ref="+info.checksum)
+			f.commit(t, imageref.BlobRef(digest.FromBytes(f.images["small"].config)), info, "--tree=ref="+info.Checksum)
 		}, "No such file or directory: /content", false},
 		{"a config without content", func(t *testing.T, f *forgery) {
 			f.edit(t, imageref.BlobRef(digest.FromBytes(f.images["small"].config)), func(dir string) {
@@ -254,7 +255,7 @@ func TestForgeries(t *testing.T) {
 				t.Errorf("verify says %q, want %q", found, tt.want)
 			}
 			dir := filepath.Join(t.TempDir(), "rootfs")
-			if err := checkoutImage(t.Context(), f.reference(t, image), dir, testSys, checkoutOptions{}); !tt.hidden && err == nil {
+			if err := checkoutImage(t.Context(), f.reference(t, image), dir, testSys, ostree.CheckoutOptions{}); !tt.hidden && err == nil {
 				t.Error("checkout hands it out")
 			} else if _, serr := os.Lstat(dir); !tt.hidden && !os.IsNotExist(serr) {
 				t.Errorf("checkout leaves %s", dir)
@@ -291,7 +292,7 @@ func TestForgeriesAtRandom(t *testing.T) {
 		count, seed = n, rand.Uint64()
 	}
 	t.Logf("seed %d, %d changes", seed, count)
-	modes := []string{modeBare, modeBareUser, modeBareUserOnly, modeArchive}
+	modes := []string{ostree.Bare, ostree.BareUser, ostree.BareUserOnly, ostree.Archive}
 	originals := map[string]*forgery{}
 	for _, mode := range modes {
 		originals[mode] = newForgery(t, mode)
@@ -335,25 +336,25 @@ func (f *forgery) forge(t testing.TB, r *rand.Rand, refs []string) string {
 		testutil.Run(t, "ostree", "refs", "--repo="+f.repo.path, "--force", "--create="+ref, sum)
 		return ref + " is what " + from + " is"
 	case 1:
-		keys := slices.Sorted(maps.Keys(info.metadata))
+		keys := slices.Sorted(maps.Keys(info.Metadata))
 		if len(keys) == 0 {
 			break
 		}
 		key := keys[r.IntN(len(keys))]
 		if slices.Contains([]string{imageref.KeyManifest, imageref.KeyDigest, imageref.KeySignatures}, key) {
-			info.metadata[key] += "1" // without them it is as in 2017
-			f.commit(t, ref, info, "--tree=ref="+info.checksum)
+			info.Metadata[key] += "1" // without them it is as in 2017
+			f.commit(t, ref, info, "--tree=ref="+info.Checksum)
 			return fmt.Sprintf("%s has another %s", ref, key)
 		}
 		from := refs[r.IntN(len(refs))]
 		other, err := f.repo.commitInfo(t.Context(), from)
 		must(t, err)
-		if value, ok := other.metadata[key]; ok && value != info.metadata[key] && r.IntN(2) == 0 {
-			info.metadata[key] = value
+		if value, ok := other.Metadata[key]; ok && value != info.Metadata[key] && r.IntN(2) == 0 {
+			info.Metadata[key] = value
 		} else {
-			delete(info.metadata, key)
+			delete(info.Metadata, key)
 		}
-		f.commit(t, ref, info, "--tree=ref="+info.checksum)
+		f.commit(t, ref, info, "--tree=ref="+info.Checksum)
 		return fmt.Sprintf("%s has another %s", ref, key)
 	case 2:
 		if imageref.IsImage(ref) {
@@ -363,7 +364,7 @@ func (f *forgery) forge(t testing.TB, r *rand.Rand, refs []string) string {
 		return ref + " is gone"
 	}
 	what := ""
-	_, isLayer := info.metadata[imageref.KeyUncompressedDigest]
+	_, isLayer := info.Metadata[imageref.KeyUncompressedDigest]
 	f.edit(t, ref, func(dir string) { what = changeTree(t, r, dir, isLayer) })
 	return ref + ": " + what
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 )
 
 // provenCommits remembers which blobs this program has imported or proved for this user on this machine, by their digests and the
@@ -133,7 +134,7 @@ func (p *provenCommits) load() {
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		fields := strings.Split(lines.Text(), " ")
-		if len(fields) != 3 || !checksumPattern.MatchString(fields[0][:min(len(fields[0]), 64)]) {
+		if len(fields) != 3 || !ostree.ChecksumPattern.MatchString(fields[0][:min(len(fields[0]), 64)]) {
 			continue // the first line of a half, or of a write that was cut
 		}
 		d := digest.Digest(fields[2])

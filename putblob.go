@@ -14,6 +14,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/spool"
 	"ostree-image/internal/treesum"
 )
@@ -266,7 +267,7 @@ func (d *destination) keepConfig(ctx context.Context, b *destinationBlob, stream
 // read is made anew.
 func (d *destination) holdsContent(ctx context.Context, blob digest.Digest, content []byte) bool {
 	info, err := d.repo.commitInfo(ctx, imageref.BlobRef(blob))
-	return err == nil && info.checkBinding(imageref.BlobRef(blob)) == nil && info.metadata[imageref.KeySize] == strconv.Itoa(len(content)) &&
+	return err == nil && info.CheckBinding(imageref.BlobRef(blob)) == nil && info.Metadata[imageref.KeySize] == strconv.Itoa(len(content)) &&
 		d.hasTree(info, []treeFile{{name: imageref.FileContent, content: content}})
 }
 
@@ -281,7 +282,7 @@ func (d *destination) isLayerKept(ctx context.Context, blob digest.Digest) bool 
 }
 
 // hasTree tells whether a commit's tree is that of these files, whoever has made it.
-func (d *destination) hasTree(info commitInfo, files []treeFile) bool {
+func (d *destination) hasTree(info ostree.Commit, files []treeFile) bool {
 	mode, err := d.mode()
 	if err != nil {
 		return false
@@ -292,29 +293,29 @@ func (d *destination) hasTree(info commitInfo, files []treeFile) bool {
 	}
 	return slices.ContainsFunc(storedPermissions(mode, owner), func(perms permissions) bool {
 		tree, err := fileTree(files, perms)
-		return err == nil && tree == treesum.Root{Tree: info.root, Meta: info.rootMeta}
+		return err == nil && tree == treesum.Root{Tree: info.Root, Meta: info.RootMeta}
 	})
 }
 
 // putContent commits a blob that is no layer and returns its ref. Where its digest is that of a layer already, the layer
 // stays, and the blob goes beside it.
 func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile) (ref, commit string, err error) {
-	o := commitOptions{
-		branch: imageref.BlobRef(info.Digest), timestamp: st.timestamp(), why: "commit blob " + info.Digest.String(),
-		metadata: []metadataString{{imageref.KeySize, strconv.FormatInt(info.Size, 10)}},
+	o := ostree.CommitOptions{
+		Branch: imageref.BlobRef(info.Digest), Timestamp: st.timestamp(), Why: "commit blob " + info.Digest.String(),
+		Metadata: []ostree.Metadata{{Key: imageref.KeySize, Value: strconv.FormatInt(info.Size, 10)}},
 	}
-	if d.refs[o.branch] {
+	if d.refs[o.Branch] {
 		there, err := d.store.blob(d.ctx, info.Digest)
 		if err != nil && !errors.Is(err, errNoRef) { // a prune can have removed it since
 			return "", "", err
 		}
 		// What only calls itself a layer, or has other bytes, gives way.
 		if err == nil && there.layer && d.hasBytes(there, file) {
-			o.branch, o.metadata, file.name = imageref.SidecarRef(info.Digest), nil, imageref.FileBlob
+			o.Branch, o.Metadata, file.name = imageref.SidecarRef(info.Digest), nil, imageref.FileBlob
 		}
 	}
 	commit, err = st.commitFiles(d.ctx, []treeFile{file}, o)
-	return o.branch, commit, err
+	return o.Branch, commit, err
 }
 
 // hasBytes tells whether a layer of the repository is whole, and these are the bytes of its blob:

@@ -21,6 +21,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/testutil"
 )
@@ -181,8 +182,8 @@ func (e engineRun) String() string {
 
 // allEngineRuns are all modes with both engines, and a layer that is dealt out.
 func allEngineRuns() []engineRun {
-	runs := []engineRun{{modeArchive, engineStream, true}}
-	for _, mode := range []string{modeArchive, modeBare, modeBareUser, modeBareUserOnly} {
+	runs := []engineRun{{ostree.Archive, engineStream, true}}
+	for _, mode := range []string{ostree.Archive, ostree.Bare, ostree.BareUser, ostree.BareUserOnly} {
 		runs = append(runs, engineRun{mode, engineStream, false}, engineRun{mode, engineTar, false})
 	}
 	return runs
@@ -215,7 +216,7 @@ func checkRandomLayers(t *testing.T, seed uint64, n int, single bool) {
 			first = r
 		}
 		group := "all"
-		if e.mode == modeBareUserOnly { // which holds canonical permissions
+		if e.mode == ostree.BareUserOnly { // which holds canonical permissions
 			group = e.mode
 		}
 		got := r.commits(t)
@@ -282,7 +283,7 @@ func checkAsTar(t *testing.T, r *testRun, seed uint64, raw map[string][]byte, si
 	}
 	failed := strings.Fields(string(out))
 	testutil.Run(t, "find", dir, "(", "-type", "b", "-o", "-type", "c", "-o", "-type", "p", "-o", "-name", "*.tar", "-o", "-name", "*.said", ")", "-delete")
-	repo := newRepo(t, modeArchive)
+	repo := newRepo(t, ostree.Archive)
 	testutil.Run(t, "ostree", "commit", "--repo="+repo, "--branch=all/plain", "--tree=dir="+dir)
 	extracted, imported := map[string][]string{}, map[string][]string{}
 	split := func(to map[string][]string, lines []string, layer string) {
@@ -407,11 +408,11 @@ func checkRandomLayersOfUser(t *testing.T, seed uint64, n int) {
 		return commits
 	}
 	names := func(string) string { return fmt.Sprintf("seed %d", seed) }
-	root := engineRun{modeArchive, engineStream, false}.importImage(t, image)
-	want := map[engineRun]map[string]string{{modeArchive, engineTar, false}: read(engineRun{modeBareUser, engineTar, false})}
+	root := engineRun{ostree.Archive, engineStream, false}.importImage(t, image)
+	want := map[engineRun]map[string]string{{ostree.Archive, engineTar, false}: read(engineRun{ostree.BareUser, engineTar, false})}
 	for _, e := range allEngineRuns() {
 		switch {
-		case e.mode == modeBare || e.mode == modeBareUserOnly:
+		case e.mode == ostree.Bare || e.mode == ostree.BareUserOnly:
 			want[e] = read(engineRun{e.mode, engineStream, false})
 		case e.engine == engineStream:
 			want[e] = root.commits(t)
@@ -452,7 +453,7 @@ func TestRandomLayersOfUser(t *testing.T) {
 	readOnly := archive(member{name: "ro", mode: 0o444, pax: xattrs("user.k", "1")}, member{name: "none", mode: -1, pax: xattrs("user.k", "1")}, hard("too", "none"))
 	for _, e := range allEngineRuns() {
 		r := e.importImage(t, image)
-		if e == (engineRun{modeArchive, engineTar, false}) {
+		if e == (engineRun{ostree.Archive, engineTar, false}) {
 			for _, l := range image.layers {
 				ref := imageref.BlobRef(digest.FromBytes(l))
 				list := strings.Join(withoutOwners(lsLines(t, r.repo.path, ref)), "\n")
@@ -464,7 +465,7 @@ func TestRandomLayersOfUser(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, e.String()+".json"), marshal(t, r.commits(t)), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if e.mode == modeBare || e.mode == modeBareUserOnly {
+		if e.mode == ostree.Bare || e.mode == ostree.BareUserOnly {
 			continue
 		}
 		if err := r.importImage(t, "attributes", &testImage{layers: [][]byte{readOnly}}); err != nil {

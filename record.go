@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/ui"
 )
@@ -229,7 +230,7 @@ func (rec *recorder) reads(ctx context.Context, path string, revs ...string) {
 	}
 	var fresh []string
 	for _, rev := range revs {
-		if k.pulled[rev] || checksumPattern.MatchString(rev) { // a checksum was learned from a ref, so it is there
+		if k.pulled[rev] || ostree.ChecksumPattern.MatchString(rev) { // a checksum was learned from a ref, so it is there
 			continue
 		}
 		k.pulled[rev] = true

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/types"
 
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -75,7 +76,7 @@ func checkGolden(t *testing.T, name, got string) {
 func TestGoldenRecord(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)
-	repo := newRepo(t, modeBareUser)
+	repo := newRepo(t, ostree.BareUser)
 	sameRefs := func(t *testing.T, dir, work string) {
 		t.Helper()
 		got := refCommits(t, filepath.Join(work, "repo"))
@@ -103,7 +104,7 @@ func TestGoldenRecord(t *testing.T) {
 		},
 		{
 			"checkout", func(t *testing.T, r *testRun) {
-				if err := r.checkoutTo(t, "tiny", root, checkoutOptions{}); err != nil {
+				if err := r.checkoutTo(t, "tiny", root, ostree.CheckoutOptions{}); err != nil {
 					t.Fatal(err)
 				}
 			},
@@ -158,7 +159,7 @@ func TestRecordOfFailure(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "--tree=tar=-", Read: read, Close: true, Stderr: "error: the disk is full\n", Exit: 1})
-			r, dir := newRecordedRun(t, testOptions{ostree: fake, mode: modeArchive})
+			r, dir := newRecordedRun(t, testOptions{ostree: fake, mode: ostree.Archive})
 			content := make([]byte, 8<<20)
 			image := &testImage{layers: [][]byte{archive(member{name: "big", body: string(content)}, file("last", "x"))}}
 			err := r.importImage(t, "image", image)

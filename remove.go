@@ -17,6 +17,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/ui"
 )
 
@@ -327,8 +328,8 @@ func (r *repository) imageBlobs(ctx context.Context, rev string) ([]types.BlobIn
 	}
 	blob, mimeType, err := r.readManifest(ctx, info)
 	if err != nil {
-		ok, herr := r.hasFile(ctx, info.checksum, imageref.FileManifest)
-		if herr == nil && !ok && info.metadata[imageref.KeyManifest] == "" {
+		ok, herr := r.hasFile(ctx, info.Checksum, imageref.FileManifest)
+		if herr == nil && !ok && info.Metadata[imageref.KeyManifest] == "" {
 			return nil, &nonsenseError{errors.New("its commit has no manifest")}
 		}
 		return nil, damage(err)
@@ -336,7 +337,7 @@ func (r *repository) imageBlobs(ctx context.Context, rev string) ([]types.BlobIn
 	if !manifest.MIMETypeIsMultiImage(mimeType) {
 		return understoodBlobs(info, blob, mimeType)
 	}
-	instances, err := r.instances(ctx, info.checksum)
+	instances, err := r.instances(ctx, info.Checksum)
 	if err != nil {
 		return nil, err
 	}
@@ -361,9 +362,9 @@ func (e *nonsenseError) Unwrap() error { return errdefs.CheckError{Text: e.Error
 
 // understoodBlobs is manifestBlobs of a manifest out of a commit. One that is whole, by its digest,
 // and that nobody understands is nonsense; another is damaged.
-func understoodBlobs(info commitInfo, blob []byte, mimeType string) ([]types.BlobInfo, error) {
+func understoodBlobs(info ostree.Commit, blob []byte, mimeType string) ([]types.BlobInfo, error) {
 	blobs, err := imageref.Blobs(blob, mimeType)
-	if err != nil && info.metadata[imageref.KeyDigest] != "" {
+	if err != nil && info.Metadata[imageref.KeyDigest] != "" {
 		return nil, &nonsenseError{err}
 	}
 	return blobs, err

@@ -22,6 +22,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -54,7 +55,7 @@ func (r *testRun) allWell(t testing.TB, n int) {
 }
 
 func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
-	for _, mode := range []string{modeBare, modeArchive} {
+	for _, mode := range []string{ostree.Bare, ostree.Archive} {
 		t.Run(mode, func(t *testing.T) {
 			r := newTestRun(t, testOptions{mode: mode})
 			small := smallImage(t)
@@ -142,14 +143,14 @@ func theirs(t *testing.T, repo string) []string {
 	commit(repo, "--branch=their/branch")
 	commit(repo, "--branch=their/branch")
 	testutil.Run(t, "ostree", "refs", "--repo="+repo, "--delete", "their/branch")
-	other := newRepo(t, modeArchive)
+	other := newRepo(t, ostree.Archive)
 	testutil.Run(t, "ostree", "pull-local", "--repo="+repo, "--commit-metadata-only", other, commit(other, "--branch=partial"))
 	return unnamed
 }
 
 // Only prune removes commits of others that no ref names, and says so before.
 func TestRemoveKeepsUnnamedCommits(t *testing.T) {
-	for _, mode := range []string{modeBareUser, modeArchive} {
+	for _, mode := range []string{ostree.BareUser, ostree.Archive} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			r := newTestRun(t, testOptions{mode: mode})

@@ -13,6 +13,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/tarstream"
 )
 
@@ -25,7 +26,7 @@ func (c *checkout) replacedDir(i int) string { return c.work.join(fmt.Sprintf("r
 
 // fetchReplaced extracts those of layer i's entries that the layer itself replaces later.
 func (c *checkout) fetchReplaced(ctx context.Context, b *storedBlob, i int, entries []layerEntry) (err error) {
-	sink := &replacedSink{wanted: map[string]bool{}, perms: c.perms, plain: c.options.userMode, canonical: c.mode == modeBareUserOnly}
+	sink := &replacedSink{wanted: map[string]bool{}, perms: c.perms, plain: c.options.UserMode, canonical: c.mode == ostree.BareUserOnly}
 	for _, e := range entries {
 		if e.replaced {
 			sink.wanted[e.source] = true

@@ -19,6 +19,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/ui"
 )
 
@@ -309,7 +310,7 @@ func (r *replayer) checkBlobs() error {
 		}
 	}
 	for _, e := range names {
-		if checksumPattern.MatchString(e.Name()) {
+		if ostree.ChecksumPattern.MatchString(e.Name()) {
 			want[e.Name()] = digest.NewDigestFromEncoded(digest.SHA256, e.Name())
 		}
 	}
@@ -434,7 +435,7 @@ func (r *replayer) compare(ctx context.Context, out io.Writer) error {
 	differ, total := 0, 0
 	for line := range strings.Lines(string(content)) {
 		want, ref, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-		if !ok || !checksumPattern.MatchString(want) {
+		if !ok || !ostree.ChecksumPattern.MatchString(want) {
 			return errdefs.Checkf("the record's refs have a line %q", line)
 		}
 		total++

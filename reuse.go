@@ -13,6 +13,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 )
 
 // TryReusingBlob finds a blob that is complete in the repository: its size and diffID are known, and its bytes can be
@@ -113,7 +114,7 @@ func (d *destination) prove(ctx context.Context, b *storedBlob) (digest.Digest, 
 
 // knownImages are what images of the repository are known to hold without asking for each blob.
 type knownImages struct {
-	own    *commitInfo // what the image's name stands for, nil where that was not asked
+	own    *ostree.Commit // what the image's name stands for, nil where that was not asked
 	proved map[digest.Digest]provenBlob
 	layers map[digest.Digest]bool // which of them are layers
 }
@@ -153,7 +154,7 @@ func (d *destination) lookUpImages(ctx context.Context, layer digest.Digest) kno
 }
 
 // imageBlobs returns an image's commit, where that can be read, and its blobs, the config first, where it is no index.
-func (d *destination) imageBlobs(ctx context.Context, ref string) (*commitInfo, []types.BlobInfo) {
+func (d *destination) imageBlobs(ctx context.Context, ref string) (*ostree.Commit, []types.BlobInfo) {
 	if !d.refs[ref] {
 		return nil, nil
 	}

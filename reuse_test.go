@@ -12,6 +12,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -35,7 +36,7 @@ func TestBlobWithoutDigest(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r := newTestRun(t, testOptions{mode: modeArchive})
+			r := newTestRun(t, testOptions{mode: ostree.Archive})
 			for _, name := range []string{"first", "second"} { // the second time the repository has it
 				d := r.destination(t, name)
 				var sum digest.Digest

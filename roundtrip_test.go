@@ -24,6 +24,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/spool"
 	"ostree-image/internal/testutil"
 )
@@ -141,11 +142,11 @@ func TestLostRace(t *testing.T) {
 		engine engineName
 		size   int64
 	}{
-		{"stream", modeBareUser, engineStream, 3},
-		{"a large stream", modeBareUser, engineStream, 2 * spool.Small},             // whose commit begins before all of the layer is there
-		{"a surely large one", modeBareUser, engineStream, surelyLarge},             // and with the first byte
-		{"a large one that waits", modeBareUserOnly, engineStream, 2 * spool.Small}, // on disk, for one commit
-		{"tar", modeBareUser, engineTar, 3},
+		{"stream", ostree.BareUser, engineStream, 3},
+		{"a large stream", ostree.BareUser, engineStream, 2 * spool.Small},             // whose commit begins before all of the layer is there
+		{"a surely large one", ostree.BareUser, engineStream, surelyLarge},             // and with the first byte
+		{"a large one that waits", ostree.BareUserOnly, engineStream, 2 * spool.Small}, // on disk, for one commit
+		{"tar", ostree.BareUser, engineTar, 3},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			rules := []testutil.FakeRule{
@@ -199,7 +200,7 @@ func TestManyLongPaths(t *testing.T) {
 		t.Fatalf("the list is too short for this test: %v", err)
 	}
 	i := &testImage{layers: [][]byte{tarOf(t, headers...)}}
-	for _, mode := range []string{modeBareUser, modeArchive} {
+	for _, mode := range []string{ostree.BareUser, ostree.Archive} {
 		for _, engine := range []engineName{engineStream, engineTar} {
 			r := newTestRun(t, testOptions{mode: mode, unpack: engine})
 			if err := r.importImage(t, "a", i); err != nil {
@@ -207,7 +208,7 @@ func TestManyLongPaths(t *testing.T) {
 			}
 			r.sameLayers(t, "a", i, i.layers)
 			r.allWell(t, 1)
-			if err := r.checkoutTo(t, "a", filepath.Join(t.TempDir(), "root"), checkoutOptions{}); err != nil {
+			if err := r.checkoutTo(t, "a", filepath.Join(t.TempDir(), "root"), ostree.CheckoutOptions{}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -247,7 +248,7 @@ func (e endless) Read(p []byte) (int, error) {
 
 // An image that is there under a remote is imported under its own name all the same.
 func TestSameUnderRemote(t *testing.T) {
-	from := newTestRun(t, testOptions{mode: modeArchive})
+	from := newTestRun(t, testOptions{mode: ostree.Archive})
 	if err := from.importImage(t, "a", otherImage(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -361,7 +362,7 @@ func FuzzRoundTrip(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	modes := []string{modeBareUser, modeBare, modeArchive, modeBareUserOnly}
+	modes := []string{ostree.BareUser, ostree.Bare, ostree.Archive, ostree.BareUserOnly}
 	r := newTestRun(f, testOptions{mode: modes[os.Getpid()%len(modes)]})
 	ctx := context.Background()
 	mode, err := r.repo.config(ctx, "core.mode")

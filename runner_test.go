@@ -20,6 +20,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -522,7 +523,7 @@ func TestEngineEnds(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			o := testOptions{mode: modeArchive, unpack: tt.engine, timeout: tt.timeout}
+			o := testOptions{mode: ostree.Archive, unpack: tt.engine, timeout: tt.timeout}
 			fake := ""
 			if tt.engine == engineTar {
 				fake = testutil.FakeTool(t, "tar", tt.rule)

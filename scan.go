@@ -21,6 +21,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/ui"
 )
 
@@ -400,19 +401,19 @@ func (s *splitFile) close() error {
 }
 
 // inline returns the file in base64 as metadata of a commit. ok is false where it does not fit into one argument.
-func (s *splitFile) inline() (m metadataString, ok bool, err error) {
-	m.key = imageref.KeyTarSplit
+func (s *splitFile) inline() (m ostree.Metadata, ok bool, err error) {
+	m.Key = imageref.KeyTarSplit
 	info, err := os.Stat(s.path)
 	if err != nil {
 		return m, false, errors.WithStack(err)
 	}
-	if len(m.arg())+base64.StdEncoding.EncodedLen(int(min(info.Size(), maxArgument))) > maxArgument {
+	if len(m.Arg())+base64.StdEncoding.EncodedLen(int(min(info.Size(), ostree.MaxArgument))) > ostree.MaxArgument {
 		return m, false, nil
 	}
 	content, err := os.ReadFile(s.path)
 	if err != nil {
 		return m, false, errors.WithStack(err)
 	}
-	m.value = base64.StdEncoding.EncodeToString(content)
-	return m, m.fits(), nil
+	m.Value = base64.StdEncoding.EncodeToString(content)
+	return m, m.Fits(), nil
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -34,7 +35,7 @@ func TestSecrets(t *testing.T) {
 	said := "no access for ann:firstPass " + b64("ann:firstPass") + " tokenTwo bob:thirdPass " + b64("bob:thirdPass") + " fourthPass fifthPass " +
 		b64("eve:sixthPass") + " https://storage.example/blob?X-Amz-Signature=seventhPass&x=y"
 	fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "refs", Stderr: "error: " + said + "\n", Exit: 1})
-	run := newTestRun(t, testOptions{mode: modeBareUserOnly})
+	run := newTestRun(t, testOptions{mode: ostree.BareUserOnly})
 	name, _ := lyingRegistry(t, "well")
 	var out strings.Builder
 	status := runProgram(t, []string{

@@ -122,13 +122,13 @@ func (s *settings) checkSigning(ctx context.Context, destination types.ImageRefe
 	if err != nil {
 		return err
 	}
-	if s.gpgSign != "" && !features.has("gpgme") {
-		return errors.Errorf("--gpg-sign: this ostree (%s) is built without the feature gpgme", features.version)
+	if s.gpgSign != "" && !features.Has("gpgme") {
+		return errors.Errorf("--gpg-sign: this ostree (%s) is built without the feature gpgme", features.Version)
 	}
-	canSign := slices.ContainsFunc(features.features, func(f string) bool { return strings.Contains(f, s.signType) })
+	canSign := slices.ContainsFunc(features.Features, func(f string) bool { return strings.Contains(f, s.signType) })
 	if (s.sign != "" || s.keysFile != "") && !canSign {
 		return errors.Errorf("--sign and --keys-file: this ostree (%s) is built without the feature sign-%s; "+
-			"--gpg-sign may be had instead", features.version, s.signType)
+			"--gpg-sign may be had instead", features.Version, s.signType)
 	}
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 )
 
 // source reads one image out of a repository (types.ImageSource). What the image's name stands for is settled when it is
@@ -29,7 +30,7 @@ type source struct {
 	settings *settings
 	store    *blobStore
 	commit   string // checksum
-	info     commitInfo
+	info     ostree.Commit
 	manifest []byte
 	mimeType string
 
@@ -63,7 +64,7 @@ func openSource(ctx context.Context, ref ostreeReference) (*source, error) {
 		return nil, errors.WithMessagef(err, "image %s", ref.image)
 	}
 	src := &source{
-		ref: ref, settings: s, store: store, commit: info.checksum, info: info,
+		ref: ref, settings: s, store: store, commit: info.Checksum, info: info,
 		blobs: map[digest.Digest]*storedBlob{}, tars: map[digest.Digest]*storedBlob{},
 	}
 	src.manifest, src.mimeType, err = repo.readManifest(ctx, info)
@@ -118,7 +119,7 @@ func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([]
 	if instance != nil && *instance != digest.FromBytes(s.manifest) {
 		dir = instanceDir(*instance)
 	}
-	if n := s.info.metadata[imageref.KeySignatures]; dir == "" && n == "0" {
+	if n := s.info.Metadata[imageref.KeySignatures]; dir == "" && n == "0" {
 		return nil, nil
 	}
 	numbers, err := s.store.repo.signatureNumbers(ctx, s.info, dir)
@@ -142,8 +143,8 @@ func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([]
 
 // signatureNumbers returns the numbers of the signature files in a directory of an image's commit, and checks that there are as
 // many as the commit says.
-func (r *repository) signatureNumbers(ctx context.Context, info commitInfo, dir string) ([]int, error) {
-	names, err := r.fileNames(ctx, info.checksum, dir)
+func (r *repository) signatureNumbers(ctx context.Context, info ostree.Commit, dir string) ([]int, error) {
+	names, err := r.fileNames(ctx, info.Checksum, dir)
 	if err != nil {
 		return nil, damage(err)
 	}
@@ -154,7 +155,7 @@ func (r *repository) signatureNumbers(ctx context.Context, info commitInfo, dir 
 		}
 	}
 	sort.Ints(numbers)
-	if want := info.metadata[imageref.KeySignatures]; dir == "" && want != "" && want != strconv.Itoa(len(numbers)) {
+	if want := info.Metadata[imageref.KeySignatures]; dir == "" && want != "" && want != strconv.Itoa(len(numbers)) {
 		return nil, errdefs.Checkf("it has %d signature files, and its commit says %q", len(numbers), want)
 	}
 	return numbers, nil

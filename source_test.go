@@ -23,6 +23,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -112,10 +113,10 @@ func (r *testRun) tamper(t *testing.T, ref string, edit func(metadata map[string
 	if err != nil {
 		t.Fatal(err)
 	}
-	edit(info.metadata)
-	args := []string{"commit", "--repo=" + r.repo.path, "--branch=" + ref, "--tree=ref=" + info.checksum, "--timestamp=@0", "--parent=none"}
-	for _, k := range slices.Sorted(maps.Keys(info.metadata)) {
-		args = append(args, "--add-metadata-string="+k+"="+info.metadata[k])
+	edit(info.Metadata)
+	args := []string{"commit", "--repo=" + r.repo.path, "--branch=" + ref, "--tree=ref=" + info.Checksum, "--timestamp=@0", "--parent=none"}
+	for _, k := range slices.Sorted(maps.Keys(info.Metadata)) {
+		args = append(args, "--add-metadata-string="+k+"="+info.Metadata[k])
 	}
 	testutil.Run(t, "ostree", args...)
 }
@@ -314,7 +315,7 @@ func TestLyingBlob(t *testing.T) {
 			t.Errorf("it is exported: %v", err)
 		}
 		target := filepath.Join(t.TempDir(), "root")
-		if err := r.checkoutTo(t, "a", target, checkoutOptions{}); errdefs.ExitStatus(t.Context(), err) != errdefs.StatusCheck || !strings.Contains(testutil.ErrText(err), want) {
+		if err := r.checkoutTo(t, "a", target, ostree.CheckoutOptions{}); errdefs.ExitStatus(t.Context(), err) != errdefs.StatusCheck || !strings.Contains(testutil.ErrText(err), want) {
 			t.Errorf("it is checked out: %v, want %q", err, want)
 		}
 		if results, err := verifyImages(t.Context(), r.settings, r.repo, nil, 1); err != nil || len(results) != 1 || results[0].OK {
@@ -339,7 +340,7 @@ func TestLongerTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.tamper(t, long, func(m map[string]string) { maps.Copy(m, info.metadata) })
+	r.tamper(t, long, func(m map[string]string) { maps.Copy(m, info.Metadata) })
 	testutil.Run(t, "ostree", "refs", "--repo="+r.repo.path, "--force", "--create="+short, long)
 	if _, err := tars(t.Context(), r.source(t, "short")); errdefs.ExitStatus(t.Context(), err) != errdefs.StatusCheck || !strings.Contains(testutil.ErrText(err), "longer than its tar-split data says") {
 		t.Errorf("it is exported: %v", err)

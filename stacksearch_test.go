@@ -20,6 +20,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -160,7 +161,7 @@ func newStackPool(t *testing.T, blobs [][]byte, modes []string) *stackPool {
 	pool := &testImage{layers: p.blobs}
 	for _, mode := range modes {
 		o := testOptions{mode: mode}
-		if first := p.runs[modes[0]]; first != nil && mode != modeBareUserOnly {
+		if first := p.runs[modes[0]]; first != nil && mode != ostree.BareUserOnly {
 			o = testOptions{repo: pullCommits(t, first.repo.path, mode)}
 		}
 		run := newTestRun(t, o)
@@ -195,7 +196,7 @@ func (p *stackPool) checkout(ctx context.Context, s *settings, mode, dir string,
 	for _, n := range stack {
 		layers = append(layers, p.stored[mode][n])
 	}
-	return checkoutLayers(ctx, store, s, layers, mode, dir, checkoutOptions{})
+	return checkoutLayers(ctx, store, s, layers, mode, dir, ostree.CheckoutOptions{})
 }
 
 // describe says what a stack is made of.
@@ -234,7 +235,7 @@ func TestSearchStacks(t *testing.T) {
 		seed = n
 	}
 	t.Logf("OSTREE_IMAGE_STACKS=%d OSTREE_IMAGE_SEED=%d", stacks, seed)
-	modes := []string{modeBare, modeBareUser, modeArchive, modeBareUserOnly}
+	modes := []string{ostree.Bare, ostree.BareUser, ostree.Archive, ostree.BareUserOnly}
 	var mu sync.Mutex
 	counts := map[string]int{}
 	count := func(what string) {
@@ -303,7 +304,7 @@ func (p *stackPool) try(t *testing.T, n int, stack []int, modes []string, count 
 			count(fmt.Sprintf("refused by umoci (%d), %v here", known, oerr != nil))
 		case oerr != nil:
 			t.Errorf("%s: %v", mode, oerr)
-		case mode == modeBareUserOnly:
+		case mode == ostree.BareUserOnly:
 			count("as umoci")
 			compareCopies(t, mode, canonical(rootTree(t, root)), canonical(maps.Clone(want)), began, fsNode.String)
 		default:

@@ -11,6 +11,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
 )
 
@@ -24,7 +25,7 @@ type treeFile struct {
 
 // commitFiles commits files that belong to 0:0 with mode 0644, in directories of mode 0755, whoever does it, and returns the
 // commit's checksum.
-func (st *staging) commitFiles(ctx context.Context, files []treeFile, o commitOptions) (sum string, err error) {
+func (st *staging) commitFiles(ctx context.Context, files []treeFile, o ostree.CommitOptions) (sum string, err error) {
 	if err := st.ready(ctx); err != nil {
 		return "", err
 	}
@@ -56,7 +57,7 @@ func (st *staging) commitFiles(ctx context.Context, files []treeFile, o commitOp
 		}
 	}
 	j.step("readable whatever the umask", "chmod", "-R", "u=rwX,go=rX", tree)
-	options := treeOptions{owner: os.Geteuid() == 0 || st.mode != modeBare, noXattrs: true}
+	options := ostree.TreeOptions{Owner: os.Geteuid() == 0 || st.mode != ostree.Bare, NoXattrs: true}
 	commit := func() error { sum, err = st.repo.commitTree(ctx, tree, options, o); return err }
 	if err := again(ctx, commit); err != nil {
 		return "", err

@@ -11,6 +11,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
 )
 
@@ -35,11 +36,11 @@ type staging struct {
 
 // newStaging makes the directories at once and the repository in the background, while the first layer is read already. The target's
 // mode, and what its ostree can do, are known.
-func newStaging(ctx context.Context, s *settings, target *repository, mode string, features ostreeFeatures) (st *staging, err error) {
+func newStaging(ctx context.Context, s *settings, target *repository, mode string, features ostree.Features) (st *staging, err error) {
 	if mode == "archive-z2" {
-		mode = modeArchive
+		mode = ostree.Archive
 	}
-	if !slices.Contains([]string{modeBare, modeBareUser, modeBareUserOnly, modeArchive}, mode) {
+	if !slices.Contains([]string{ostree.Bare, ostree.BareUser, ostree.BareUserOnly, ostree.Archive}, mode) {
 		return nil, errors.Errorf("repository %s has the unknown mode %q", target.path, mode)
 	}
 	st = &staging{settings: s, target: target, mode: mode, perms: permissionsFor(mode, os.Geteuid(), os.Getegid()), prepared: make(chan struct{})}
@@ -47,7 +48,7 @@ func newStaging(ctx context.Context, s *settings, target *repository, mode strin
 		return nil, err
 	}
 	st.perms.forTar = st.engine == engineTar
-	if mode == modeBare {
+	if mode == ostree.Bare {
 		st.perms.namespace = limitedNamespace(
 			"use a repository of mode bare-user or archive, which notes owners without making them")
 	}
@@ -126,10 +127,10 @@ func appendConfig(j *journal, repo *repository, lines string) (err error) {
 }
 
 // chooseEngine settles which engine is used, and that its programs can do what it needs.
-func chooseEngine(ctx context.Context, r *runner, features ostreeFeatures, wanted engineName) (engineName, error) {
-	canStream := features.has("libarchive")
+func chooseEngine(ctx context.Context, r *runner, features ostree.Features, wanted engineName) (engineName, error) {
+	canStream := features.Has("libarchive")
 	if wanted == engineStream && !canStream {
-		return "", errors.Errorf("--unpack=stream: this ostree (%s) is built without libarchive; use --unpack=tar", features.version)
+		return "", errors.Errorf("--unpack=stream: this ostree (%s) is built without libarchive; use --unpack=tar", features.Version)
 	}
 	if wanted == engineStream || wanted == engineAuto && canStream {
 		return engineStream, nil

@@ -150,14 +150,14 @@ func (c *checkout) fetchDivided(ctx context.Context, b *storedBlob, i int) (entr
 // checkoutPart has ostree make dir a part of a layer's tree.
 func (c *checkout) checkoutPart(ctx context.Context, b *storedBlob, dir string, p subtree) error {
 	o := c.options
-	o.subpath = p.path
+	o.Subpath = p.path
 	if len(p.skip) > 0 {
 		var list strings.Builder
 		for _, skip := range p.skip { // "/" is the directory that is checked out, and one "/" follows each directory
 			list.WriteString("/" + strings.TrimPrefix(strings.TrimPrefix(skip, p.path), "/") + "/\n")
 		}
-		o.skipList = dir + ".skip"
-		if err := c.settings.journal.writeFile(o.skipList, []byte(list.String()), "what others check out"); err != nil {
+		o.SkipList = dir + ".skip"
+		if err := c.settings.journal.writeFile(o.SkipList, []byte(list.String()), "what others check out"); err != nil {
 			return err
 		}
 	}

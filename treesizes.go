@@ -11,6 +11,7 @@ import (
 	"github.com/vbatts/tar-split/archive/tar"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 )
 
 // listedFile is a line of ostree ls about a file, or a symbolic link and its target.
@@ -89,7 +90,7 @@ func (v *verifier) checkPlainSizes(ctx context.Context, rev string) error {
 		return err
 	}
 	var got int64
-	for chunk := range chunks(slices.Sorted(maps.Keys(listed))) {
+	for chunk := range ostree.Chunks(slices.Sorted(maps.Keys(listed))) {
 		n, err := v.length(ctx, rev, chunk)
 		if err != nil {
 			return err

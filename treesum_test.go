@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/testutil"
 	"ostree-image/internal/treesum"
@@ -35,11 +36,11 @@ func TestTreesum(t *testing.T) {
 	for i := range 12 {
 		trees[fmt.Sprint("random ", i)] = randomTree(r)
 	}
-	for _, mode := range []string{modeBare, modeBareUser, modeBareUserOnly, modeArchive} {
+	for _, mode := range []string{ostree.Bare, ostree.BareUser, ostree.BareUserOnly, ostree.Archive} {
 		repo := newRepo(t, mode)
-		perms := permissions{canonical: mode == modeBareUserOnly}
+		perms := permissions{canonical: mode == ostree.BareUserOnly}
 		for name, entries := range trees {
-			if name == "wide" && mode != modeArchive {
+			if name == "wide" && mode != ostree.Archive {
 				continue // it is about sizes, which are the same everywhere
 			}
 			var stream bytes.Buffer
@@ -70,11 +71,11 @@ func TestTreesum(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s, %s: %v", mode, name, err)
 			}
-			info, err := parseCommit(testutil.Run(t, "ostree", "show", "--raw", "--repo="+repo, strings.TrimSpace(string(out))))
+			info, err := ostree.ParseCommit(testutil.Run(t, "ostree", "show", "--raw", "--repo="+repo, strings.TrimSpace(string(out))))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, want := sum.Root(), (treesum.Root{Tree: info.root, Meta: info.rootMeta}); got != want {
+			if got, want := sum.Root(), (treesum.Root{Tree: info.Root, Meta: info.RootMeta}); got != want {
 				t.Errorf("%s, %s: %v, ostree has %v", mode, name, got, want)
 			}
 		}

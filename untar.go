@@ -13,6 +13,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/ui"
 )
@@ -36,7 +37,7 @@ func tarVersion(ctx context.Context, r *runner) (string, error) {
 		return "", &errdefs.MissingToolError{Tool: r.programs[toolTar], Why: "not GNU tar: " + packages[toolTar]}
 	}
 	version := string(m[1])
-	if compareVersions(version, oldestTar) < 0 {
+	if ostree.CompareVersions(version, oldestTar) < 0 {
 		return version, &errdefs.MissingToolError{Tool: r.programs[toolTar], Why: "version " + version + " is too old: " + packages[toolTar]}
 	}
 	return version, nil

@@ -15,6 +15,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/ui"
 )
 
@@ -92,7 +93,7 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 	if err != nil {
 		return nil, err
 	}
-	v.mode, v.packed = mode, mode == modeArchive || mode == "archive-z2"
+	v.mode, v.packed = mode, mode == ostree.Archive || mode == "archive-z2"
 	results := []verifyResult{}
 	var gone error
 	for i, spec := range specs {
@@ -174,27 +175,27 @@ func checkKeyrings(dir string) error {
 }
 
 // commitProblem returns what is known to be wrong with the commit of a ref and its objects, "" for nothing.
-func (v *verifier) commitProblem(ctx context.Context, spec string, info commitInfo) string {
+func (v *verifier) commitProblem(ctx context.Context, spec string, info ostree.Commit) string {
 	if v.settings.gpgVerify {
-		if ok, err := v.repo.signed(ctx, info.checksum, v.settings.gpgHomedir); err != nil {
+		if ok, err := v.repo.signed(ctx, info.Checksum, v.settings.gpgHomedir); err != nil {
 			return v.text(err)
 		} else if !ok {
-			return "commit " + info.checksum + " has no good signature by a key in " + v.settings.gpgHomedir
+			return "commit " + info.Checksum + " has no good signature by a key in " + v.settings.gpgHomedir
 		}
 	}
 	// Whoever made or signed it may have made others, which are good under their own refs only. Old commits name none.
 	_, ref := splitSpec(spec)
-	if v.settings.gpgVerify && len(info.bindings) == 0 {
-		return "commit " + info.checksum + " does not say for which refs it was made"
+	if v.settings.gpgVerify && len(info.Bindings) == 0 {
+		return "commit " + info.Checksum + " does not say for which refs it was made"
 	}
-	if err := info.checkBinding(ref); err != nil {
+	if err := info.CheckBinding(ref); err != nil {
 		return err.Error()
 	}
-	if text := v.objects[info.checksum]; text != "" {
+	if text := v.objects[info.Checksum]; text != "" {
 		return text
 	}
-	if _, err := os.Lstat(v.repo.partialMark(info.checksum)); err == nil {
-		return "commit " + info.checksum + " is marked as partial, so it is not checked; pull or copy the image again"
+	if _, err := os.Lstat(v.repo.partialMark(info.Checksum)); err == nil {
+		return "commit " + info.Checksum + " is marked as partial, so it is not checked; pull or copy the image again"
 	}
 	return ""
 }
@@ -211,25 +212,25 @@ func (v *verifier) image(ctx context.Context, name, spec string, parallel int) (
 	if text := v.commitProblem(ctx, spec, info); text != "" {
 		problems = append(problems, verifyProblem{Error: text})
 	} else if v.packed {
-		if err := v.checkPlainSizes(ctx, info.checksum); err != nil {
+		if err := v.checkPlainSizes(ctx, info.Checksum); err != nil {
 			add(damage(err))
 		}
 	}
 	// The file counts, not its copy in the metadata, so the file is read whatever that says.
-	want := digest.Digest(info.metadata[imageref.KeyDigest])
-	content, err := v.repo.catFile(ctx, info.checksum, imageref.FileManifest, maxManifestBytes)
+	want := digest.Digest(info.Metadata[imageref.KeyDigest])
+	content, err := v.repo.catFile(ctx, info.Checksum, imageref.FileManifest, maxManifestBytes)
 	if err != nil {
 		problems = append(problems, verifyProblem{Expected: want.String(), Error: v.text(errors.WithMessage(err, "reading the manifest"))})
 	} else if got := digest.FromBytes(content); want != "" && got != want {
 		problems = append(problems, verifyProblem{Expected: want.String(), Actual: got.String(), Error: "the manifest does not match its digest"})
 	}
-	if text := info.metadata[imageref.KeyManifest]; text != "" && err == nil && text != string(content) {
+	if text := info.Metadata[imageref.KeyManifest]; text != "" && err == nil && text != string(content) {
 		add(errdefs.Checkf("the manifest in the commit's metadata is another than the file %s", imageref.FileManifest))
 	}
 	if _, err := v.repo.signatureNumbers(ctx, info, ""); err != nil {
 		add(err)
 	}
-	if err := v.checkNames(ctx, info.checksum, func(name string) bool {
+	if err := v.checkNames(ctx, info.Checksum, func(name string) bool {
 		return name == imageref.FileManifest || name == imageref.DirInstances || strings.HasPrefix(name, imageref.FileSignature)
 	}); err != nil {
 		add(err)
@@ -244,7 +245,7 @@ func (v *verifier) image(ctx context.Context, name, spec string, parallel int) (
 	}
 	manifests := []instance{{top, mimeType}}
 	if manifest.MIMETypeIsMultiImage(mimeType) {
-		if manifests, err = v.repo.instances(ctx, info.checksum); err != nil {
+		if manifests, err = v.repo.instances(ctx, info.Checksum); err != nil {
 			add(err)
 			return problems
 		}
@@ -384,7 +385,7 @@ func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Dig
 			continue
 		}
 		if spec == b.side {
-			sidecar = info.checksum
+			sidecar = info.Checksum
 		}
 		if text := v.commitProblem(ctx, spec, info); text != "" {
 			checked.problems = append(checked.problems, verifyProblem{Blob: d.String(), Error: text})
@@ -392,7 +393,7 @@ func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Dig
 			add(damage(err))
 		}
 		if !b.layer && spec == b.spec {
-			if err := v.checkNames(ctx, info.checksum, func(name string) bool { return name == imageref.FileContent }); err != nil {
+			if err := v.checkNames(ctx, info.Checksum, func(name string) bool { return name == imageref.FileContent }); err != nil {
 				add(err)
 			}
 		}

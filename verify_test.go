@@ -13,6 +13,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
 
@@ -148,16 +149,16 @@ func TestDamagedObject(t *testing.T) {
 		kinds      []string // of the objects that are damaged
 		change     func(t *testing.T, path string)
 	}{
-		{"flipped bit", modeBare, []string{".file"}, middle},
-		{"flipped bit", modeArchive, []string{".commit", ".dirtree", ".dirmeta", ".filez"}, middle},
-		{"flipped first byte", modeBareUser, []string{".dirtree"}, flip(func(int) int { return 0 })},
-		{"flipped size", modeArchive, []string{".filez"}, flip(func(n int) int { return min(15, n-1) })},
-		{"gone", modeBareUser, []string{".commit", ".dirtree", ".file"}, func(t *testing.T, path string) {
+		{"flipped bit", ostree.Bare, []string{".file"}, middle},
+		{"flipped bit", ostree.Archive, []string{".commit", ".dirtree", ".dirmeta", ".filez"}, middle},
+		{"flipped first byte", ostree.BareUser, []string{".dirtree"}, flip(func(int) int { return 0 })},
+		{"flipped size", ostree.Archive, []string{".filez"}, flip(func(n int) int { return min(15, n-1) })},
+		{"gone", ostree.BareUser, []string{".commit", ".dirtree", ".file"}, func(t *testing.T, path string) {
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{"cut", modeArchive, []string{".commit"}, func(t *testing.T, path string) {
+		{"cut", ostree.Archive, []string{".commit"}, func(t *testing.T, path string) {
 			if err := os.Truncate(path, 5); err != nil {
 				t.Fatal(err)
 			}

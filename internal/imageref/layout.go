@@ -25,9 +25,6 @@ const (
 	KeySignatures         = "signatures"                 // how many, in decimal
 )
 
-// KeyRefBinding is the key under which ostree itself notes for which refs a commit was made. Its value is a list of strings.
-const KeyRefBinding = "ostree.ref-binding"
-
 // The files of commits that hold no layer.
 const (
 	FileContent   = "content"           // of a config, or any blob that is no layer
