@@ -16,6 +16,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/treesum"
 )
@@ -299,7 +300,7 @@ func badRecord(b *storedBlob, err error) error {
 
 // badData makes an error of understanding what a repository holds one of the repository, unless it is a tool's, or of the end of the run.
 func badData(err error, format string, args ...any) error {
-	var terr *toolError
+	var terr *proc.ToolError
 	var check errdefs.CheckError
 	if errors.As(err, &terr) || errors.As(err, &check) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return errors.WithMessagef(damage(err), format, args...)

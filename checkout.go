@@ -18,6 +18,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 )
 
 // The names of whiteouts (the OCI image specification, layer.md).
@@ -84,7 +85,7 @@ func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers [
 		c.perms.namespace = limitedNamespace("with --user-mode all files belong to you")
 	}
 	if err := c.build(ctx, layers); err != nil {
-		return noRoom(err, filepath.Dir(target.work.path))
+		return proc.NoRoom(err, filepath.Dir(target.work.path))
 	}
 	j.shell("the tree is finished", fmt.Sprintf("rmdir %[2]s 2>/dev/null || : ; mv %[1]s %[2]s", j.path(c.root()), j.path(target.dir)))
 	return target.publish(c.root())

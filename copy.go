@@ -25,6 +25,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/proc"
 	"ostree-image/internal/ui"
 )
 
@@ -175,7 +176,7 @@ func (s *settings) copyImage(ctx context.Context, source, destination types.Imag
 			attempt < vanishedRetries && (errors.As(err, &vanished) || errors.As(err, &distrusted))
 		if !again || ctx.Err() != nil {
 			if into, ok := destination.(ostreeReference); ok {
-				err = noRoom(err, "the repository "+into.repo)
+				err = proc.NoRoom(err, "the repository "+into.repo)
 			}
 			return explainCopy(err)
 		}
@@ -315,7 +316,7 @@ func isPassing(err error) bool {
 	var usage errdefs.UsageError
 	var notFound errdefs.NotFoundError
 	var check errdefs.CheckError
-	var tool *toolError
+	var tool *proc.ToolError
 	var missing *errdefs.MissingToolError
 	return !errors.As(err, &usage) && !errors.As(err, &notFound) && !errors.As(err, &check) &&
 		!errors.As(err, &tool) && !errors.As(err, &missing)

@@ -11,6 +11,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 )
 
 // damageError is an error of reading a commit that is there: the repository does not hold what it should.
@@ -33,7 +34,7 @@ func damage(err error) error {
 	var notFound errdefs.NotFoundError
 	var missing *errdefs.MissingToolError
 	var access *errdefs.AccessError
-	var terr *toolError
+	var terr *proc.ToolError
 	switch {
 	case err == nil, errors.As(err, &check), errors.As(err, &notFound), errors.As(err, &missing), errors.As(err, &access),
 		errors.Is(err, os.ErrClosed), errors.Is(err, io.ErrClosedPipe), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
@@ -54,7 +55,7 @@ func damage(err error) error {
 // readCommit returns what a commit that is there says. One that cannot be understood is damage.
 func (r *repository) readCommit(ctx context.Context, spec string) (ostree.Commit, error) {
 	info, err := r.commitInfo(ctx, spec)
-	var terr *toolError
+	var terr *proc.ToolError
 	if err == nil || errors.As(err, &terr) || errors.Is(err, errNoRef) {
 		return info, damage(err)
 	}

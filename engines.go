@@ -10,6 +10,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 	"ostree-image/internal/spool"
 )
 
@@ -117,8 +118,8 @@ func (e *streamEngine) abort() error {
 type tarEngine struct {
 	st      *staging
 	dir     string
-	process *process
-	stdin   *pipeEnd
+	process *proc.Process
+	stdin   *proc.Pipe
 	opening *openingWriter
 }
 
@@ -132,14 +133,14 @@ func (e *tarEngine) abort() error {
 // wait ends the stream, and waits for tar to extract all of it.
 func (e *tarEngine) wait() error {
 	cerr := e.stdin.Close()
-	if err := e.process.wait(); err != nil {
+	if err := e.process.Wait(); err != nil {
 		return err
 	}
 	if cerr != nil {
 		return errors.WithStack(cerr)
 	}
-	if strings.Contains(e.process.stderr.String(), tarLostAttribute) {
-		return e.process.failed("the files cannot have all attributes here")
+	if strings.Contains(e.process.Stderr.String(), tarLostAttribute) {
+		return e.process.Failed("the files cannot have all attributes here")
 	}
 	return nil
 }

@@ -20,10 +20,8 @@ import (
 	"ostree-image/internal/gvariant"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 )
-
-// oldestOSTree is the oldest release that the program is tested with.
-const oldestOSTree = "2022.7"
 
 // repository is an OSTree repository, used by running ostree(1). It is safe for parallel use.
 type repository struct {
@@ -43,16 +41,16 @@ var errNoRef = errors.New("no such ref")
 
 // ostreeVersion asks the program for its version and features. One that is too old is a *missingToolError.
 func ostreeVersion(ctx context.Context, r *runner) (ostree.Features, error) {
-	out, err := r.output(ctx, command{tool: toolOSTree, args: []string{"--version"}, why: "which ostree this is", read: true})
+	out, err := r.Output(ctx, proc.Command{Tool: proc.OSTree, Args: []string{"--version"}, Why: "which ostree this is", Read: true})
 	if err != nil {
 		return ostree.Features{}, err
 	}
 	f, err := ostree.ParseVersion(string(out))
 	if err != nil {
-		return f, errors.WithMessagef(err, "asking %s for its version", r.programs[toolOSTree])
+		return f, errors.WithMessagef(err, "asking %s for its version", r.Programs[proc.OSTree])
 	}
-	if ostree.CompareVersions(f.Version, oldestOSTree) < 0 {
-		return f, &errdefs.MissingToolError{Tool: r.programs[toolOSTree], Why: "version " + f.Version + " is too old: " + packages[toolOSTree]}
+	if ostree.CompareVersions(f.Version, proc.OldestOSTree) < 0 {
+		return f, &errdefs.MissingToolError{Tool: r.Programs[proc.OSTree], Why: "version " + f.Version + " is too old: " + proc.Packages[proc.OSTree]}
 	}
 	return f, nil
 }
@@ -63,7 +61,7 @@ var notThere = regexp.MustCompile(
 
 // explain turns what ostree says of a repository or a ref that is not there into the program's own errors.
 func (r *repository) explain(err error) error {
-	var terr *toolError
+	var terr *proc.ToolError
 	if !errors.As(err, &terr) {
 		return err
 	}
@@ -78,7 +76,7 @@ func (r *repository) explain(err error) error {
 	case strings.Contains(s, "opening repo: opendir(") && strings.Contains(s, "Not a directory"):
 		return errdefs.NotFoundf("%s is no OSTree repository", r.path)
 	case strings.Contains(s, "Refspec '") && strings.Contains(s, "' not found"):
-		return errors.WithMessage(errNoRef, terr.lastLines(1))
+		return errors.WithMessage(errNoRef, terr.LastLines(1))
 	case ostree.MayNotRead(s):
 		return &errdefs.AccessError{Repo: r.path, Err: err}
 	}
@@ -91,8 +89,8 @@ func (r *repository) vanished() error {
 		r.path)
 }
 
-func (r *repository) command(why string, verb string, args ...string) command {
-	return command{tool: toolOSTree, args: append([]string{verb, "--repo=" + r.path}, args...), why: why, hidden: r.hidden}
+func (r *repository) command(why string, verb string, args ...string) proc.Command {
+	return proc.Command{Tool: proc.OSTree, Args: append([]string{verb, "--repo=" + r.path}, args...), Why: why, Hidden: r.hidden}
 }
 
 // reads tells the record that commits are about to be read.
@@ -104,18 +102,18 @@ func (r *repository) reads(ctx context.Context, revs ...string) {
 
 func (r *repository) query(ctx context.Context, why, verb string, args ...string) ([]byte, error) {
 	c := r.command(why, verb, args...)
-	c.read = true
-	out, err := r.run.output(ctx, c)
+	c.Read = true
+	out, err := r.run.Output(ctx, c)
 	return out, r.explain(err)
 }
 
 func (r *repository) perform(ctx context.Context, why, verb string, args ...string) error {
-	return r.mayNotWrite(r.explain(r.run.run(ctx, r.command(why, verb, args...))))
+	return r.mayNotWrite(r.explain(r.run.Run(ctx, r.command(why, verb, args...))))
 }
 
 // mayNotWrite names the repository where ostree says only that it may not write.
 func (r *repository) mayNotWrite(err error) error {
-	var terr *toolError
+	var terr *proc.ToolError
 	var access *errdefs.AccessError
 	if errors.As(err, &access) {
 		return err
@@ -137,7 +135,7 @@ var lostRace = regexp.MustCompile(`opendir\(staging-|Listing refs: .*: No such f
 func again(ctx context.Context, f func() error) error {
 	for attempt := 0; ; attempt++ {
 		err := f()
-		var terr *toolError
+		var terr *proc.ToolError
 		if !errors.As(err, &terr) || !lostRace.MatchString(terr.Stderr) || attempt == raceRetries || ctx.Err() != nil {
 			return err
 		}
@@ -291,7 +289,7 @@ func (r *repository) metadataKey(ctx context.Context, ref, key string) (value st
 	r.reads(ctx, ref)
 	out, err := r.query(ctx, "what "+ref+" says of "+key, "show", "--print-metadata-key="+key, ref)
 	if err != nil {
-		var terr *toolError
+		var terr *proc.ToolError
 		if errors.As(err, &terr) && strings.Contains(terr.Stderr, "No such metadata key '"+key+"'") {
 			return "", false, nil
 		}
@@ -316,8 +314,8 @@ const commitMemory = 8 * maxCommitText
 func (r *repository) commitInfo(ctx context.Context, rev string) (ostree.Commit, error) {
 	r.reads(ctx, rev)
 	c := r.command("all that "+rev+" says", "show", "--raw", rev)
-	c.read, c.outLimit, c.memory = true, maxCommitText, commitMemory
-	out, err := r.run.output(ctx, c)
+	c.Read, c.OutLimit, c.Memory = true, maxCommitText, commitMemory
+	out, err := r.run.Output(ctx, c)
 	if err != nil {
 		return ostree.Commit{}, r.explain(err)
 	}
@@ -351,7 +349,7 @@ func (r *repository) revParse(ctx context.Context, revs ...string) ([]string, er
 func (r *repository) config(ctx context.Context, key string) (string, error) {
 	out, err := r.query(ctx, "the repository's "+key, "config", "get", key)
 	if err != nil {
-		var terr *toolError
+		var terr *proc.ToolError
 		if errors.As(err, &terr) && (strings.Contains(terr.Stderr, "does not have key") ||
 			strings.Contains(terr.Stderr, "does not have group")) {
 			return "", nil
@@ -384,13 +382,13 @@ func (r *repository) configLines(wanted map[string][]string) (string, error) {
 }
 
 // cat returns the contents of regular files, one after another.
-func (r *repository) cat(ctx context.Context, rev string, paths ...string) (*processReader, error) {
+func (r *repository) cat(ctx context.Context, rev string, paths ...string) (*proc.Reader, error) {
 	r.reads(ctx, rev)
 	c := r.command(fmt.Sprintf("read %d files of %s", len(paths), rev), "cat", ostree.CatArgs(rev, paths)...)
-	c.read = true
-	out, err := r.run.reader(ctx, c)
+	c.Read = true
+	out, err := r.run.Reader(ctx, c)
 	if err == nil {
-		out.explain = r.explain
+		out.Explain = r.explain
 	}
 	return out, err
 }
@@ -416,7 +414,7 @@ func (r *repository) catFile(ctx context.Context, rev, path string, limit int64)
 func (r *repository) hasFile(ctx context.Context, rev, path string) (bool, error) {
 	r.reads(ctx, rev)
 	_, err := r.query(ctx, "whether "+rev+" holds "+path, "ls", rev, "/"+path)
-	var terr *toolError
+	var terr *proc.ToolError
 	if errors.As(err, &terr) && strings.Contains(terr.Stderr, "No such file or directory") {
 		return false, nil
 	}
@@ -449,7 +447,7 @@ func (r *repository) diff(ctx context.Context, from, to string) (string, error) 
 // the last that it prints, and what comes before may be made to look like it, so a commit must have some at all.
 func (r *repository) signed(ctx context.Context, commit, home string) (bool, error) {
 	_, err := r.query(ctx, "whether "+commit+" is signed", "show", "--print-detached-metadata-key=ostree.gpgsigs", commit)
-	var terr *toolError
+	var terr *proc.ToolError
 	if errors.As(err, &terr) && terr.ExitCode == 1 {
 		return false, nil
 	} else if err != nil {
@@ -475,16 +473,16 @@ func (r *repository) commitTree(ctx context.Context, dir string, t ostree.TreeOp
 }
 
 // commitCommand is the command that commits a tree. What gets a ref is signed.
-func (r *repository) commitCommand(o ostree.CommitOptions, tree ...string) command {
+func (r *repository) commitCommand(o ostree.CommitOptions, tree ...string) proc.Command {
 	c := r.command(o.Why, "commit", append(ostree.CommitArgs(o), tree...)...)
 	if o.Branch != "" {
-		c.unlogged = r.sign
+		c.Unlogged = r.sign
 	}
 	return c
 }
 
 func (r *repository) commit(ctx context.Context, o ostree.CommitOptions, tree ...string) (string, error) {
-	out, err := r.run.output(ctx, r.commitCommand(o, tree...))
+	out, err := r.run.Output(ctx, r.commitCommand(o, tree...))
 	if err != nil {
 		return "", r.explain(err)
 	}
@@ -500,16 +498,16 @@ func (r *repository) made(ctx context.Context, o ostree.CommitOptions, out []byt
 		return sum, err
 	}
 	c := r.command("sign commit "+sum, "sign", "--sign-type="+r.signType, "--keys-file="+r.keysFile, sum)
-	c.absent = true
-	_, err = r.run.output(ctx, c)
+	c.Absent = true
+	_, err = r.run.Output(ctx, c)
 	return sum, r.explain(err)
 }
 
 // streamCommit is a running commit of a tar stream.
 type streamCommit struct {
-	process *process
-	stdin   *pipeEnd
-	out     *limitedBuffer
+	process *proc.Process
+	stdin   *proc.Pipe
+	out     *proc.LimitedBuffer
 	made    func(out []byte) (string, error) // see repository.made
 }
 
@@ -517,12 +515,12 @@ type streamCommit struct {
 // stream must be clean: see layerFilter.
 func (r *repository) commitStream(ctx context.Context, o ostree.CommitOptions, input string) (*streamCommit, error) {
 	c := r.commitCommand(o, "--tree=tar=-")
-	c.input = input
+	c.Input = input
 	s := &streamCommit{
-		out:  &limitedBuffer{limit: 4 << 10},
+		out:  &proc.LimitedBuffer{Limit: 4 << 10},
 		made: func(out []byte) (string, error) { return r.made(ctx, o, out) },
 	}
-	p, stdin, err := r.run.writer(ctx, c, s.out)
+	p, stdin, err := r.run.Writer(ctx, c, s.out)
 	if err != nil {
 		return nil, r.explain(err)
 	}
@@ -535,25 +533,25 @@ func (s *streamCommit) Write(b []byte) (int, error) { return s.stdin.Write(b) }
 // finish ends the stream and returns the commit's checksum.
 func (s *streamCommit) finish() (string, error) {
 	cerr := s.stdin.Close()
-	if err := s.process.wait(); err != nil {
+	if err := s.process.Wait(); err != nil {
 		return "", err
 	}
 	if cerr != nil {
 		return "", errors.WithStack(cerr)
 	}
-	return s.made(s.out.bytes)
+	return s.made(s.out.Bytes)
 }
 
 // abort ends the commit so that nothing comes of it. ostree is killed before its input ends: given a short stream it can
 // write to its standard error forever (in archive mode), or commit what there was. The error is how
 // ostree ended, which is of interest where that was before.
 func (s *streamCommit) abort() error {
-	s.process.kill()
+	s.process.Kill()
 	_ = s.stdin.Close()
-	if err := s.process.wait(); err != nil {
+	if err := s.process.Wait(); err != nil {
 		return err
 	}
-	return s.process.failed("it ended before its input did")
+	return s.process.Failed("it ended before its input did")
 }
 
 // pullLocal copies refs, or all where none is given, from another repository on this machine, as one transaction where one
@@ -657,8 +655,8 @@ func (r *repository) dropKept(ctx context.Context) error {
 func (r *repository) keepCommits(ctx context.Context, commits []string) error {
 	for _, commit := range commits {
 		c := r.command("keep a commit of others", "refs", "--create="+keptPrefix+"/"+commit, commit)
-		c.absent = true // there are none where a record is replayed
-		if _, err := r.run.output(ctx, c); err != nil {
+		c.Absent = true // there are none where a record is replayed
+		if _, err := r.run.Output(ctx, c); err != nil {
 			return r.mayNotWrite(r.explain(err))
 		}
 	}
@@ -682,8 +680,8 @@ func (r *repository) unnamedCommits(ctx context.Context) (commits []string, err 
 
 func (r *repository) unnamedOnce(ctx context.Context) (commits []string, err error) {
 	c := r.command("which commits no ref names", "prune", "--refs-only", "--commit-only", "--no-prune")
-	c.read, c.env = true, []string{"G_MESSAGES_DEBUG=OSTree"} // the one way to have it name them
-	out, err := r.run.reader(ctx, c)
+	c.Read, c.Env = true, []string{"G_MESSAGES_DEBUG=OSTree"} // the one way to have it name them
+	out, err := r.run.Reader(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -717,8 +715,8 @@ const listedPaths = 1 << 17
 func (r *repository) list(ctx context.Context, rev string, most func() (int, error), f func(line string)) error {
 	r.reads(ctx, rev)
 	c := r.command("list all files of "+rev, "ls", "-R", rev)
-	c.read = true
-	out, err := r.run.reader(ctx, c)
+	c.Read = true
+	out, err := r.run.Reader(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -766,9 +764,9 @@ const fsckClosing = "error: Repository corruption encountered"
 // fsck checks all objects and returns what is wrong, a line each.
 func (r *repository) fsck(ctx context.Context) ([]string, error) {
 	c := r.command("check all objects", "fsck", "--all", "--quiet")
-	c.read, c.errLimit = true, fsckLimit
-	_, err := r.run.output(ctx, c)
-	var terr *toolError
+	c.Read, c.ErrLimit = true, fsckLimit
+	_, err := r.run.Output(ctx, c)
+	var terr *proc.ToolError
 	if !errors.As(err, &terr) || terr.ExitCode <= 0 {
 		return nil, r.explain(err)
 	}
@@ -790,5 +788,5 @@ func (r *repository) fsck(ctx context.Context) ([]string, error) {
 
 // checkout makes dir, which must not be there, the tree of a commit.
 func (r *repository) checkout(ctx context.Context, rev, dir string, o ostree.CheckoutOptions) error {
-	return r.explain(r.run.run(ctx, r.command("check out "+rev, "checkout", ostree.CheckoutArgs(rev, dir, o)...)))
+	return r.explain(r.run.Run(ctx, r.command("check out "+rev, "checkout", ostree.CheckoutArgs(rev, dir, o)...)))
 }

@@ -16,6 +16,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 	"ostree-image/internal/testutil"
 )
 
@@ -206,7 +207,7 @@ func TestRefsWhileOneIsRemoved(t *testing.T) {
 
 // TestAgain: what lost a race is done again, and not for ever.
 func TestAgain(t *testing.T) {
-	lost := &toolError{Stderr: "error: opendir(staging-a): No such file or directory\n", Err: errors.New("exit status 1")}
+	lost := &proc.ToolError{Stderr: "error: opendir(staging-a): No such file or directory\n", Err: errors.New("exit status 1")}
 	ended, end := context.WithCancel(t.Context())
 	end()
 	for _, tt := range []struct {
@@ -250,7 +251,7 @@ func TestLongestArgument(t *testing.T) {
 	longest.Value += "x"
 	_, err := r.repo.commit(t.Context(), ostree.CommitOptions{Metadata: []ostree.Metadata{longest}}, "--tree=dir="+dir)
 	testutil.SameText(t, "error", testutil.ErrText(err), "ostree commit: starting it with 8 arguments, the longest of 131072 bytes: fork/exec "+
-		r.runner.found[toolOSTree]+": argument list too long")
+		r.runner.Found[proc.OSTree]+": argument list too long")
 }
 
 func TestMissingFile(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 )
 
 // fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names none: it may concern
@@ -44,7 +45,7 @@ func (v *verifier) fsckObjects(ctx context.Context, refs []string) (unknown []st
 func (v *verifier) fsckOf(ctx context.Context, repo *repository) (unknown []string, err error) {
 	v.objects = map[string]string{}
 	lines, err := repo.fsck(ctx)
-	var terr *toolError
+	var terr *proc.ToolError
 	if errors.As(err, &terr) && terr.ExitCode < 0 && ctx.Err() == nil {
 		return []string{v.text(err)}, nil // a broken object has killed it
 	}

@@ -14,6 +14,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/gvariant"
+	"ostree-image/internal/proc"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/ui"
 )
@@ -131,6 +132,13 @@ func (j *journal) command(e entry) int {
 	return j.write(e)
 }
 
+// Started writes a command down: see proc.Observer.
+func (j *journal) Started(c proc.Command, hasOutput bool) int {
+	return j.command(entry{
+		why: c.Why, words: append([]string{c.Tool}, c.Args...), input: c.Input, read: c.Read, absent: c.Absent, out: hasOutput,
+	})
+}
+
 // step writes down what Go does to files that a command will read, as the command of the same effect.
 func (j *journal) step(why string, words ...string) {
 	j.mu.Lock()
@@ -174,8 +182,8 @@ func (j *journal) recorded(why, line string) {
 	j.record.print(fmt.Sprintf("# %d: %s\n%s\n", j.number, ui.Printable(why), line))
 }
 
-// ended writes down how long a command took, and why it did not end well.
-func (j *journal) ended(number int, err error, took time.Duration) {
+// Ended writes down how long a command took, and why it did not end well.
+func (j *journal) Ended(number int, err error, took time.Duration) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err == nil {

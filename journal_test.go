@@ -84,12 +84,12 @@ func TestJournalLines(t *testing.T) {
 	j.name("/r", "REPO")
 	j.hide("s3cret")
 	n := j.command(entry{why: "try it", words: []string{"ostree", "commit", "--repo=/r", "--x=a\nb"}, input: "a b.tar"})
-	j.ended(n, errors.New("exit status 1:\nno s3cret\n  space"), 1500*time.Millisecond)
+	j.Ended(n, errors.New("exit status 1:\nno s3cret\n  space"), 1500*time.Millisecond)
 	j.command(entry{why: "look", words: []string{"ostree", "refs"}, read: true, out: true})
 	j.step("make it", "mkdir", "/r/x y")
 	j.shell("", "printf x >y")
 	n = j.command(entry{words: []string{"ostree", "well"}})
-	j.ended(n, nil, time.Second)
+	j.Ended(n, nil, time.Second)
 	if err := j.close(); err != nil {
 		t.Fatal(err)
 	}

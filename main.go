@@ -14,6 +14,7 @@ import (
 	"go.podman.io/storage/pkg/reexec"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/proc"
 	"ostree-image/internal/ui"
 )
 
@@ -54,7 +55,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		if p.settings != nil && p.settings.runner != nil {
 			text = p.settings.runner.shown(text)
 		}
-		text += advice(text)
+		text += proc.Advice(text)
 		_, _ = fmt.Fprintf(stderr, "ostree-image: %s\n", text)
 	}
 	return status

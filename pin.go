@@ -7,10 +7,27 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/proc"
 )
+
+// runner starts the processes of a run, and knows its journal and how the user named the directories that it has pinned.
+type runner struct {
+	*proc.Runner
+	journal *journal
+
+	mu    sync.Mutex
+	names map[string]string // of pinned directories, by their paths
+}
+
+func newRunner(ostree, tar string, timeout time.Duration, j *journal) *runner {
+	return &runner{Runner: proc.NewRunner(ostree, tar, timeout, j), journal: j, names: map[string]string{}}
+}
 
 // pinnedDir is a directory that stays the one that it is, whoever moves or replaces what leads to
 // it: its path goes through a descriptor of this process, which the children of the process can

@@ -13,6 +13,7 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/proc"
 )
 
 // What is read of a layer's tar-split data before the files of that part are asked for, with one process.
@@ -116,7 +117,7 @@ func (s *blobStore) newRebuild(ctx context.Context, commit string, record *recor
 			err = buffered.Flush()
 		}
 		r.part.close()
-		var terr *toolError
+		var terr *proc.ToolError
 		if err != nil && ctx.Err() == nil && !errors.As(err, &terr) { // a payload whose checksum is not what the data says
 			err = &damageError{err}
 		}
@@ -160,7 +161,7 @@ func (s *blobStore) readPart(ctx context.Context, commit string, up storage.Unpa
 		cancel()
 		return rebuildPart{err: err}
 	}
-	part.files = newReadAhead(files, s.free, func() { files.kill(); cancel() })
+	part.files = newReadAhead(files, s.free, func() { files.Kill(); cancel() })
 	return part
 }
 

@@ -21,6 +21,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/ui"
 )
@@ -155,8 +156,8 @@ func (rec *recorder) print(text string) {
 // begin writes down which programs there are.
 func (rec *recorder) begin(ctx context.Context) {
 	text := fmt.Sprintf("ostree-image %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	for _, tool := range []string{toolOSTree, toolTar} {
-		out, err := rec.run.output(ctx, command{tool: tool, args: []string{"--version"}, hidden: true})
+	for _, tool := range []string{proc.OSTree, proc.Tar} {
+		out, err := rec.run.Output(ctx, proc.Command{Tool: tool, Args: []string{"--version"}, Hidden: true})
 		if err != nil {
 			out = []byte(err.Error() + "\n")
 		}

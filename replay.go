@@ -20,6 +20,8 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
+	"ostree-image/internal/shellquote"
 	"ostree-image/internal/ui"
 )
 
@@ -405,7 +407,7 @@ func (r *replayer) step(ctx context.Context, c *recordedCommand) (stop bool, err
 	err = runShell(ctx, r.settings.runner, printed, missedFunction+strings.Join(c.lines, "\n"), map[string]string{
 		"RECORD": r.record, "SOURCE": filepath.Join(r.record, recordSource), "BLOBS": filepath.Join(r.record, recordBlobs), "WORK": r.work, "REPO": r.repo, "OUT": filepath.Join(r.work, "out"),
 	})
-	var terr *toolError
+	var terr *proc.ToolError
 	if errors.As(err, &terr) && terr.ExitCode == missedStatus {
 		if c.failed == "" {
 			r.missed = append(r.missed, c.number)
@@ -472,4 +474,26 @@ func (r *replayer) diff(ctx context.Context, repo *repository, want, got string)
 		return ", with the same files"
 	}
 	return ":\n" + strings.TrimRight(text, "\n")
+}
+
+// runShell runs lines of a recorded script, with its variables. What they print goes to w.
+func runShell(ctx context.Context, r *runner, w io.Writer, lines string, variables map[string]string) error {
+	c := proc.Command{Tool: proc.Shell, Args: []string{"-eus"}, Hidden: true}
+	for name, value := range variables {
+		c.Env = append(c.Env, name+"="+value)
+	}
+	p, stdin, err := r.Writer(ctx, c, w)
+	if err != nil {
+		return err
+	}
+	// On standard input, since an argument may have no more than 128 kB. The braces make the shell read all of it first, and keep
+	// the commands from reading on there.
+	_, werr := io.WriteString(stdin, shellquote.Prelude+"\n{\n"+lines+"\n} </dev/null\n")
+	if cerr := stdin.Close(); werr == nil {
+		werr = cerr
+	}
+	if err := p.Wait(); err != nil {
+		return err
+	}
+	return errors.Wrap(werr, "giving the commands to the shell")
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
+
+	"ostree-image/internal/proc"
 )
 
 // rootFS is a directory tree that layers are applied to. Every name that it is given is resolved within the tree, one component after
@@ -35,20 +37,11 @@ const (
 	dirFlags    = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 )
 
-// openFilesLimit is how many descriptors the process may have.
-func openFilesLimit() uint64 {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 8 * maxOpenDirs
-	}
-	return limit.Cur
-}
-
 // openRootFS opens the tree at the given path, which no other user can change.
 func openRootFS(root string, asRoot bool) (*rootFS, error) {
 	r := &rootFS{
 		dirs: map[string]int{}, resolved: map[string]string{}, restore: map[string]uint32{}, asRoot: asRoot,
-		most: int(max(4, min(maxOpenDirs, openFilesLimit()/8))),
+		most: int(max(4, min(maxOpenDirs, proc.OpenFilesLimit()/8))),
 	}
 	fd, err := r.openDir(unix.AT_FDCWD, root, "")
 	if err != nil {

@@ -25,6 +25,7 @@ import (
 
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 	"ostree-image/internal/spool"
 	"ostree-image/internal/testutil"
 )
@@ -400,7 +401,7 @@ func FuzzRoundTrip(f *testing.F) {
 			t.Fatal(err)
 		}
 		l, err := st.importLayer(ctx, staged, false)
-		var terr *toolError
+		var terr *proc.ToolError
 		if errors.As(err, &terr) {
 			t.Fatalf("a tool has failed: %v", err)
 		}

@@ -21,6 +21,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 	"ostree-image/internal/testutil"
 )
 
@@ -57,14 +58,14 @@ func TestRunnerErrors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			r, path := fakeRunner(t, 0, tt.rule)
-			out, err := r.output(t.Context(), command{tool: toolOSTree, args: tt.args})
+			out, err := r.Output(t.Context(), proc.Command{Tool: proc.OSTree, Args: tt.args})
 			testutil.SameText(t, "output", string(out), tt.want)
 			testutil.SameText(t, "error", strings.ReplaceAll(testutil.ErrText(err), path, "FAKE"), tt.wantErr)
 			if tt.wantErr == "" {
 				return
 			}
-			var terr *toolError
-			if !errors.As(err, &terr) || terr.ExitCode != tt.code || !slices.Equal(terr.Args, tt.args) || len(terr.Stderr) > stderrTail+10 {
+			var terr *proc.ToolError
+			if !errors.As(err, &terr) || terr.ExitCode != tt.code || !slices.Equal(terr.Args, tt.args) || len(terr.Stderr) > proc.StderrTail+10 {
 				t.Errorf("%#v, want exit code %d and arguments %q", err, tt.code, tt.args)
 			}
 		})
@@ -79,15 +80,15 @@ func TestMissingProgram(t *testing.T) {
 	t.Setenv("PATH", dir)
 	tests := []struct{ name, tool, wantErr string }{
 		{
-			"ostree", toolOSTree,
+			"ostree", proc.OSTree,
 			"ostree: not found: install the package ostree (libostree 2022.7 or newer), or name the program with --ostree",
 		},
-		{"tar", toolTar, dir + "/plain: not found: install GNU tar (the package tar), or name the program with --tar"},
+		{"tar", proc.Tar, dir + "/plain: not found: install GNU tar (the package tar), or name the program with --tar"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRunner("ostree", dir+"/plain", 0, &journal{})
-			err := r.run(t.Context(), command{tool: tt.tool})
+			err := r.Run(t.Context(), proc.Command{Tool: tt.tool})
 			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
 			var missing *errdefs.MissingToolError
 			if !errors.As(err, &missing) {
@@ -103,11 +104,11 @@ func TestEnvironment(t *testing.T) {
 	}
 	t.Setenv("GNUPGHOME", "/keys")
 	r, _ := fakeRunner(t, 0, testutil.FakeRule{Env: true})
-	out, err := r.output(t.Context(), command{tool: toolOSTree})
+	out, err := r.Output(t.Context(), proc.Command{Tool: proc.OSTree})
 	if err != nil {
 		t.Fatal(err)
 	}
-	allowed := append([]string{"LC_ALL"}, allowedEnvironment...)
+	allowed := append([]string{"LC_ALL"}, proc.AllowedEnvironment...)
 	got := map[string]string{}
 	for line := range strings.Lines(string(out)) {
 		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
@@ -142,7 +143,7 @@ func TestCancel(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			began := time.Now()
-			p, stdin, err := r.writer(ctx, command{tool: toolOSTree, args: []string{"verb"}}, nil)
+			p, stdin, err := r.Writer(ctx, proc.Command{Tool: proc.OSTree, Args: []string{"verb"}}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -160,17 +161,17 @@ func TestCancel(t *testing.T) {
 			if tt.timeout == 0 {
 				cancel(whim)
 			}
-			err = p.wait()
+			err = p.Wait()
 			testutil.SameText(t, "error", strings.ReplaceAll(testutil.ErrText(err), path, "FAKE"), tt.wantErr)
 			if tt.timeout == 0 && !errors.Is(err, whim) {
 				t.Errorf("%v is not its cause", err)
 			}
 			// Whatever the program does next, such as ending, nothing is left.
 			testutil.Eventually(t, "the end of the child", func() bool { return !testutil.Running(child) })
-			if testutil.Running(p.cmd.Process.Pid) {
+			if testutil.Running(p.Cmd.Process.Pid) {
 				t.Error("the command still runs")
 			}
-			if took := time.Since(began); took > waitDelay+15*time.Second {
+			if took := time.Since(began); took > proc.WaitDelay+15*time.Second {
 				t.Errorf("it took %s", took)
 			}
 		})
@@ -183,12 +184,12 @@ func TestTimeOfTheCommand(t *testing.T) {
 	t.Parallel()
 	const limit = 2 * time.Second
 	r := newRunner(testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "commit", Read: -1, Stdout: "done"}, testutil.FakeRule{Match: "cat", Stdout: "all"}), "tar", limit, &journal{})
-	out := &limitedBuffer{limit: 100}
-	p, stdin, err := r.writer(t.Context(), command{tool: toolOSTree, args: []string{"commit"}}, out)
+	out := &proc.LimitedBuffer{Limit: 100}
+	p, stdin, err := r.Writer(t.Context(), proc.Command{Tool: proc.OSTree, Args: []string{"commit"}}, out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	stream, err := r.reader(t.Context(), command{tool: toolOSTree, args: []string{"cat"}})
+	stream, err := r.Reader(t.Context(), proc.Command{Tool: proc.OSTree, Args: []string{"cat"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,10 +202,10 @@ func TestTimeOfTheCommand(t *testing.T) {
 	if err := stdin.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := p.wait(); err != nil {
+	if err := p.Wait(); err != nil {
 		t.Error(err)
 	}
-	testutil.SameText(t, "what it printed", string(out.bytes), "done")
+	testutil.SameText(t, "what it printed", string(out.Bytes), "done")
 	all, err := io.ReadAll(stream)
 	if err != nil {
 		t.Error(err)
@@ -216,14 +217,14 @@ func TestTimeOfTheCommand(t *testing.T) {
 func TestNoSignalToOthers(t *testing.T) {
 	t.Parallel()
 	r, _ := fakeRunner(t, 0, testutil.FakeRule{})
-	p, err := r.start(t.Context(), command{tool: toolOSTree, args: []string{"verb"}}, nil, nil)
+	p, err := r.Start(t.Context(), proc.Command{Tool: proc.OSTree, Args: []string{"verb"}}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.wait(); err != nil {
+	if err := p.Wait(); err != nil {
 		t.Error(err)
 	}
-	if err := p.signal(syscall.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
+	if err := p.Signal(syscall.SIGKILL); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("a signal to it: %v", err)
 	}
 }
@@ -232,23 +233,23 @@ func TestNoSignalToOthers(t *testing.T) {
 func TestDeafReader(t *testing.T) {
 	t.Parallel()
 	r := newRunner(testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "cat", Stdout: "all", Sleep: time.Minute}), "tar", 0, &journal{})
-	stream, err := r.reader(t.Context(), command{tool: toolOSTree, args: []string{"cat"}})
+	stream, err := r.Reader(t.Context(), proc.Command{Tool: proc.OSTree, Args: []string{"cat"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	readN(t, stream, 3) // it is there, and deaf
-	ahead := newReadAhead(stream, newPieces(1), stream.kill)
+	ahead := newReadAhead(stream, newPieces(1), stream.Kill)
 	began := time.Now()
 	if err := ahead.Close(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(began); took >= killAfter {
+	if took := time.Since(began); took >= proc.KillAfter {
 		t.Errorf("it took %s", took)
 	}
-	if testutil.Running(stream.p.cmd.Process.Pid) {
+	if testutil.Running(stream.P.Cmd.Process.Pid) {
 		t.Error("the command still runs")
 	}
-	stream.kill() // by now its number may be another's
+	stream.Kill() // by now its number may be another's
 	if n, err := ahead.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrClosed) {
 		t.Errorf("a closed stream gives %d bytes, %v", n, err)
 	}
@@ -263,7 +264,7 @@ func TestDeafChildKeepsStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
-	rc, err := newRunner(fake, "tar", 0, &journal{}).reader(ctx, command{tool: toolOSTree})
+	rc, err := newRunner(fake, "tar", 0, &journal{}).Reader(ctx, proc.Command{Tool: proc.OSTree})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +280,7 @@ func TestDeafChildKeepsStream(t *testing.T) {
 		if !errors.Is(err, whim) {
 			t.Errorf("it ends with %v", err)
 		}
-	case <-time.After(killAfter + waitDelay + 5*time.Second):
+	case <-time.After(proc.KillAfter + proc.WaitDelay + 5*time.Second):
 		t.Error("it does not end")
 	}
 	_ = rc.Close()
@@ -289,7 +290,7 @@ func TestEndedContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errdefs.SignalError{Sig: syscall.SIGINT})
 	r := newRunner("true", "true", 0, &journal{})
-	err := r.run(ctx, command{tool: toolOSTree, args: []string{"verb"}})
+	err := r.Run(ctx, proc.Command{Tool: proc.OSTree, Args: []string{"verb"}})
 	if !strings.HasSuffix(testutil.ErrText(err), "stopped by interrupt") {
 		t.Errorf("%v", err)
 	}
@@ -316,7 +317,7 @@ func TestCutOutput(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			r, path := fakeRunner(t, 0, tt.rule)
-			rc, err := r.reader(t.Context(), command{tool: toolOSTree, args: []string{"cat"}})
+			rc, err := r.Reader(t.Context(), proc.Command{Tool: proc.OSTree, Args: []string{"cat"}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -337,7 +338,7 @@ func TestCutOutput(t *testing.T) {
 func TestClosedReader(t *testing.T) {
 	t.Parallel()
 	r, _ := fakeRunner(t, 0, testutil.FakeRule{Stdout: "some", Sleep: time.Minute})
-	rc, err := r.reader(t.Context(), command{tool: toolOSTree, args: []string{"cat"}})
+	rc, err := r.Reader(t.Context(), proc.Command{Tool: proc.OSTree, Args: []string{"cat"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -354,25 +355,25 @@ func TestClosedReader(t *testing.T) {
 	if n, err := rc.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrClosed) {
 		t.Errorf("a closed reader reads %d, %v", n, err)
 	}
-	if testutil.Running(rc.p.cmd.Process.Pid) {
+	if testutil.Running(rc.P.Cmd.Process.Pid) {
 		t.Error("the command still runs")
 	}
 }
 
 func TestOutputLimit(t *testing.T) {
-	b := &limitedBuffer{limit: 5}
+	b := &proc.LimitedBuffer{Limit: 5}
 	for _, tt := range []struct{ text, wantErr string }{{"abc", ""}, {"de", ""}, {"f", "more than 5 bytes of output"}} {
 		_, err := b.Write([]byte(tt.text))
 		testutil.SameText(t, "error of "+tt.text, testutil.ErrText(err), tt.wantErr)
 	}
-	testutil.SameText(t, "output", string(b.bytes), "abcde")
+	testutil.SameText(t, "output", string(b.Bytes), "abcde")
 }
 
 // TestWorkingDirectory: where a command is run, a relative path means nothing of the caller's.
 func TestWorkingDirectory(t *testing.T) {
 	t.Parallel()
 	testutil.NeedTools(t, "pwd")
-	out, err := newRunner("pwd", "tar", 0, &journal{}).output(t.Context(), command{tool: toolOSTree, args: []string{"-P"}})
+	out, err := newRunner("pwd", "tar", 0, &journal{}).Output(t.Context(), proc.Command{Tool: proc.OSTree, Args: []string{"-P"}})
 	testutil.SameText(t, "directory", string(out)+testutil.ErrText(err), "/\n")
 }
 
@@ -390,9 +391,9 @@ func TestInheritedLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = other.Close() }()
-	stop := r.inheriting(lock)
+	stop := r.Inheriting(lock)
 	for _, held := range []bool{true, false} {
-		out, err := r.output(t.Context(), command{tool: toolOSTree})
+		out, err := r.Output(t.Context(), proc.Command{Tool: proc.OSTree})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -421,8 +422,8 @@ func TestLockLetGo(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				stop := r.inheriting(lock)
-				if err := r.run(t.Context(), command{tool: toolOSTree}); err != nil {
+				stop := r.Inheriting(lock)
+				if err := r.Run(t.Context(), proc.Command{Tool: proc.OSTree}); err != nil {
 					t.Error(err)
 				}
 				stop()
@@ -470,10 +471,10 @@ func TestParentKilled(t *testing.T) {
 // parentOfSleeper is the program of TestParentKilled. The thread on which it asks for the child ends, as any of a Go program may.
 func parentOfSleeper() int {
 	runtime.LockOSThread() // the first thread of all, which stays
-	started := make(chan *process)
+	started := make(chan *proc.Process)
 	go func() {
 		runtime.LockOSThread()
-		p, err := newRunner("sleep", "tar", 0, &journal{}).start(context.Background(), command{tool: toolOSTree, args: []string{"600"}}, nil, nil)
+		p, err := newRunner("sleep", "tar", 0, &journal{}).Start(context.Background(), proc.Command{Tool: proc.OSTree, Args: []string{"600"}}, nil, nil)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
@@ -484,8 +485,8 @@ func parentOfSleeper() int {
 		return 1
 	}
 	time.Sleep(500 * time.Millisecond)
-	fmt.Println(p.cmd.Process.Pid)
-	_ = p.wait()
+	fmt.Println(p.Cmd.Process.Pid)
+	_ = p.Wait()
 	return 0
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/proc"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/ui"
 )
@@ -28,17 +29,17 @@ var tarVersionLine = regexp.MustCompile(`^tar \(GNU tar\) ([0-9][0-9.]*)`)
 
 // tarVersion asks tar for its version. One that is not GNU tar, or too old, is a *missingToolError.
 func tarVersion(ctx context.Context, r *runner) (string, error) {
-	out, err := r.output(ctx, command{tool: toolTar, args: []string{"--version"}, why: "which tar this is", read: true})
+	out, err := r.Output(ctx, proc.Command{Tool: proc.Tar, Args: []string{"--version"}, Why: "which tar this is", Read: true})
 	if err != nil {
 		return "", err
 	}
 	m := tarVersionLine.FindSubmatch(out)
 	if m == nil {
-		return "", &errdefs.MissingToolError{Tool: r.programs[toolTar], Why: "not GNU tar: " + packages[toolTar]}
+		return "", &errdefs.MissingToolError{Tool: r.Programs[proc.Tar], Why: "not GNU tar: " + proc.Packages[proc.Tar]}
 	}
 	version := string(m[1])
 	if ostree.CompareVersions(version, oldestTar) < 0 {
-		return version, &errdefs.MissingToolError{Tool: r.programs[toolTar], Why: "version " + version + " is too old: " + packages[toolTar]}
+		return version, &errdefs.MissingToolError{Tool: r.Programs[proc.Tar], Why: "version " + version + " is too old: " + proc.Packages[proc.Tar]}
 	}
 	return version, nil
 }
@@ -67,9 +68,9 @@ func extractArchive(ctx context.Context, r *runner, archive *os.File, dir string
 		return err
 	}
 	defer func() { _ = stream.Close() }()
-	p, stdin, err := r.writer(ctx, command{
-		tool: toolTar, hidden: true, why: "extract an archive",
-		args: []string{"-x", "-f", "-", "--no-same-owner", "--no-same-permissions", "--warning=no-unknown-keyword", "--directory=" + dir},
+	p, stdin, err := r.Writer(ctx, proc.Command{
+		Tool: proc.Tar, Hidden: true, Why: "extract an archive",
+		Args: []string{"-x", "-f", "-", "--no-same-owner", "--no-same-permissions", "--warning=no-unknown-keyword", "--directory=" + dir},
 	}, nil)
 	if err != nil {
 		return err
@@ -83,11 +84,11 @@ func extractArchive(ctx context.Context, r *runner, archive *os.File, dir string
 		err = errors.WithStack(cerr)
 	}
 	if err != nil && !errors.Is(err, syscall.EPIPE) { // else tar says why
-		p.kill()
-		_ = p.wait()
+		p.Kill()
+		_ = p.Wait()
 		return err
 	}
-	return p.wait()
+	return p.Wait()
 }
 
 // checkedArchive copies an archive as far as that is what a record can hold.
@@ -154,8 +155,8 @@ func checkedArchive(ctx context.Context, stream io.Reader, out *tarstream.Writer
 }
 
 // untar starts tar on a clean stream, which the caller writes to the returned pipe.
-func untar(ctx context.Context, r *runner, dir, input, why string) (*process, *pipeEnd, error) {
-	c := command{tool: toolTar, args: untarArgs(dir, os.Geteuid() == 0), why: why, input: input}
-	p, stdin, err := r.writer(ctx, c, nil)
+func untar(ctx context.Context, r *runner, dir, input, why string) (*proc.Process, *proc.Pipe, error) {
+	c := proc.Command{Tool: proc.Tar, Args: untarArgs(dir, os.Geteuid() == 0), Why: why, Input: input}
+	p, stdin, err := r.Writer(ctx, c, nil)
 	return p, stdin, errors.WithMessage(err, "starting the extraction")
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/proc"
 	"ostree-image/internal/ui"
 )
 
@@ -81,7 +82,7 @@ func (n *userNamespace) check(name string, uid, gid uint32) error {
 
 // explain says what may be the reason that a tool could not give a file to its owner.
 func (n *userNamespace) explain(err error) error {
-	var terr *toolError
+	var terr *proc.ToolError
 	if n == nil || !errors.As(err, &terr) || !strings.Contains(terr.Stderr, "Invalid argument") {
 		return err
 	}

@@ -84,7 +84,7 @@ func newWorkDir(parent string, r *runner) (*workDir, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.done = append(w.done, r.inheriting(w.lock), w.keepYoung())
+	w.done = append(w.done, r.Inheriting(w.lock), w.keepYoung())
 	return w, nil
 }
 

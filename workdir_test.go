@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"ostree-image/internal/proc"
 	"ostree-image/internal/testutil"
 )
 
@@ -213,7 +214,7 @@ func TestSweepWaitsForChildren(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := r.start(t.Context(), command{tool: toolOSTree, args: []string{"600"}}, nil, nil)
+	p, err := r.Start(t.Context(), proc.Command{Tool: proc.OSTree, Args: []string{"600"}}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,8 +224,8 @@ func TestSweepWaitsForChildren(t *testing.T) {
 	if _, err := os.Stat(w.path); err != nil {
 		t.Errorf("it is swept while a child lives: %v", err)
 	}
-	p.kill()
-	_ = p.wait()
+	p.Kill()
+	_ = p.Wait()
 	sweepWorkDirs(parent)
 	if _, err := os.Stat(w.path); !os.IsNotExist(err) {
 		t.Errorf("it is not swept after the last child's end: %v", err)

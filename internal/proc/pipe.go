@@ -1,4 +1,4 @@
-package main
+package proc
 
 import (
 	"io"
@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipeEnd is this program's end of a pipe to or from a process.
-type pipeEnd struct {
+// Pipe is this program's end of a pipe to or from a process.
+type Pipe struct {
 	file  *os.File
 	clock *commandClock // of the process at the other end
 }
@@ -33,14 +33,14 @@ func newPipe() (out, in *os.File, err error) {
 	return out, in, nil
 }
 
-func (p *pipeEnd) Write(b []byte) (int, error) {
+func (p *Pipe) Write(b []byte) (int, error) {
 	p.clock.enter()
 	defer p.clock.leave()
 	n, err := p.file.Write(b)
 	return n, errors.WithStack(err)
 }
 
-func (p *pipeEnd) Read(b []byte) (int, error) {
+func (p *Pipe) Read(b []byte) (int, error) {
 	p.clock.enter()
 	defer p.clock.leave()
 	n, err := p.file.Read(b)
@@ -51,4 +51,4 @@ func (p *pipeEnd) Read(b []byte) (int, error) {
 }
 
 // Close closes the end. A second time is an error.
-func (p *pipeEnd) Close() error { return errors.WithStack(p.file.Close()) }
+func (p *Pipe) Close() error { return errors.WithStack(p.file.Close()) }

@@ -1,4 +1,4 @@
-package main
+package proc
 
 import (
 	"context"
@@ -15,12 +15,12 @@ import (
 	"ostree-image/internal/errdefs"
 )
 
-// process is a running command. The caller calls wait, exactly once; kill may come at any time.
-type process struct {
-	cmd    *exec.Cmd
+// Process is a running command. The caller calls wait, exactly once; kill may come at any time.
+type Process struct {
+	Cmd    *exec.Cmd
 	tool   string
 	args   []string
-	stderr tail
+	Stderr tail
 	above  context.Context // the caller's
 	ctx    context.Context // ends with that, or with --command-timeout
 	cancel context.CancelCauseFunc
@@ -30,18 +30,18 @@ type process struct {
 	memory int // see command
 	began  time.Time
 	took   time.Duration // once it has ended
-	run    *runner
+	run    *Runner
 
 	mu     sync.Mutex
 	reaped bool // its number may be another process's
 }
 
 // begin starts the process with the files that it inherits, none of which is let go meanwhile.
-func (p *process) begin() error {
+func (p *Process) begin() error {
 	p.run.mu.Lock()
 	defer p.run.mu.Unlock()
-	p.cmd.ExtraFiles = append([]*os.File(nil), p.run.inherit...)
-	err := p.cmd.Start()
+	p.Cmd.ExtraFiles = append([]*os.File(nil), p.run.inherit...)
+	err := p.Cmd.Start()
 	if err == nil && p.memory > 0 {
 		go p.watchMemory()
 	}
@@ -53,10 +53,10 @@ const memoryInterval = 5 * time.Millisecond
 
 // watchMemory ends a process that has more memory than it may, with a CheckError. A limit of the
 // kernel's counts what a program reserves, too, and a wrapper in another language reserves a lot.
-func (p *process) watchMemory() {
+func (p *Process) watchMemory() {
 	ticker := time.NewTicker(memoryInterval)
 	defer ticker.Stop()
-	path := fmt.Sprintf("/proc/%d/statm", p.cmd.Process.Pid)
+	path := fmt.Sprintf("/proc/%d/statm", p.Cmd.Process.Pid)
 	for {
 		select {
 		case <-p.ctx.Done():
@@ -74,45 +74,45 @@ func (p *process) watchMemory() {
 	}
 }
 
-// kill ends the whole process group at once. wait is still to be called.
-func (p *process) kill() { _ = p.signal(syscall.SIGKILL) }
+// Kill ends the whole process group at once. wait is still to be called.
+func (p *Process) Kill() { _ = p.Signal(syscall.SIGKILL) }
 
-// signal sends a signal to the whole process group, unless the process was waited for: then another
+// Signal sends a signal to the whole process group, unless the process was waited for: then another
 // may have its number.
-func (p *process) signal(sig syscall.Signal) error {
+func (p *Process) Signal(sig syscall.Signal) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.reaped {
 		return os.ErrProcessDone
 	}
-	return syscall.Kill(-p.cmd.Process.Pid, sig)
+	return syscall.Kill(-p.Cmd.Process.Pid, sig)
 }
 
 // awaitEnd returns when the process has ended, and its number is still its own.
-func (p *process) awaitEnd() {
-	for errors.Is(unix.Waitid(unix.P_PID, p.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+func (p *Process) awaitEnd() {
+	for errors.Is(unix.Waitid(unix.P_PID, p.Cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
 	}
 }
 
-// wait waits for the end of the process. Any end but exit status 0 is a *toolError; where the caller's context ended it,
+// Wait waits for the end of the process. Any end but exit status 0 is a *toolError; where the caller's context ended it,
 // it is that context's cause.
-func (p *process) wait() error {
+func (p *Process) Wait() error {
 	err := p.outcome()
 	p.ended(err)
 	return err
 }
 
-func (p *process) outcome() error {
+func (p *Process) outcome() error {
 	p.clock.enter()
 	p.awaitEnd()
 	p.clock.leave()
 	p.mu.Lock()
 	if p.ctx.Err() != nil { // the rest of the group: a child of the command's own can be deaf to SIGTERM
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		_ = syscall.Kill(-p.Cmd.Process.Pid, syscall.SIGKILL)
 	}
 	p.reaped = true
 	p.mu.Unlock()
-	err := p.cmd.Wait()
+	err := p.Cmd.Wait()
 	p.took = time.Since(p.began)
 	if p.killer != nil {
 		p.killer.Stop()
@@ -131,17 +131,17 @@ func (p *process) outcome() error {
 		cause = context.Cause(p.ctx)
 	}
 	p.cancel(nil)
-	return &toolError{Tool: p.tool, Args: p.args, ExitCode: p.cmd.ProcessState.ExitCode(), Stderr: p.stderr.String(), Err: cause}
+	return &ToolError{Tool: p.tool, Args: p.args, ExitCode: p.Cmd.ProcessState.ExitCode(), Stderr: p.Stderr.String(), Err: cause}
 }
 
-// failed is the error of a process that has ended well and not done its work.
-func (p *process) failed(why string) error {
-	return &toolError{Tool: p.tool, Args: p.args, Stderr: p.stderr.String(), Err: errors.New(why)}
+// Failed is the error of a process that has ended well and not done its work.
+func (p *Process) Failed(why string) error {
+	return &ToolError{Tool: p.tool, Args: p.args, Stderr: p.Stderr.String(), Err: errors.New(why)}
 }
 
-// ended tells the journal.
-func (p *process) ended(err error) {
+// Ended tells the journal.
+func (p *Process) ended(err error) {
 	if p.number > 0 {
-		p.run.journal.ended(p.number, err, p.took)
+		p.run.observer.Ended(p.number, err, p.took)
 	}
 }
