@@ -99,9 +99,10 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 		return nil, d.repo.explainPath(errors.WithStack(err))
 	}
 	d.ctx, d.fail = context.WithCancelCause(ctx)
-	refs := ask(s, func() (map[string]bool, error) { return d.repo.refs(d.ctx) })
-	d.mode = ask(s, func() (string, error) { return d.repo.config(d.ctx, "core.mode") })
-	d.features = ask(s, func() (ostree.Features, error) { return ostreeVersion(d.ctx, s.runner) })
+	repo, ctx := d.repo, d.ctx
+	refs := ask(s, func() (map[string]bool, error) { return repo.refs(ctx) })
+	d.mode = ask(s, func() (string, error) { return repo.config(ctx, "core.mode") })
+	d.features = ask(s, func() (ostree.Features, error) { return ostreeVersion(ctx, s.runner) })
 	d.opened = sync.OnceValue(func() error {
 		if err := d.open(refs); err != nil {
 			return &openError{d.cause(err)}

@@ -308,7 +308,7 @@ const maxCommitText = 4 << 20
 
 // commitMemory is how many bytes ostree may have to read a commit. It would convert hundreds of
 // megabytes of numbers, and print them all, before any of that comes here.
-const commitMemory = 8 * maxCommitText
+const commitMemory = 16 * maxCommitText
 
 // commitInfo returns what the commit of a ref or checksum says, with one process.
 func (r *repository) commitInfo(ctx context.Context, rev string) (ostree.Commit, error) {

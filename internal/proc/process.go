@@ -63,11 +63,11 @@ func (p *Process) watchMemory() {
 			return
 		case <-ticker.C:
 		}
-		var size, resident int
+		var size, resident, shared int
 		if b, err := os.ReadFile(path); err == nil {
-			_, _ = fmt.Sscan(string(b), &size, &resident)
+			_, _ = fmt.Sscan(string(b), &size, &resident, &shared)
 		}
-		if resident*os.Getpagesize() > p.memory {
+		if (resident-shared)*os.Getpagesize() > p.memory {
 			p.cancel(errdefs.Checkf("it takes more than %d bytes of memory", p.memory))
 			return
 		}

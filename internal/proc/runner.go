@@ -97,7 +97,7 @@ type Command struct {
 
 	ErrLimit int // bytes of standard error that an error keeps, 0 for stderrTail
 	OutLimit int // bytes of standard output that are read into memory, 0 for outputLimit
-	Memory   int // bytes of memory that the process may have, 0 for any number
+	Memory   int // bytes of memory that the process may have beside files that it maps, 0 for any number
 }
 
 // Inheriting makes every child from now on hold file open. The returned function ends that.
