@@ -208,7 +208,7 @@ func (s *blobStore) open(ctx context.Context, b *storedBlob) (io.ReadCloser, err
 	case b.diffID == b.digest && b.hasRecord():
 		return s.openTar(ctx, b)
 	default:
-		return nil, errors.Errorf("blob %s is in the repository unpacked, without its compressed bytes; import it again with --preserve-digests; where it is its signatures that ask for them, --remove-signatures leaves those behind", b.digest)
+		return nil, errors.Errorf("blob %s: compressed bytes are not stored; re-import with --preserve-digests, or export with --remove-signatures", b.digest)
 	}
 	if err != nil {
 		return nil, err

@@ -46,7 +46,7 @@ func openTarget(dir string, r *runner) (_ *checkoutTarget, err error) {
 	info, err := os.Lstat(t.dir)
 	switch {
 	case err == nil && !info.IsDir():
-		return nil, errors.Errorf("%s is there, and is no directory", dir)
+		return nil, errors.Errorf("%s exists and is not a directory", dir)
 	case err == nil:
 		here, err := t.pin(r.pin(dir))
 		if err != nil {

@@ -247,7 +247,7 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 		return o, errdefs.Usagef("--unpack %q: it is auto, stream or tar", g.unpack)
 	}
 	if g.sign != "" && g.keysFile != "" {
-		return o, errdefs.Usagef("--sign and --keys-file exclude each other")
+		return o, errdefs.Usagef("--sign and --keys-file are mutually exclusive")
 	}
 	if g.sign == "" && g.keysFile == "" && c.IsSet("sign-type") {
 		return o, errdefs.Usagef("--sign-type is the kind of signature of --sign or --keys-file, which are not given")

@@ -33,7 +33,7 @@ func (p *program) inspectCommand() *cli.Command {
 
 func (p *program) inspect(c *cli.Context, o inspectOptions) error {
 	if o.raw && o.config {
-		return errdefs.Usagef("inspect: --raw and --config exclude each other")
+		return errdefs.Usagef("inspect: --raw and --config are mutually exclusive")
 	}
 	format, err := ui.ParseFormat(o.format)
 	if err != nil {

@@ -62,7 +62,7 @@ func (p *program) login(c *cli.Context, o loginOptions, stdin io.Reader) error {
 		return errors.Wrap(err, "writing the result")
 	}
 	if o.password != "" && o.passwordStdin {
-		return errdefs.Usagef("login: --password and --password-stdin exclude each other")
+		return errdefs.Usagef("login: --password and --password-stdin are mutually exclusive")
 	}
 	if o.passwordStdin && o.username == "" {
 		return errdefs.Usagef("login: --password-stdin needs --username")

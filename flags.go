@@ -37,13 +37,13 @@ func (p *program) systemContext(e endpoint, tlsGiven bool) (*types.SystemContext
 	}
 	switch {
 	case e.creds != "" && e.noCreds:
-		return nil, errdefs.Usagef("credentials are given, and are not to be used")
+		return nil, errdefs.Usagef("credentials and no credentials are mutually exclusive")
 	case e.noCreds:
 		sys.DockerAuthConfig = &types.DockerAuthConfig{}
 	case e.creds != "":
 		user, password, ok := strings.Cut(e.creds, ":")
 		if user == "" || !ok || password == "" {
-			return nil, errdefs.Usagef("the credentials are not USER:PASSWORD")
+			return nil, errdefs.Usagef("credentials must be USER:PASSWORD")
 		}
 		sys.DockerAuthConfig = &types.DockerAuthConfig{Username: user, Password: password}
 		p.settings.journal.hide(userAndPassword(e.creds)...)

@@ -171,8 +171,8 @@ fake() {
     fails 1 'authentication required' pull "--src-cert-dir=$TLS_DIR/client" --src-creds=importer:wrong-Secret "$image" small
     assert_stderr_lacks wrong-Secret
     fails 1 'authentication required' pull "--src-cert-dir=$TLS_DIR/client" --src-no-creds "$image" small
-    fails 2 'the source: the credentials are not USER:PASSWORD' pull "--src-cert-dir=$TLS_DIR/client" --src-creds=importer "$image" small
-    fails 2 'the source: credentials are given, and are not to be used' pull --src-no-creds --src-creds=a:b "$image" small
+    fails 2 'the source: credentials must be USER:PASSWORD' pull "--src-cert-dir=$TLS_DIR/client" --src-creds=importer "$image" small
+    fails 2 'the source: credentials and no credentials are mutually exclusive' pull --src-no-creds --src-creds=a:b "$image" small
 }
 
 @test "error [registry breaks off]" {
