@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/pkg/errors"
@@ -55,6 +57,11 @@ func (p *program) app() *cli.App {
 	// The library has these as globals.
 	cli.VersionFlag = &cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version", DisableDefaultText: true}
 	cli.VersionPrinter = func(c *cli.Context) { _, _ = fmt.Fprintln(c.App.Writer, c.App.Name, c.App.Version) }
+	cli.HelpPrinter = func(w io.Writer, text string, data any) {
+		var b bytes.Buffer
+		cli.HelpPrinterCustom(&b, text, data, nil)
+		_, _ = io.WriteString(w, ui.Wrap(b.String(), terminalWidth(p.stdout)))
+	}
 	app := &cli.App{
 		Name:            "ostree-image",
 		Usage:           "put OCI and Docker images into an OSTree repository, and get them back byte for byte",
@@ -99,9 +106,28 @@ func (p *program) app() *cli.App {
 	for _, c := range app.Commands {
 		c.OnUsageError = onUsageError
 		c.HideHelpCommand = true
+		c.CustomHelpTemplate = commandHelp
 		plainHelp(c.Flags)
 	}
 	return app
+}
+
+// commandHelp is the help of a command: the library's, without the group that it is in, and with examples for its description.
+var commandHelp = strings.NewReplacer(
+	"{{if .Category}}\n\nCATEGORY:\n   {{.Category}}{{end}}", "", "\n\nDESCRIPTION:\n", "\n\nEXAMPLES:\n",
+).Replace(cli.CommandHelpTemplate)
+
+// terminalWidth is how many characters a line of the terminal has that w is, 0 where it is none.
+func terminalWidth(w io.Writer) int {
+	file, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(file.Fd())) {
+		return 0
+	}
+	width, _, err := term.GetSize(int(file.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 // plainHelp leaves out that an option is off unless it is given.
