@@ -11,12 +11,15 @@ import (
 // fsTopdirFlag is FS_TOPDIR_FL of linux/fs.h, "T" of chattr(1).
 const fsTopdirFlag = 0x00020000
 
-// spread asks the file system to place the directories that are made in dir apart from one another. Only ext4 does so.
+// spread asks the file system to place the directories that are made in dir apart from one another.
+// Only ext4 does so.
 //
-// ext4 places a file near its directory, and a directory near the one above. Where it has no journal, it passes the inodes of files that were
-// removed in the last minutes over, one by one, for each new file (recently_deleted in the kernel's fs/ext4/ialloc.c): on such a disk, where
-// images come and go, an import took twice as long as on a new one. Directories within one with this flag go each to a part of the disk that has
-// few, and where ext4 begins to look follows from their names: random ones hardly ever meet what another run has removed.
+// ext4 places a file near its directory, and a directory near the one above. Where it has no
+// journal, it passes the inodes of files that were removed in the last minutes over, one by one,
+// for each new file (recently_deleted in the kernel's fs/ext4/ialloc.c): on such a disk, where
+// images come and go, an import took twice as long as on a new one. Directories within one with
+// this flag go each to a part of the disk that has few, and where ext4 begins to look follows from
+// their names: random ones hardly ever meet what another run has removed.
 func spread(dir string) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -28,7 +31,8 @@ func spread(dir string) {
 	}
 }
 
-// makeApart makes a directory of mode 0700 for many files, placed apart from everything that lies beside it (see spread).
+// makeApart makes a directory of mode 0700 for many files, placed apart from everything that lies
+// beside it (see spread).
 func makeApart(path string) error {
 	top, err := os.MkdirTemp(filepath.Dir(path), "apart-")
 	if err != nil {

@@ -112,7 +112,8 @@ func (p *program) app() *cli.App {
 	return app
 }
 
-// commandHelp is the help of a command: the library's, without the group that it is in, and with examples for its description.
+// commandHelp is the help of a command: the library's, without the group that it is in, and with
+// examples for its description.
 var commandHelp = strings.NewReplacer(
 	"{{if .Category}}\n\nCATEGORY:\n   {{.Category}}{{end}}", "", "\n\nDESCRIPTION:\n", "\n\nEXAMPLES:\n",
 ).Replace(cli.CommandHelpTemplate)

@@ -109,8 +109,9 @@ func (a *applier) tree(e layerEntry) *rootFS {
 	return a.layer
 }
 
-// finish takes what is only there for whiteouts out of the lowest layer: directories that are whiteouts, and those that hold nothing
-// else and are not named. Where files lie in a whiteout, it stays as a directory that is not named.
+// finish takes what is only there for whiteouts out of the lowest layer: directories that are
+// whiteouts, and those that hold nothing else and are not named. Where files lie in a whiteout, it
+// stays as a directory that is not named.
 func (a *applier) finish() error {
 	dirs := slices.Concat(a.marks, a.implied)
 	slices.Sort(dirs)
@@ -149,8 +150,8 @@ func (a *applier) keep(real string) {
 	}
 }
 
-// whiteout removes from the layers below what a whiteout names. What the same layer has put there stays, wherever it
-// stands in the layer.
+// whiteout removes from the layers below what a whiteout names. What the same layer has put there
+// stays, wherever it stands in the layer.
 func (a *applier) whiteout(e layerEntry, dir, base string) error {
 	if a.base { // nothing lies below; what marks it goes
 		if kind, err := a.root.kind(e.name); err != nil || kind == unix.S_IFDIR {

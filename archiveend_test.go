@@ -14,8 +14,8 @@ import (
 	"ostree-image/internal/testutil"
 )
 
-// goesThrough holds that an image is imported, verified and checked out, and that the tar streams of its layers come back. It
-// returns the checked out tree.
+// goesThrough holds that an image is imported, verified and checked out, and that the tar streams
+// of its layers come back. It returns the checked out tree.
 func goesThrough(t *testing.T, i *testImage, want [][]byte) string {
 	t.Helper()
 	r := newTestRun(t, testOptions{})
@@ -86,7 +86,8 @@ func TestArchiveEnd(t *testing.T) {
 	}
 }
 
-// TestSparseLayers holds that sparse files that were imported can be read, whatever part of them is holes.
+// TestSparseLayers holds that sparse files that were imported can be read, whatever part of them is
+// holes.
 func TestSparseLayers(t *testing.T) {
 	t.Parallel()
 	testutil.NeedTools(t, "tar", "truncate")

@@ -10,14 +10,16 @@ import (
 	"ostree-image/internal/errdefs"
 )
 
-// sortArgs puts the words of a command line in the order that the flag library reads: the program's name, global options, the
-// command, its options, "--", and the operands. It takes options in any place, short ones combined, and global ones behind the
-// command, too; "--" ends them. Of an option that is given twice the later one counts.
+// sortArgs puts the words of a command line in the order that the flag library reads: the program's
+// name, global options, the command, its options, "--", and the operands. It takes options in any
+// place, short ones combined, and global ones behind the command, too; "--" ends them. Of an option
+// that is given twice the later one counts.
 func sortArgs(app *cli.App, args []string) ([]string, error) {
 	if len(args) == 0 {
 		return args, nil
 	}
-	// The command says which options there are, and an option says whether the next word is its value.
+	// The command says which options there are, and an option says whether the next word is its
+	// value.
 	global := append(slices.Clip(app.Flags), cli.VersionFlag)
 	words := &wordSorter{flags: [][]cli.Flag{global}}
 	for _, c := range app.Commands {

@@ -55,8 +55,8 @@ func TestSortArgs(t *testing.T) {
 	}
 }
 
-// TestSortArgsInAnyOrder: wherever options stand, the call is the same, as long as operands keep their order among one another, and
-// so do the values of one option.
+// TestSortArgsInAnyOrder: wherever options stand, the call is the same, as long as operands keep
+// their order among one another, and so do the values of one option.
 func TestSortArgsInAnyOrder(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

@@ -21,7 +21,8 @@ import (
 	"ostree-image/internal/treesum"
 )
 
-// blobStore reads the blobs of a repository, as its refs were when it was opened. It is safe for parallel use.
+// blobStore reads the blobs of a repository, as its refs were when it was opened. It is safe for
+// parallel use.
 type blobStore struct {
 	repo *repository
 	refs map[string]bool
@@ -37,7 +38,8 @@ func openBlobStore(ctx context.Context, repo *repository) (*blobStore, error) {
 	return &blobStore{repo: repo, refs: refs, free: newPieces(aheadPieces)}, nil
 }
 
-// find returns the refspec under which a ref is there: as it is, or under a remote from which it was pulled.
+// find returns the refspec under which a ref is there: as it is, or under a remote from which it
+// was pulled.
 func (s *blobStore) find(ref string) (spec string, ok bool) {
 	if s.near != "" && s.refs[s.near+ref] {
 		return s.near + ref, true
@@ -67,7 +69,8 @@ func (s *blobStore) findImage(ref ostreeReference) (string, error) {
 	return spec, nil
 }
 
-// images returns the names and refspecs of all images, by name. Of two with one name the first is the one that the name finds.
+// images returns the names and refspecs of all images, by name. Of two with one name the first is
+// the one that the name finds.
 func (s *blobStore) images() (names, specs []string) {
 	for spec := range s.refs {
 		if _, ref := splitSpec(spec); imageref.IsImage(ref) {
@@ -89,7 +92,8 @@ func (s *blobStore) images() (names, specs []string) {
 	return names, specs
 }
 
-// beside returns a store that looks first where the image at spec lies: under the remote that it was pulled from.
+// beside returns a store that looks first where the image at spec lies: under the remote that it
+// was pulled from.
 func (s *blobStore) beside(spec string) *blobStore {
 	_, ref := splitSpec(spec)
 	near := *s
@@ -101,7 +105,7 @@ func (s *blobStore) beside(spec string) *blobStore {
 type storedBlob struct {
 	digest  digest.Digest
 	spec    string        // of its own commit
-	side    string        // of its side commit, "" for none
+	side    string        // of its sidecar commit, "" for none
 	size    int64         // as the manifest names it, -1 where the commit does not say
 	layer   bool          // its commit's tree is a file system; otherwise it holds the file "content"
 	diffID  digest.Digest // "" where the commit does not say (layers of 2017)
@@ -196,7 +200,8 @@ func (b *storedBlob) isExact() bool {
 	return !b.layer || b.hasFile[imageref.FileBlob] || b.diffID == b.digest && b.hasRecord()
 }
 
-// open returns the blob as the manifest names it. The stream ends well only if it matches the digest.
+// open returns the blob as the manifest names it. The stream ends well only if it matches the
+// digest.
 func (s *blobStore) open(ctx context.Context, b *storedBlob) (io.ReadCloser, error) {
 	var stream io.ReadCloser
 	var err error
@@ -232,7 +237,8 @@ func (s *blobStore) openTar(ctx context.Context, b *storedBlob) (io.ReadCloser, 
 	return b.verifiedTar(s.newRebuild(ctx, b.spec, newRecordReader(b, record))), nil
 }
 
-// recordRebuild writes into a record how to put the layer together without this program, where the program tar-split is.
+// recordRebuild writes into a record how to put the layer together without this program, where the
+// program tar-split is.
 func (s *blobStore) recordRebuild(b *storedBlob) {
 	repo := s.repo.run.journal.path(s.repo.path)
 	split := "ostree cat --repo=" + repo + " " + shellquote.Word(b.side) + " /" + imageref.FileTarSplit
@@ -245,8 +251,8 @@ func (s *blobStore) recordRebuild(b *storedBlob) {
 		shellquote.Word(b.spec), split, b.diffID.Encoded(), repo))
 }
 
-// openBlobTar returns the tar stream of a layer that is kept as it came. It ends well only if it matches the diffID, and the
-// blob its digest.
+// openBlobTar returns the tar stream of a layer that is kept as it came. It ends well only if it
+// matches the diffID, and the blob its digest.
 func (s *blobStore) openBlobTar(ctx context.Context, b *storedBlob) (io.ReadCloser, error) {
 	packed, err := s.repo.cat(ctx, b.side, imageref.FileBlob)
 	if err != nil {
@@ -261,7 +267,8 @@ func (s *blobStore) openBlobTar(ctx context.Context, b *storedBlob) (io.ReadClos
 	return b.verifiedTar(&stackedReader{Reader: &drainingReader{stream, blob}, below: []io.Closer{stream, blob}}), nil
 }
 
-// drainingReader reads a compressed stream to its end where the decompressed one has ended, so that all of it is verified.
+// drainingReader reads a compressed stream to its end where the decompressed one has ended, so that
+// all of it is verified.
 type drainingReader struct{ r, packed io.Reader }
 
 func (d *drainingReader) Read(p []byte) (int, error) {
@@ -298,7 +305,8 @@ func badRecord(b *storedBlob, err error) error {
 	return badData(err, "the tar-split data of layer %s cannot be read", b.digest)
 }
 
-// badData makes an error of understanding what a repository holds one of the repository, unless it is a tool's, or of the end of the run.
+// badData makes an error of understanding what a repository holds one of the repository, unless it
+// is a tool's, or of the end of the run.
 func badData(err error, format string, args ...any) error {
 	var terr *proc.ToolError
 	var check errdefs.CheckError

@@ -27,12 +27,12 @@ const (
 	whiteoutOpaque = ".wh..wh..opq"
 )
 
-// checkoutImage makes dir the image's root file system. dir must not exist, or be empty; where the checkout fails it is
-// left as it was.
+// checkoutImage makes dir the image's root file system. dir must not exist, or be empty; where the
+// checkout fails it is left as it was.
 //
-// Each layer is checked out by ostree into a directory of its own. The first becomes the root; what each other layer
-// holds is then moved into it, entry by entry as the layer names them, by a rootFS, which nothing in an image can lead
-// out of the root.
+// Each layer is checked out by ostree into a directory of its own. The first becomes the root; what
+// each other layer holds is then moved into it, entry by entry as the layer names them, by a
+// rootFS, which nothing in an image can lead out of the root.
 func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *types.SystemContext, o ostree.CheckoutOptions) error {
 	if o.RequireHardlinks && o.ForceCopy {
 		return errdefs.Usagef("checkout: --require-hardlinks and --force-copy are mutually exclusive")
@@ -91,7 +91,8 @@ func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers [
 	return target.publish(c.root())
 }
 
-// rootLayers returns the layers of the image, or of the instance of an index that fits, the lowest first. They are proved.
+// rootLayers returns the layers of the image, or of the instance of an index that fits, the lowest
+// first. They are proved.
 func (s *source) rootLayers(ctx context.Context, sys *types.SystemContext, mode string) ([]*storedBlob, error) {
 	blob, mimeType := s.manifest, s.mimeType
 	if manifest.MIMETypeIsMultiImage(mimeType) {
@@ -148,7 +149,8 @@ func (c *checkout) layerDir(i int) string {
 	return c.work.join(fmt.Sprintf("layer-%d", i))
 }
 
-// build makes the tree. ostree checks the layers out side by side, while those that are there are applied in their order.
+// build makes the tree. ostree checks the layers out side by side, while those that are there are
+// applied in their order.
 func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 	if len(layers) == 0 {
 		c.settings.journal.step("an image without layers", "mkdir", c.root())
@@ -205,7 +207,8 @@ func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 	return c.withRoot("times.sh", "set the times", "", func(root *rootFS) error { return c.times.setTimes(buildCtx, root) })
 }
 
-// withRoot calls f with the tree, and writes what it does into a script of the record. variables are what that needs beside the root.
+// withRoot calls f with the tree, and writes what it does into a script of the record. variables
+// are what that needs beside the root.
 func (c *checkout) withRoot(script, why, variables string, f func(root *rootFS) error) (err error) {
 	j := c.settings.journal
 	steps, err := j.record.steps(script)
@@ -248,10 +251,12 @@ func (c *checkout) fetch(ctx context.Context, b *storedBlob, i int) (entries []l
 	return entries, err
 }
 
-// named tells whether the repository knows what a layer names. Otherwise its tree is all that there is (layers of 2017).
+// named tells whether the repository knows what a layer names. Otherwise its tree is all that there
+// is (layers of 2017).
 func named(b *storedBlob) bool { return b.canRebuild() || b.hasRecord() }
 
-// apply applies layer i, which is checked out, to the tree. entries are what it names, where that is known.
+// apply applies layer i, which is checked out, to the tree. entries are what it names, where that
+// is known.
 func (c *checkout) apply(ctx context.Context, b *storedBlob, i int, entries []layerEntry) error {
 	j := c.settings.journal
 	replaces := slices.ContainsFunc(entries, func(e layerEntry) bool { return e.replaced })
@@ -311,7 +316,8 @@ func (a *applier) applyAll(ctx context.Context, entries []layerEntry) error {
 	return a.finish()
 }
 
-// disagreement makes an error of finding other things in a layer's tree than the layer names one of the repository.
+// disagreement makes an error of finding other things in a layer's tree than the layer names one of
+// the repository.
 func disagreement(err error) error {
 	for _, errno := range []syscall.Errno{syscall.ENOENT, syscall.ENOTDIR, syscall.EISDIR, syscall.ELOOP} {
 		if errors.Is(err, errno) {

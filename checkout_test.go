@@ -272,7 +272,8 @@ func rootXattrs(t testing.TB, path string) string {
 	return strings.Join(texts, "")
 }
 
-// compareTrees holds got against want: what is there, what it is, and that what is one file in want is one in got.
+// compareTrees holds got against want: what is there, what it is, and that what is one file in want
+// is one in got.
 func compareTrees(t testing.TB, what string, got, want map[string]fsNode, text func(fsNode) string) {
 	t.Helper()
 	for name, w := range want {
@@ -303,8 +304,8 @@ func compareTrees(t testing.TB, what string, got, want map[string]fsNode, text f
 	}
 }
 
-// compareCopies holds a checkout by copies against what umoci has unpacked since began: beside what compareTrees does, that no two names are
-// one file which are two in want, and the times.
+// compareCopies holds a checkout by copies against what umoci has unpacked since began: beside what
+// compareTrees does, that no two names are one file which are two in want, and the times.
 func compareCopies(t testing.TB, what string, got, want map[string]fsNode, began time.Time, text func(fsNode) string) {
 	t.Helper()
 	compareTrees(t, what, got, want, text)
@@ -316,8 +317,8 @@ func compareCopies(t testing.TB, what string, got, want map[string]fsNode, began
 		if w.kind != fs.ModeDir && g.links != w.links {
 			t.Errorf("%s: %q has %d names, and should have %d", what, name, g.links, w.links)
 		}
-		// umoci forgets the time of a directory in which it makes another that no layer names, or removes what a whiteout two
-		// levels above names.
+		// umoci forgets the time of a directory in which it makes another that no layer names, or
+		// removes what a whiteout two levels above names.
 		if w.kind == fs.ModeDir && !w.time.Before(began) {
 			continue
 		}
@@ -327,7 +328,8 @@ func compareCopies(t testing.TB, what string, got, want map[string]fsNode, began
 	}
 }
 
-// listed makes a tree of lines "NAME: NODE", as fsNode.String writes them; "= NAME" at the end names what is the same file.
+// listed makes a tree of lines "NAME: NODE", as fsNode.String writes them; "= NAME" at the end
+// names what is the same file.
 func listed(t testing.TB, lines []string) map[string]string {
 	t.Helper()
 	nodes := map[string]string{}
@@ -395,8 +397,8 @@ func pullCommits(t testing.TB, from, mode string) string {
 
 // --- the stacks ------------------------------------------------------------------------------------------------------
 
-// stackCase is a stack of layers, the lowest first. What it comes to is what umoci makes of it, or, where umoci fails or is wrong
-// by the OCI image specification, the lines of want.
+// stackCase is a stack of layers, the lowest first. What it comes to is what umoci makes of it, or,
+// where umoci fails or is wrong by the OCI image specification, the lines of want.
 type stackCase struct {
 	name   string
 	layers [][]tarItem
@@ -652,8 +654,8 @@ func dropDevices(nodes map[string]fsNode) {
 
 // --- hostile stacks --------------------------------------------------------------------------------------------------
 
-// hostileCase is a stack that aims at files outside. fails is a part of the error, "" where the checkout succeeds; has is what is
-// within the root then.
+// hostileCase is a stack that aims at files outside. fails is a part of the error, "" where the
+// checkout succeeds; has is what is within the root then.
 type hostileCase struct {
 	name   string
 	layers [][]tarItem
@@ -661,7 +663,8 @@ type hostileCase struct {
 	has    []string
 }
 
-// hostileCases aim at the directory victim, and at one of that name beside the checkout and in each directory above.
+// hostileCases aim at the directory victim, and at one of that name beside the checkout and in each
+// directory above.
 func hostileCases(victim string) []hostileCase {
 	inside := strings.TrimPrefix(victim, "/")
 	up := func(n int) string { return strings.Repeat("../", n) + "victim" }
@@ -710,8 +713,8 @@ func hostileCases(victim string) []hostileCase {
 	return cases
 }
 
-// victims makes directories that must stay as they are, in dir and in each directory below down to deepest, and returns what tells
-// whether they have.
+// victims makes directories that must stay as they are, in dir and in each directory below down to
+// deepest, and returns what tells whether they have.
 func victims(t *testing.T, dirs ...string) func(t testing.TB, what string) {
 	t.Helper()
 	state := func(t testing.TB) string {
@@ -1028,7 +1031,8 @@ func directoryName(t *testing.T, link string) string {
 	return filepath.Base(path)
 }
 
-// TestSweepCheckouts: of what has the name of a checkout's directory, only what a checkout makes goes.
+// TestSweepCheckouts: of what has the name of a checkout's directory, only what a checkout makes
+// goes.
 func TestSweepCheckouts(t *testing.T) {
 	testutil.NeedRoot(t)
 	parent := t.TempDir()
@@ -1057,7 +1061,8 @@ func TestSweepCheckouts(t *testing.T) {
 	testutil.OnlyEntries(t, parent, checkoutPrefix+"2", checkoutPrefix+"3", checkoutPrefix+"4", checkoutPrefix+"5-mine")
 }
 
-// TestCheckoutGroup: a root that no layer describes is root's, whatever the directory above it hands down.
+// TestCheckoutGroup: a root that no layer describes is root's, whatever the directory above it
+// hands down.
 func TestCheckoutGroup(t *testing.T) {
 	testutil.NeedRoot(t)
 	r := newTestRun(t, testOptions{})
@@ -1230,7 +1235,8 @@ func TestCheckoutInterrupted(t *testing.T) {
 
 var errInterrupted = errors.New("interrupted by the test")
 
-// TestCheckoutOldLayers checks out what the old transport stored in 2017: no diffID, no tar-split data.
+// TestCheckoutOldLayers checks out what the old transport stored in 2017: no diffID, no tar-split
+// data.
 func TestCheckoutOldLayers(t *testing.T) {
 	testutil.NeedRoot(t)
 	run := newTestRun(t, testOptions{mode: ostree.Bare})
@@ -1255,7 +1261,8 @@ func TestCheckoutOldLayers(t *testing.T) {
 	}
 	compareListed(t, "old layers", rootTree(t, dir), []string{
 		".: dir 0755 0:0", `d: dir 0711 3:4 user.d="d"`, `d/f: file 0644 0:0 "1"`, `d/-: file 0644 0:0 "2"`, "e: dir 0700 0:0", `e/!: file 0644 0:0 "2"`,
-		// In the tree nothing tells that the layer went through a link of a layer below: s is a directory there.
+		// In the tree nothing tells that the layer went through a link of a layer below: s is a
+		// directory there.
 		"s: dir 0755 0:0", "s/implied: dir 0755 0:0", `s/implied/f: file 0644 0:0 "2"`,
 	})
 	for _, l := range image.layers {
@@ -1267,7 +1274,8 @@ func TestCheckoutOldLayers(t *testing.T) {
 	fsck(t, run.repo.path)
 }
 
-// TestCheckoutHostileRepository checks out what no import of ours makes: a record that names other things than the tree.
+// TestCheckoutHostileRepository checks out what no import of ours makes: a record that names other
+// things than the tree.
 func TestCheckoutHostileRepository(t *testing.T) {
 	outer := t.TempDir()
 	victim := filepath.Join(outer, "victim")
@@ -1410,7 +1418,8 @@ func runProgram(t testing.TB, args []string, stdout, stderr io.Writer) int {
 	return run(t.Context(), append([]string{"ostree-image"}, args...), stdout, stderr)
 }
 
-// TestCheckoutProcess is the program in a process of its own, for other tests: it runs each list of arguments, and says how that ended.
+// TestCheckoutProcess is the program in a process of its own, for other tests: it runs each list of
+// arguments, and says how that ended.
 func TestCheckoutProcess(t *testing.T) {
 	var calls [][]string
 	text := os.Getenv("CHECKOUT_CALLS")

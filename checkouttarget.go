@@ -13,8 +13,8 @@ import (
 	"ostree-image/internal/errdefs"
 )
 
-// checkoutTarget is the directory that becomes the root file system, and the private one beside it, or within it where another
-// cannot take its place, in which the work is done.
+// checkoutTarget is the directory that becomes the root file system, and the private one beside it,
+// or within it where another cannot take its place, in which the work is done.
 type checkoutTarget struct {
 	dir    string
 	inside bool
@@ -149,8 +149,9 @@ func sweepCheckouts(parent string) {
 	}
 }
 
-// canReplace tells whether a directory can give way to another: it is no mount point, its parent can be written, and this process
-// does not stand in it, nor then, most likely, the shell that started it.
+// canReplace tells whether a directory can give way to another: it is no mount point, its parent
+// can be written, and this process does not stand in it, nor then, most likely, the shell that
+// started it.
 func canReplace(dir string, info os.FileInfo) bool {
 	if unix.Access(filepath.Dir(dir), unix.W_OK) != nil {
 		return false
@@ -171,7 +172,8 @@ func canReplace(dir string, info os.FileInfo) bool {
 	return ok1 && ok2 && a.Dev == b.Dev && a.Ino != b.Ino
 }
 
-// publish makes the finished tree the target: at once, or, where that must stay the directory that it is, by moving what the tree holds.
+// publish makes the finished tree the target: at once, or, where that must stay the directory that
+// it is, by moving what the tree holds.
 func (t *checkoutTarget) publish(root string) error {
 	if !t.inside {
 		return errors.WithMessage(moveEntry(root, t.dir), "moving the finished tree to its place")
@@ -200,7 +202,8 @@ func (t *checkoutTarget) publish(root string) error {
 	return nil
 }
 
-// moveEntry renames a file or a directory. A directory must be writable for that, since its ".." changes (rename(2)).
+// moveEntry renames a file or a directory. A directory must be writable for that, since its ".."
+// changes (rename(2)).
 func moveEntry(from, to string) error {
 	info, err := os.Lstat(from)
 	if err != nil {

@@ -15,7 +15,8 @@ import (
 	"ostree-image/internal/imageref"
 )
 
-// completionScripts have a shell ask the hidden command __complete for the words that may come next.
+// completionScripts have a shell ask the hidden command __complete for the words that may come
+// next.
 var completionScripts = map[string]string{
 	"bash": `# bash completion for ostree-image
 _ostree_image() {
@@ -96,7 +97,8 @@ var valuesOf = map[string][]string{
 	"format":               {"table", "json", "oci", "v2s1", "v2s2"},
 }
 
-// complete returns what the last of some words may become, nothing where that is for the shell to know, such as a file.
+// complete returns what the last of some words may become, nothing where that is for the shell to
+// know, such as a file.
 func (p *program) complete(ctx context.Context, app *cli.App, words []string) []string {
 	if len(words) == 0 {
 		words = []string{""}

@@ -93,8 +93,8 @@ type pullSource struct {
 	record func() error // is called where it was there; nil for nothing
 }
 
-// pullSources returns where an image can be: what the name says, or, without a transport, in a registry. A short name can be one
-// of several, as registries.conf says.
+// pullSources returns where an image can be: what the name says, or, without a transport, in a
+// registry. A short name can be one of several, as registries.conf says.
 func (p *program) pullSources(name string, sys *types.SystemContext) ([]pullSource, error) {
 	if alltransports.TransportFromImageName(name) == nil {
 		if _, err := reference.ParseNormalizedNamed(name); err == nil {
@@ -237,7 +237,7 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 	if g.idleTimeout < 0 {
 		return copyOptions{}, errdefs.Usagef("--idle-timeout %s: it cannot be negative", g.idleTimeout)
 	}
-	s.dealTo, s.dealFrom = min(s.parallelImports(), maxParts), dealFrom
+	s.splitInto, s.splitFrom = min(s.parallelImports(), maxParts), splitFrom
 	if g.unpack != "" {
 		s.unpack = engineName(g.unpack)
 	}

@@ -36,8 +36,9 @@ func (p *program) tag(c *cli.Context) error {
 	return p.settings.tagImage(c.Context, source, destination)
 }
 
-// tagImage gives an image of a repository another name there. The image is there already, whatever its platform and whatever a
-// policy says of it now: it is copied with all its instances, and each blob is found.
+// tagImage gives an image of a repository another name there. The image is there already, whatever
+// its platform and whatever a policy says of it now: it is copied with all its instances, and each
+// blob is found.
 func (s *settings) tagImage(ctx context.Context, source, destination ostreeReference) error {
 	sys, err := platformOf(ctx, source)
 	if err != nil {

@@ -41,7 +41,7 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 			return err
 		}
 	}
-	unchanged := d.staging == nil && len(d.partial) == 0 && !hasStrays(d.refs)
+	unchanged := d.staging == nil && len(d.partial) == 0 && !hasLeftovers(d.refs)
 	if unchanged && d.isStored(ctx, d.refs, top, d.known.own) { // whatever others do, it was there, with all that it needs, a moment ago
 		d.sweep()
 		return d.sync(d.ref.ref()) // the run that brought it may have been ended before
@@ -68,7 +68,7 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 	if err := d.keepSigned(ctx); err != nil {
 		return err
 	}
-	if err := d.repo.dropStrays(ctx, refs); err != nil {
+	if err := d.repo.dropLeftovers(ctx, refs); err != nil {
 		return err
 	}
 	whole, err := d.repo.whole(ctx, refs)
@@ -91,8 +91,8 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 	return d.publish(ctx, refs, whole, image)
 }
 
-// sweep removes what runs left that were killed after they had published: a run that has nothing to do makes no work directory, and so
-// removes none.
+// sweep removes what runs left that were killed after they had published: a run that has nothing to
+// do makes no work directory, and so removes none.
 func (d *destination) sweep() {
 	d.repo.sweep()
 	if d.settings.tmpdir == "" {
@@ -123,7 +123,8 @@ func (d *destination) commitImage(top *destinationManifest) (string, error) {
 	return st.commitFiles(d.ctx, d.imageFiles(), o)
 }
 
-// vanishedError says that a blob that was there when the copy began is gone. The copy can be started over.
+// vanishedError says that a blob that was there when the copy began is gone. The copy can be
+// started over.
 type vanishedError struct{ blob digest.Digest }
 
 func (e *vanishedError) Error() string {
@@ -160,8 +161,8 @@ func (d *destination) neededBlobs() ([]digest.Digest, error) {
 	return need, nil
 }
 
-// putArtifacts keeps blobs that are no layers though their media type says so: tools put files of any kind under the type of a
-// tar layer. An image that would run has no such.
+// putArtifacts keeps blobs that are no layers though their media type says so: tools put files of
+// any kind under the type of a tar layer. An image that would run has no such.
 func (d *destination) putArtifacts() error {
 	artifact := map[digest.Digest]bool{}
 	for _, sum := range d.order {
@@ -196,8 +197,8 @@ func (d *destination) putArtifacts() error {
 	return nil
 }
 
-// keepSigned keeps the exact bytes of the layers that a signature covers, where the copy did not announce signatures, of those
-// that nothing else proves, and of a layer that is the config, too.
+// keepSigned keeps the exact bytes of the layers that a signature covers, where the copy did not
+// announce signatures, of those that nothing else proves, and of a layer that is the config, too.
 func (d *destination) keepSigned(ctx context.Context) error {
 	for _, m := range d.manifests {
 		if manifest.MIMETypeIsMultiImage(m.mimeType) {
@@ -219,7 +220,7 @@ func (d *destination) keepSigned(ctx context.Context) error {
 			if b == nil || b.layer == nil || b.layer.kept || !b.layer.needsBlob(true) {
 				continue
 			}
-			if err := d.staging.keepSide(ctx, b.layer, true); err != nil {
+			if err := d.staging.keepSidecar(ctx, b.layer, true); err != nil {
 				return err
 			}
 		}
@@ -227,8 +228,8 @@ func (d *destination) keepSigned(ctx context.Context) error {
 	return nil
 }
 
-// checkLayers holds the layers against the diffIDs that the configs name. A layer that was imported now and has another is
-// refused. One that was there may be another's: it is imported anew.
+// checkLayers holds the layers against the diffIDs that the configs name. A layer that was imported
+// now and has another is refused. One that was there may be another's: it is imported anew.
 func (d *destination) checkLayers(ctx context.Context) error {
 	for _, sum := range d.order {
 		m := d.manifests[sum]
@@ -280,8 +281,8 @@ func (d *destination) imageTimestamp(top *destinationManifest) int64 {
 	return d.timestampOf(d.configs[blobs[0].Digest])
 }
 
-// timestampOf is the config's "created", in seconds since 1970, and 0 where it has none, or one that no file system knows. The user may
-// want another.
+// timestampOf is the config's "created", in seconds since 1970, and 0 where it has none, or one
+// that no file system knows. The user may want another.
 func (d *destination) timestampOf(config []byte) int64 {
 	if d.settings.timestamp != nil {
 		return *d.settings.timestamp
@@ -295,7 +296,8 @@ func (d *destination) timestampOf(config []byte) int64 {
 	return max(0, image.Created.Unix())
 }
 
-// isStored tells whether the repository holds this very image under its name. info is the commit of that name, where it is known.
+// isStored tells whether the repository holds this very image under its name. info is the commit of
+// that name, where it is known.
 func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest, info *ostree.Commit) bool {
 	if !refs[d.ref.ref()] || len(top.signatures) > 0 {
 		return false

@@ -113,7 +113,8 @@ func (s *settings) parseImage(name string) (types.ImageReference, error) {
 	return nil, errdefs.Usagef("%s%s", err, didYouMeanRegistry(name))
 }
 
-// didYouMeanRegistry proposes docker:// for a name that has no transport and could be one of a registry.
+// didYouMeanRegistry proposes docker:// for a name that has no transport and could be one of a
+// registry.
 func didYouMeanRegistry(name string) string {
 	if transport, _, ok := strings.Cut(name, ":"); ok && transports.Get(transport) != nil {
 		return ""
@@ -217,7 +218,8 @@ func (s *settings) copyOnce(
 	return written, err
 }
 
-// writeDigestFile writes --digestfile. A symbolic link there may be anyone's, and is not followed, but those of open files.
+// writeDigestFile writes --digestfile. A symbolic link there may be anyone's, and is not followed,
+// but those of open files.
 func writeDigestFile(path string, sum digest.Digest) (err error) {
 	flags := os.O_WRONLY | os.O_CREATE | os.O_TRUNC
 	if path = filepath.Clean(path); path != "/dev/stdout" && path != "/dev/stderr" && filepath.Dir(path) != "/dev/fd" {
@@ -232,8 +234,8 @@ func writeDigestFile(path string, sum digest.Digest) (err error) {
 	return errors.WithStack(err)
 }
 
-// checkManifestFiles refuses an image on disk with a manifest that is too large: the library reads all of it before it asks. What cannot be
-// read here is the library's to complain of.
+// checkManifestFiles refuses an image on disk with a manifest that is too large: the library reads
+// all of it before it asks. What cannot be read here is the library's to complain of.
 func (s *settings) checkManifestFiles(source types.ImageReference) error {
 	var files []string
 	path := source.StringWithinTransport()
@@ -308,7 +310,8 @@ func inOneRepository(source, destination types.ImageReference) bool {
 	return ok1 && ok2 && from.repo == to.repo
 }
 
-// vanishedRetries is how often a copy starts over because another run removed a blob that it had found.
+// vanishedRetries is how often a copy starts over because another run removed a blob that it had
+// found.
 const vanishedRetries = 3
 
 // isPassing tells whether an error may be gone at the next try. The program's own verdicts stay.
@@ -322,7 +325,8 @@ func isPassing(err error) bool {
 		!errors.As(err, &tool) && !errors.As(err, &missing)
 }
 
-// explainCopy adds what the user can do about the library's error, and makes an image that is not there an error of that kind.
+// explainCopy adds what the user can do about the library's error, and makes an image that is not
+// there an error of that kind.
 func explainCopy(err error) error {
 	var rejected signature.PolicyRequirementError
 	var invalid signature.InvalidSignatureError
@@ -375,8 +379,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// pullName returns the name under which an image is stored that the user did not name: its own, or, of an archive that docker
-// or podman made, the first of its tags.
+// pullName returns the name under which an image is stored that the user did not name: its own, or,
+// of an archive that docker or podman made, the first of its tags.
 func pullName(source types.ImageReference, sys *types.SystemContext) (string, error) {
 	if r, ok := source.(ostreeReference); ok {
 		return r.image, nil

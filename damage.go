@@ -14,7 +14,8 @@ import (
 	"ostree-image/internal/proc"
 )
 
-// damageError is an error of reading a commit that is there: the repository does not hold what it should.
+// damageError is an error of reading a commit that is there: the repository does not hold what it
+// should.
 type damageError struct{ err error }
 
 func (e *damageError) Error() string { return e.err.Error() + ": the repository is damaged" }
@@ -22,7 +23,8 @@ func (e *damageError) Error() string { return e.err.Error() + ": the repository 
 // Unwrap makes it one of the errors that have an exit status of their own.
 func (e *damageError) Unwrap() []error { return []error{errdefs.CheckError{Text: e.Error()}, e.err} }
 
-// damageSigns are what ostree says of objects that are missing or broken. A broken commit can end it with a signal, too.
+// damageSigns are what ostree says of objects that are missing or broken. A broken commit can end
+// it with a signal, too.
 var damageSigns = []string{
 	"No such metadata object", "Couldn't find file object", "Corrupted ", "Invalid ", "File header size", "Need more input",
 	"No such file or directory: /", "Can't open directory",

@@ -14,16 +14,19 @@ import (
 )
 
 const (
-	// maxZstdWindow is how much of its output a zstd stream may make the reader remember, in bytes: as much as zstd(1) takes.
+	// maxZstdWindow is how much of its output a zstd stream may make the reader remember, in bytes:
+	// as much as zstd(1) takes.
 	maxZstdWindow = 128 << 20
-	// gzipPieces is how many pieces the gzip decoder goes ahead, on a core of its own, of who reads from it.
+	// gzipPieces is how many pieces the gzip decoder goes ahead, on a core of its own, of who reads
+	// from it.
 	gzipPieces = 4
 	// tarHeaderSize is how many bytes a tar header has.
 	tarHeaderSize = 512
 )
 
-// decompress returns the tar stream in r, which the caller closes, and whether it is not compressed. The bytes decide, as for
-// other tools, and not the media type. zeros is called where zeros follow the data of gzip, at the stream's end.
+// decompress returns the tar stream in r, which the caller closes, and whether it is not
+// compressed. The bytes decide, as for other tools, and not the media type. zeros is called where
+// zeros follow the data of gzip, at the stream's end.
 func decompress(r io.Reader, zeros func()) (stream io.ReadCloser, plain bool, err error) {
 	in := bufio.NewReaderSize(r, copyBuffer)
 	start, err := in.Peek(tarHeaderSize)
@@ -62,13 +65,14 @@ func isTarHeader(start []byte) bool {
 	return err == nil && len(start) == tarHeaderSize
 }
 
-// isZstdSkippable tells whether a stream begins with a frame of zstd that holds no data (RFC 8878, section 3.1.2).
+// isZstdSkippable tells whether a stream begins with a frame of zstd that holds no data (RFC 8878,
+// section 3.1.2).
 func isZstdSkippable(start []byte) bool {
 	return len(start) >= 4 && binary.LittleEndian.Uint32(start)&^0xf == 0x184D2A50
 }
 
-// gzipReader reads the members of a gzip stream (RFC 1952), and what gzip(1) takes behind them: zeros, as tapes and some
-// uploads are padded with.
+// gzipReader reads the members of a gzip stream (RFC 1952), and what gzip(1) takes behind them:
+// zeros, as tapes and some uploads are padded with.
 type gzipReader struct {
 	in    *bufio.Reader
 	gz    *gzip.Reader

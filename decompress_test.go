@@ -175,7 +175,8 @@ func TestDecompress(t *testing.T) {
 	}
 }
 
-// TestCompressedImages imports each form of compression, and verifies, checks out and exports what became of it.
+// TestCompressedImages imports each form of compression, and verifies, checks out and exports what
+// became of it.
 func TestCompressedImages(t *testing.T) {
 	t.Parallel()
 	layer := compressionLayer()

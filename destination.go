@@ -26,8 +26,9 @@ const (
 	maxSignatureBytes = 4 << 20
 )
 
-// destination puts one image into a repository (types.ImageDestination). Blobs are imported into a staging repository as
-// they arrive; Commit publishes them, and last the image, so that an image is there with all it needs or not at all.
+// destination puts one image into a repository (types.ImageDestination). Blobs are imported into a
+// staging repository as they arrive; Commit publishes them, and last the image, so that an image is
+// there with all it needs or not at all.
 type destination struct {
 	ref      ostreeReference
 	settings *settings
@@ -60,7 +61,8 @@ type destination struct {
 	top       digest.Digest   // the manifest that the image's name stands for
 }
 
-// destinationBlob is a blob that is in the repository, or in the staging repository, or on its way there.
+// destinationBlob is a blob that is in the repository, or in the staging repository, or on its way
+// there.
 type destinationBlob struct {
 	info   types.BlobInfo
 	reused bool
@@ -112,8 +114,8 @@ func newDestination(ctx context.Context, ref ostreeReference, sys *types.SystemC
 	return d, nil
 }
 
-// ask calls f in the background, and returns a function that waits for its answer. Where one thing is to be done at a time,
-// it waits at once.
+// ask calls f in the background, and returns a function that waits for its answer. Where one thing
+// is to be done at a time, it waits at once.
 func ask[T any](s *settings, f func() (T, error)) func() (T, error) {
 	answer := sync.OnceValues(f)
 	if s.parallelImports() == 1 {
@@ -139,7 +141,8 @@ func (d *destination) open(ask func() (map[string]bool, error)) error {
 	return nil
 }
 
-// openError says why the repository cannot be used at all. It counts for the whole copy, whichever blob meets it first.
+// openError says why the repository cannot be used at all. It counts for the whole copy, whichever
+// blob meets it first.
 type openError struct{ err error }
 
 func (e *openError) Error() string { return e.err.Error() }
@@ -169,8 +172,8 @@ func (d *destination) SupportedManifestMIMETypes() []string {
 	}
 }
 
-// SupportsSignatures is asked before any blob of an image with signatures is copied. They are worthless without the
-// exact bytes that they sign, so the layers are kept as they come.
+// SupportsSignatures is asked before any blob of an image with signatures is copied. They are
+// worthless without the exact bytes that they sign, so the layers are kept as they come.
 func (d *destination) SupportsSignatures(context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -182,8 +185,8 @@ func (d *destination) DesiredLayerCompression() types.LayerCompression { return 
 
 func (d *destination) AcceptsForeignLayerURLs() bool { return false }
 
-// MustMatchRuntimeOS is false, since the library would then refuse every artifact, and only log a real mismatch. PutManifest refuses an
-// image for another platform.
+// MustMatchRuntimeOS is false, since the library would then refuse every artifact, and only log a
+// real mismatch. PutManifest refuses an image for another platform.
 func (d *destination) MustMatchRuntimeOS() bool { return false }
 
 func (d *destination) IgnoresEmbeddedDockerReference() bool { return true }
@@ -310,8 +313,9 @@ func (d *destination) PutSignatures(_ context.Context, signatures [][]byte, inst
 	return nil
 }
 
-// putNamedIndex refuses an image that is not the one that its name asks for. A name that asks for an index gets it, above the
-// instance that was copied of it: source says what the copy began with, and may be nil.
+// putNamedIndex refuses an image that is not the one that its name asks for. A name that asks for
+// an index gets it, above the instance that was copied of it: source says what the copy began with,
+// and may be nil.
 func (d *destination) putNamedIndex(ctx context.Context, source types.UnparsedImage) error {
 	top := d.manifests[d.top]
 	if top == nil {

@@ -323,7 +323,8 @@ func TestManyLayersAgain(t *testing.T) {
 	}
 }
 
-// TestInlineRecord: the tar-split data stands in the layer's commit as long as that argument has room for it.
+// TestInlineRecord: the tar-split data stands in the layer's commit as long as that argument has
+// room for it.
 func TestInlineRecord(t *testing.T) {
 	t.Parallel()
 	r := newTestRun(t, testOptions{mode: ostree.Archive})
@@ -437,7 +438,8 @@ func TestVanishedBlob(t *testing.T) {
 	r.nothingInTmp(t)
 }
 
-// TestPartial: a commit that is marked as partial, as a run that was killed may leave any, is made anew by the next copy.
+// TestPartial: a commit that is marked as partial, as a run that was killed may leave any, is made
+// anew by the next copy.
 func TestPartial(t *testing.T) {
 	t.Parallel()
 	r := newTestRun(t, testOptions{mode: ostree.Archive})
@@ -530,8 +532,9 @@ func TestFailingCommands(t *testing.T) {
 	}
 }
 
-// TestTakenBack: where the publishing fails after it has moved refs, each names what it did before, and new ones are gone.
-func TestTakenBack(t *testing.T) {
+// TestRolledBack: where the publishing fails after it has moved refs, each names what it did
+// before, and new ones are gone.
+func TestRolledBack(t *testing.T) {
 	t.Parallel()
 	shared := archive(file("f", "shared"))
 	r := newTestRun(t, testOptions{mode: ostree.Archive})
@@ -577,7 +580,8 @@ func TestTakenBack(t *testing.T) {
 	}
 }
 
-// TestSignedBytes: what a signature covers is kept to the byte, announced or not, and is not taken from where it is not.
+// TestSignedBytes: what a signature covers is kept to the byte, announced or not, and is not taken
+// from where it is not.
 func TestSignedBytes(t *testing.T) {
 	t.Parallel()
 	layer := archive(file("f", "signed"))
@@ -625,8 +629,8 @@ func TestSignedBytes(t *testing.T) {
 	}
 }
 
-// TestPublishing: the image's commit comes with the blobs, so that a transaction that is killed cannot leave it marked as partial, and its
-// ref when all that it needs is there.
+// TestPublishing: the image's commit comes with the blobs, so that a transaction that is killed
+// cannot leave it marked as partial, and its ref when all that it needs is there.
 func TestPublishing(t *testing.T) {
 	t.Parallel()
 	repo := newRepo(t, ostree.Archive)
@@ -693,7 +697,8 @@ exec ostree "$@"
 	fsck(t, r.repo.path)
 }
 
-// TestNothingNewWaitsForNobody: an image that is there is not published again, so nobody who publishes need end first.
+// TestNothingNewWaitsForNobody: an image that is there is not published again, so nobody who
+// publishes need end first.
 func TestNothingNewWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	r := newTestRun(t, testOptions{mode: ostree.Archive})
@@ -780,7 +785,8 @@ func TestBlobDirectory(t *testing.T) {
 	}
 }
 
-// TestOpenError: that the repository cannot be used is said as it is, and not as something that befell a blob.
+// TestOpenError: that the repository cannot be used is said as it is, and not as something that
+// befell a blob.
 func TestOpenError(t *testing.T) {
 	t.Parallel()
 	r := newTestRun(t, testOptions{})
@@ -810,7 +816,8 @@ func TestOpenError(t *testing.T) {
 	}
 }
 
-// TestRemoteArrives: what another process pulls from a remote while the image is copied gets the copy's own refs all the same.
+// TestRemoteArrives: what another process pulls from a remote while the image is copied gets the
+// copy's own refs all the same.
 func TestRemoteArrives(t *testing.T) {
 	t.Parallel()
 	image := func() *testImage { return &testImage{layers: [][]byte{archive(file("a", "1"))}} }
@@ -836,8 +843,8 @@ func TestRemoteArrives(t *testing.T) {
 	}
 }
 
-// TestBlobBesideTheManifest: a blob that the library puts and the manifest does not name, an empty layer of a schema1 image, is taken back to
-// what it was, too.
+// TestBlobBesideTheManifest: a blob that the library puts and the manifest does not name, an empty
+// layer of a schema1 image, is rolled back to what it was, too.
 func TestBlobBesideTheManifest(t *testing.T) {
 	t.Parallel()
 	empty := archive()

@@ -14,11 +14,12 @@ import (
 	"ostree-image/internal/spool"
 )
 
-// layerWriter takes a clean stream. One of finish and abort is called, once.
+// layerWriter takes a normalized tar stream. One of finish and abort is called, once.
 type layerWriter interface {
 	io.Writer
 	finish() (tree layerTree, err error)
-	// abort ends the engine. The error is how that ended, and says something only where it had ended before.
+	// abort ends the engine. The error is how that ended, and says something only where it had
+	// ended before.
 	abort() error
 }
 
@@ -26,7 +27,8 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 	if st.engine == engineStream {
 		alone := opening != nil
 		held := &spool.Buffered{}
-		// In this mode alone ostree would write each file again to make a commit with the layer's metadata of one without.
+		// In this mode alone ostree would write each file again to make a commit with the layer's
+		// metadata of one without.
 		if st.mode == ostree.BareUserOnly && alone {
 			held.Dir = st.work.path // which has room for the files, too
 		}
@@ -53,7 +55,7 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 	return &tarEngine{st: st, dir: dir, process: p, stdin: stdin, opening: opening}, nil
 }
 
-// streamEngine pipes a clean stream into ostree commit, once it is more than can be held.
+// streamEngine pipes a normalized tar stream into ostree commit, once it is more than can be held.
 type streamEngine struct {
 	alone  bool // the stream is all of the layer
 	large  bool // it will be more than a small one
@@ -145,8 +147,8 @@ func (e *tarEngine) wait() error {
 	return nil
 }
 
-// finish waits for tar, makes what it extracted readable for ostree, and says how to commit it with the modes that the
-// layer has.
+// finish waits for tar, makes what it extracted readable for ostree, and says how to commit it with
+// the modes that the layer has.
 func (e *tarEngine) finish() (tree layerTree, err error) {
 	if err := e.wait(); err != nil {
 		return tree, err

@@ -39,7 +39,8 @@ type repository struct {
 // errNoRef says that a repository has no such ref.
 var errNoRef = errors.New("no such ref")
 
-// ostreeVersion asks the program for its version and features. One that is too old is a *missingToolError.
+// ostreeVersion asks the program for its version and features. One that is too old is a
+// *missingToolError.
 func ostreeVersion(ctx context.Context, r *runner) (ostree.Features, error) {
 	out, err := r.Output(ctx, proc.Command{Tool: proc.OSTree, Args: []string{"--version"}, Why: "which ostree this is", Read: true})
 	if err != nil {
@@ -59,7 +60,8 @@ func ostreeVersion(ctx context.Context, r *runner) (ostree.Features, error) {
 var notThere = regexp.MustCompile(
 	`(?:opendir\(objects\)|openat\(config\)|opening repo: opendir\(.*\)): No such file or directory`)
 
-// explain turns what ostree says of a repository or a ref that is not there into the program's own errors.
+// explain turns what ostree says of a repository or a ref that is not there into the program's own
+// errors.
 func (r *repository) explain(err error) error {
 	var terr *proc.ToolError
 	if !errors.As(err, &terr) {
@@ -127,8 +129,9 @@ func (r *repository) mayNotWrite(err error) error {
 // raceRetries is how often a process that lost a race against another ostree is started again.
 const raceRetries = 20
 
-// lostRace is what ostree says where a file of another ostree went while it looked: at its start into the directories that
-// other processes have in the repository's tmp/, and where it lists refs that one of them removes (seen with 2022.7).
+// lostRace is what ostree says where a file of another ostree went while it looked: at its start
+// into the directories that other processes have in the repository's tmp/, and where it lists refs
+// that one of them removes (seen with 2022.7).
 var lostRace = regexp.MustCompile(`opendir\(staging-|Listing refs: .*: No such file or directory`)
 
 // again calls f until it loses no race. Where it did, nothing has happened.
@@ -159,7 +162,8 @@ func usable(refs map[string]bool) map[string]bool {
 	return refs
 }
 
-// refsAmong returns those of the given refs that the repository itself has. It takes no longer the more others there are.
+// refsAmong returns those of the given refs that the repository itself has. It takes no longer the
+// more others there are.
 func (r *repository) refsAmong(ctx context.Context, wanted []string) (map[string]bool, error) {
 	found := map[string]bool{}
 	for chunk := range ostree.Chunks(wanted) {
@@ -258,33 +262,36 @@ func (r *repository) whole(ctx context.Context, refs map[string]bool) (map[strin
 	return whole, nil
 }
 
-// strayRef is what a ref is called while ostree writes it: a process that is killed then leaves it.
-var strayRef = regexp.MustCompile(`^` + imageref.Prefix + `(?:[^/]+/)?tmp\.[^/]{6}$`)
+// leftoverRef is what a ref is called while ostree writes it: a process that is killed then leaves
+// it.
+var leftoverRef = regexp.MustCompile(`^` + imageref.Prefix + `(?:[^/]+/)?tmp\.[^/]{6}$`)
 
-// hasStrays tells whether there are such refs.
-func hasStrays(refs map[string]bool) bool {
+// hasLeftovers tells whether there are such refs.
+func hasLeftovers(refs map[string]bool) bool {
 	for ref := range refs {
-		if strayRef.MatchString(ref) {
+		if leftoverRef.MatchString(ref) {
 			return true
 		}
 	}
 	return false
 }
 
-// dropStrays deletes such refs, and those of a removal that was killed, and takes them out of refs.
-func (r *repository) dropStrays(ctx context.Context, refs map[string]bool) error {
-	var strays []string
+// dropLeftovers deletes such refs, and those of a removal that was killed, and takes them out of
+// refs.
+func (r *repository) dropLeftovers(ctx context.Context, refs map[string]bool) error {
+	var leftovers []string
 	for ref := range refs {
-		if strayRef.MatchString(ref) || isKept(ref) {
-			strays = append(strays, ref)
+		if leftoverRef.MatchString(ref) || isKept(ref) {
+			leftovers = append(leftovers, ref)
 			delete(refs, ref)
 		}
 	}
-	slices.Sort(strays)
-	return r.deleteRefs(ctx, "remove what a run that was killed left", strays...)
+	slices.Sort(leftovers)
+	return r.deleteRefs(ctx, "remove what a run that was killed left", leftovers...)
 }
 
-// metadataKey returns a string of a commit's metadata. ok is false where the commit has no such key.
+// metadataKey returns a string of a commit's metadata. ok is false where the commit has no such
+// key.
 func (r *repository) metadataKey(ctx context.Context, ref, key string) (value string, ok bool, err error) {
 	r.reads(ctx, ref)
 	out, err := r.query(ctx, "what "+ref+" says of "+key, "show", "--print-metadata-key="+key, ref)
@@ -323,7 +330,8 @@ func (r *repository) commitInfo(ctx context.Context, rev string) (ostree.Commit,
 	return info, errors.WithMessagef(err, "reading the commit of %s", rev)
 }
 
-// revParse returns the checksums that revs stand for, in their order. Any that does not exist is an error.
+// revParse returns the checksums that revs stand for, in their order. Any that does not exist is an
+// error.
 func (r *repository) revParse(ctx context.Context, revs ...string) ([]string, error) {
 	r.reads(ctx, revs...)
 	var sums []string
@@ -345,7 +353,8 @@ func (r *repository) revParse(ctx context.Context, revs ...string) ([]string, er
 	return sums, nil
 }
 
-// config returns a key of the repository's configuration, such as core.mode, and "" where it is not set.
+// config returns a key of the repository's configuration, such as core.mode, and "" where it is not
+// set.
 func (r *repository) config(ctx context.Context, key string) (string, error) {
 	out, err := r.query(ctx, "the repository's "+key, "config", "get", key)
 	if err != nil {
@@ -362,8 +371,9 @@ func (r *repository) config(ctx context.Context, key string) (string, error) {
 // maxConfig is how many bytes of a repository's configuration are read.
 const maxConfig = 1 << 20
 
-// configLines returns the lines of the repository's configuration that set some of the wanted keys, by group, as they stand
-// there. It reads the file: a question to ostree for each key takes longer than all else that happens before the first layer.
+// configLines returns the lines of the repository's configuration that set some of the wanted keys,
+// by group, as they stand there. It reads the file: a question to ostree for each key takes longer
+// than all else that happens before the first layer.
 func (r *repository) configLines(wanted map[string][]string) (string, error) {
 	f, err := os.Open(filepath.Join(r.path, "config"))
 	if err != nil {
@@ -421,7 +431,8 @@ func (r *repository) hasFile(ctx context.Context, rev, path string) (bool, error
 	return err == nil, err
 }
 
-// fileNames returns the names of the files in a directory of a commit, "" or with a slash at its end.
+// fileNames returns the names of the files in a directory of a commit, "" or with a slash at its
+// end.
 func (r *repository) fileNames(ctx context.Context, rev, dir string) ([]string, error) {
 	r.reads(ctx, rev)
 	out, err := r.query(ctx, "the files of "+rev, "ls", "--nul-filenames-only", rev, "/"+strings.TrimSuffix(dir, "/"))
@@ -443,8 +454,9 @@ func (r *repository) diff(ctx context.Context, from, to string) (string, error) 
 	return string(out), err
 }
 
-// signed tells whether a commit has a good signature by a key in the GPG directory home. What ostree says of signatures is
-// the last that it prints, and what comes before may be made to look like it, so a commit must have some at all.
+// signed tells whether a commit has a good signature by a key in the GPG directory home. What
+// ostree says of signatures is the last that it prints, and what comes before may be made to look
+// like it, so a commit must have some at all.
 func (r *repository) signed(ctx context.Context, commit, home string) (bool, error) {
 	_, err := r.query(ctx, "whether "+commit+" is signed", "show", "--print-detached-metadata-key=ostree.gpgsigs", commit)
 	var terr *proc.ToolError
@@ -511,8 +523,8 @@ type streamCommit struct {
 	made    func(out []byte) (string, error) // see repository.made
 }
 
-// commitStream starts a commit whose tree is the tar stream that is written to the result. input is what the journal calls that stream. The
-// stream must be clean: see layerFilter.
+// commitStream starts a commit whose tree is the tar stream that is written to the result. input is
+// what the journal calls that stream. The stream must be clean: see layerFilter.
 func (r *repository) commitStream(ctx context.Context, o ostree.CommitOptions, input string) (*streamCommit, error) {
 	c := r.commitCommand(o, "--tree=tar=-")
 	c.Input = input
@@ -542,9 +554,9 @@ func (s *streamCommit) finish() (string, error) {
 	return s.made(s.out.Bytes)
 }
 
-// abort ends the commit so that nothing comes of it. ostree is killed before its input ends: given a short stream it can
-// write to its standard error forever (in archive mode), or commit what there was. The error is how
-// ostree ended, which is of interest where that was before.
+// abort ends the commit so that nothing comes of it. ostree is killed before its input ends: given
+// a short stream it can write to its standard error forever (in archive mode), or commit what there
+// was. The error is how ostree ended, which is of interest where that was before.
 func (s *streamCommit) abort() error {
 	s.process.Kill()
 	_ = s.stdin.Close()
@@ -554,8 +566,8 @@ func (s *streamCommit) abort() error {
 	return s.process.Failed("it ended before its input did")
 }
 
-// pullLocal copies refs, or all where none is given, from another repository on this machine, as one transaction where one
-// process can take them all.
+// pullLocal copies refs, or all where none is given, from another repository on this machine, as
+// one transaction where one process can take them all.
 func (r *repository) pullLocal(ctx context.Context, source string, fsync bool, why string, refs ...string) error {
 	args := []string{source}
 	if !fsync {
@@ -580,8 +592,8 @@ func (r *repository) explainPath(err error) error {
 	return err
 }
 
-// deleteRefs deletes refs. Each must be a whole ref: ostree takes the argument for a prefix, and none of ours is the prefix
-// of another.
+// deleteRefs deletes refs. Each must be a whole ref: ostree takes the argument for a prefix, and
+// none of ours is the prefix of another.
 func (r *repository) deleteRefs(ctx context.Context, why string, specs ...string) error {
 	for chunk := range ostree.Chunks(specs) {
 		if err := r.perform(ctx, why, "refs", append([]string{"--delete"}, chunk...)...); err != nil {
@@ -623,10 +635,11 @@ const keptPrefix = "ostree-image/kept"
 // isKept tells whether a ref is one of those.
 func isKept(ref string) bool { return strings.HasPrefix(ref, keptPrefix+"/") }
 
-// pruneCommits has prune delete these commits, if no ref names them, as it does. Other commits without
-// a ref stay. ostree deletes commits by name one per process, and leaves a tombstone and a changed configuration for it, so
-// the others get refs for as long as it takes, which the next removal takes away where this one is killed. A commit that gets
-// there without a ref meanwhile is not safe, as it never is from a prune.
+// pruneCommits has prune delete these commits, if no ref names them, as it does. Other commits
+// without a ref stay. ostree deletes commits by name one per process, and leaves a tombstone and a
+// changed configuration for it, so the others get refs for as long as it takes, which the next
+// removal takes away where this one is killed. A commit that gets there without a ref meanwhile is
+// not safe, as it never is from a prune.
 func (r *repository) pruneCommits(ctx context.Context, commits map[string]bool, prune func(context.Context) error) error {
 	others, err := r.unnamedCommits(ctx)
 	if err != nil {
@@ -651,7 +664,8 @@ func (r *repository) dropKept(ctx context.Context) error {
 	return r.deleteRefs(ctx, "give back the commits of others", keptPrefix)
 }
 
-// keepCommits gives commits refs below keptPrefix, with a process for each: ostree makes one ref at a time.
+// keepCommits gives commits refs below keptPrefix, with a process for each: ostree makes one ref at
+// a time.
 func (r *repository) keepCommits(ctx context.Context, commits []string) error {
 	for _, commit := range commits {
 		c := r.command("keep a commit of others", "refs", "--create="+keptPrefix+"/"+commit, commit)
@@ -663,13 +677,15 @@ func (r *repository) keepCommits(ctx context.Context, commits []string) error {
 	return nil
 }
 
-// unnamedLine is what ostree says of a commit that prune would delete, among what else it says for those who debug it.
+// unnamedLine is what ostree says of a commit that prune would delete, among what else it says for
+// those who debug it.
 var unnamedLine = regexp.MustCompile(`: Pruning unneeded object ([0-9a-f]{64})\.commit$`)
 
 // unnamedTotal is with what it ends.
 var unnamedTotal = regexp.MustCompile(`^Would delete: ([0-9]+) objects, |^(No unreachable objects)$`)
 
-// unnamedCommits returns the commits that neither a ref names nor the history of one: those that prune deletes.
+// unnamedCommits returns the commits that neither a ref names nor the history of one: those that
+// prune deletes.
 func (r *repository) unnamedCommits(ctx context.Context) (commits []string, err error) {
 	err = again(ctx, func() error {
 		commits, err = r.unnamedOnce(ctx)

@@ -282,7 +282,8 @@ func TestMissingFile(t *testing.T) {
 	}
 }
 
-// Each call that takes a list of refs takes one that is longer than the arguments of a process may be.
+// Each call that takes a list of refs takes one that is longer than the arguments of a process may
+// be.
 func TestManyLongRefs(t *testing.T) {
 	testutil.NeedTools(t, "ostree")
 	ctx := t.Context()

@@ -17,23 +17,25 @@ import (
 	"ostree-image/internal/tarstream"
 )
 
-// permissions are the rules for owners, modes and attributes, the same for a header and for an extracted tree. They say what a
-// repository of the given mode can hold when this user writes it.
+// permissions are the rules for owners, modes and attributes, the same for a header and for an
+// extracted tree. They say what a repository of the given mode can hold when this user writes it.
 type permissions struct {
 	uid, gid int  // the user's own, used where asOwn
 	asOwn    bool // everything belongs to the user, without file capabilities
 	readable bool // the owner can read every file: u+r is added
-	forTar   bool // the clean stream is for GNU tar, see tarAttribute
+	forTar   bool // the normalized tar stream is for GNU tar, see tarAttribute
 
 	namespace *userNamespace // whose owners alone there can be, nil for all
 
-	// What OSTree and tar make of the normalized stream by themselves. These say what a commit that is there holds.
+	// What OSTree and tar make of the normalized stream by themselves. These say what a commit that
+	// is there holds.
 	canonical bool // as in bare-user-only: everything belongs to 0:0, without attributes, no more than 0755
 	rootOwned bool // everything belongs to 0:0, without file capabilities
 }
 
-// permissionsFor returns the rules. Only a user who is not root, in a mode that keeps files as they are on disk, gets any
-// exception: there ostree must read the files again, and cannot give them away.
+// permissionsFor returns the rules. Only a user who is not root, in a mode that keeps files as they
+// are on disk, gets any exception: there ostree must read the files again, and cannot give them
+// away.
 func permissionsFor(mode string, euid, egid int) permissions {
 	p := permissions{uid: euid, gid: egid}
 	if euid != 0 {
@@ -43,8 +45,9 @@ func permissionsFor(mode string, euid, egid int) permissions {
 	return p
 }
 
-// storedPermissions returns the rules under which a layer can have been imported into a repository whose directory belongs to
-// owner, the likeliest first. What not even its owner could have made so is none of them.
+// storedPermissions returns the rules under which a layer can have been imported into a repository
+// whose directory belongs to owner, the likeliest first. What not even its owner could have made so
+// is none of them.
 func storedPermissions(mode string, owner *syscall.Stat_t) []permissions {
 	own := permissions{uid: int(owner.Uid), gid: int(owner.Gid), asOwn: true, readable: true}
 	foreign := owner.Uid != 0
@@ -61,7 +64,8 @@ func storedPermissions(mode string, owner *syscall.Stat_t) []permissions {
 		}
 		return []permissions{{canonical: true}}
 	default:
-		// The tar engine keeps no owners for anyone but root. Root is not to take a file for its own that is not.
+		// The tar engine keeps no owners for anyone but root. Root is not to take a file for its
+		// own that is not.
 		if foreign && int(owner.Uid) == os.Geteuid() {
 			return []permissions{{}, {rootOwned: true}}
 		}
@@ -107,16 +111,17 @@ func (p permissions) own(e *tarstream.Entry) {
 
 const capability = "security.capability"
 
-// tarAttribute writes an attribute's name so that GNU tar reads it as it is. tar takes "%3D" for "=" and "%25" for "%", and
-// leaves other percent signs alone.
+// tarAttribute writes an attribute's name so that GNU tar reads it as it is. tar takes "%3D" for
+// "=" and "%25" for "%", and leaves other percent signs alone.
 var tarAttribute = strings.NewReplacer("%3D", "%253D", "%25", "%2525")
 
 // paxXattr begins the PAX records that hold extended attributes.
 const paxXattr = "SCHILY.xattr."
 
-// xattrs returns the extended attributes that a layer's file keeps of its PAX records, nil for none: its capabilities and the user's own.
-// ostree keeps no empty value, user.ostreemeta is where a bare-user repository keeps its own, and the labels and the marks of
-// overlayfs belong to the machine that made the layer.
+// xattrs returns the extended attributes that a layer's file keeps of its PAX records, nil for
+// none: its capabilities and the user's own. ostree keeps no empty value, user.ostreemeta is where
+// a bare-user repository keeps its own, and the labels and the marks of overlayfs belong to the
+// machine that made the layer.
 func (p permissions) xattrs(records map[string]string) map[string]string {
 	var kept map[string]string
 	for key, value := range records {
@@ -145,8 +150,9 @@ func (p permissions) xattrs(records map[string]string) map[string]string {
 	return kept
 }
 
-// cleanCapability returns a value that the kernel takes and gives back unchanged, or "" (linux/capability.h): revision 2 has
-// 20 bytes, revision 3 ends with the id of a user namespace's root, and with 0 there the kernel gives revision 2 back.
+// cleanCapability returns a value that the kernel takes and gives back unchanged, or ""
+// (linux/capability.h): revision 2 has 20 bytes, revision 3 ends with the id of a user namespace's
+// root, and with 0 there the kernel gives revision 2 back.
 func cleanCapability(value string) string {
 	const (
 		revision     = 0xff000000
@@ -172,9 +178,9 @@ func cleanCapability(value string) string {
 	return ""
 }
 
-// openingWriter passes entries on to a tar that is not run by root, with the bits that it needs on the way, and ostree behind
-// it: tar comes back to directories that it has left, and gives files their attributes after their modes. The modes that they
-// have in the layer are kept.
+// openingWriter passes entries on to a tar that is not run by root, with the bits that it needs on
+// the way, and ostree behind it: tar comes back to directories that it has left, and gives files
+// their attributes after their modes. The modes that they have in the layer are kept.
 type openingWriter struct {
 	entryWriter
 	modes map[string]uint32 // of what was opened, by its name
@@ -203,8 +209,8 @@ func (w *openingWriter) WriteEntry(e tarstream.Entry) error {
 	return w.entryWriter.WriteEntry(e)
 }
 
-// overrides returns the lines of a --statoverride file that give the commit the modes back. A line cannot name what has a
-// newline.
+// overrides returns the lines of a --statoverride file that give the commit the modes back. A line
+// cannot name what has a newline.
 func (w *openingWriter) overrides() []string {
 	var lines []string
 	for _, name := range slices.Sorted(maps.Keys(w.modes)) {
@@ -217,9 +223,10 @@ func (w *openingWriter) overrides() []string {
 
 func overrideLine(mode uint32, path string) string { return fmt.Sprintf("=%d %s", mode, path) }
 
-// fixTree makes the tree at dir, as tar extracted it, one that ostree can read, and returns the lines of a --statoverride file that
-// give the commit the modes back. Devices, fifos and sockets go. It never follows a link, and does not leave
-// dir: the paths it changes are those of directories and regular files, found by lstat(2) below an open directory.
+// fixTree makes the tree at dir, as tar extracted it, one that ostree can read, and returns the
+// lines of a --statoverride file that give the commit the modes back. Devices, fifos and sockets
+// go. It never follows a link, and does not leave dir: the paths it changes are those of
+// directories and regular files, found by lstat(2) below an open directory.
 func (p permissions) fixTree(dir string) (overrides []string, err error) {
 	info, err := os.Lstat(dir)
 	if err != nil {
@@ -240,7 +247,8 @@ func (p permissions) fixTree(dir string) (overrides []string, err error) {
 	return overrides, err
 }
 
-// fixDir does the work of fixTree below one directory. name is its path for root, path the one within the commit.
+// fixDir does the work of fixTree below one directory. name is its path for root, path the one
+// within the commit.
 func (p permissions) fixDir(root *os.Root, name, path string, overrides *[]string) error {
 	names, err := readNames(root, name)
 	if err != nil {

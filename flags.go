@@ -24,7 +24,8 @@ func (p *program) systemContext(e endpoint, tlsGiven bool) (*types.SystemContext
 		DockerCertPath: e.certDir, OCICertPath: e.certDir, DockerDaemonCertPath: e.certDir,
 		DockerBearerRegistryToken: e.registryToken, DockerRegistryUserAgent: "ostree-image/" + version,
 		BigFilesTemporaryDir: p.settings.tmpdir,
-		// Nothing can be made there, so the library keeps its cache of blobs in memory, where it is without cgo anyway.
+		// Nothing can be made there, so the library keeps its cache of blobs in memory, where it is
+		// without cgo anyway.
 		BlobInfoCacheDir: "/dev/null/none",
 	}
 	if e.authFile != "" {
@@ -92,8 +93,8 @@ func (p *program) anyImage(ctx context.Context, name string) (types.ImageReferen
 // digestName is what may be a manifest's digest, or the beginning of one, in the place of a name.
 var digestName = regexp.MustCompile(`^(?:sha256:)?([0-9a-f]{4,64})$`)
 
-// image reads the name of an image that is in the repository, or its manifest's digest, or an unambiguous beginning of that. Of
-// several names that it has the first counts.
+// image reads the name of an image that is in the repository, or its manifest's digest, or an
+// unambiguous beginning of that. Of several names that it has the first counts.
 func (p *program) image(ctx context.Context, name string) (ostreeReference, error) {
 	ref, names, err := p.imageNames(ctx, name)
 	if err != nil || len(names) == 0 {

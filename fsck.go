@@ -12,8 +12,8 @@ import (
 	"ostree-image/internal/proc"
 )
 
-// fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names none: it may concern
-// any image, and ends fsck before it has checked all.
+// fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names
+// none: it may concern any image, and ends fsck before it has checked all.
 func (v *verifier) fsck(ctx context.Context) (unknown []string, err error) {
 	return v.fsckOf(ctx, v.repo)
 }

@@ -19,8 +19,9 @@ import (
 	"ostree-image/internal/ui"
 )
 
-// FuzzHeaders holds that whatever archive comes in, what ostree and tar are given is one that they read alike: relative names without
-// "..", each once but for directories, below directories that came before, hard links to files before them, and an end.
+// FuzzHeaders holds that whatever archive comes in, what ostree and tar are given is one that they
+// read alike: relative names without "..", each once but for directories, below directories that
+// came before, hard links to files before them, and an end.
 func FuzzHeaders(f *testing.F) {
 	for _, l := range someLayers(f) {
 		if len(l.layer) < 64<<10 {
@@ -35,7 +36,7 @@ func FuzzHeaders(f *testing.F) {
 		filter.limits = limits
 		scan := &layerScan{limits: limits, sink: filter}
 		err := scan.run(context.Background(), bytes.NewReader(layer))
-		if err == nil && !scan.odd {
+		if err == nil && !scan.nonCanonical {
 			err = filter.finish()
 		} else if err == nil {
 			clean.Reset()
@@ -51,7 +52,7 @@ func FuzzHeaders(f *testing.F) {
 	})
 }
 
-// filterPlanned makes a clean stream of an odd layer, as unpackOdd does.
+// filterPlanned makes a normalized tar stream of a non-canonical layer, as unpackNonCanonical does.
 func filterPlanned(layer []byte, perms permissions, limits layerLimits, out io.Writer) error {
 	plan := newLayerPlan(perms)
 	plan.limits = limits

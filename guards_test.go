@@ -85,7 +85,7 @@ func TestScanLimits(t *testing.T) {
 	}
 }
 
-// TestPlanLimits holds what the names of an odd layer may ask for.
+// TestPlanLimits holds what the names of a non-canonical layer may ask for.
 func TestPlanLimits(t *testing.T) {
 	empty := func(name string) *tar.Header { return &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644} }
 	link := func(name, target string) *tar.Header {
@@ -159,7 +159,7 @@ func TestOddEntries(t *testing.T) {
 					break
 				}
 			}
-			if errors.Is(err, errOddLayer) != tt.odd || !tt.odd && err != nil {
+			if errors.Is(err, errNonCanonical) != tt.odd || !tt.odd && err != nil {
 				t.Errorf("%v", err)
 			}
 		})
@@ -178,7 +178,8 @@ func TestHeaderGuard(t *testing.T) {
 	}
 }
 
-// TestScanLongPayload: what is held against headers is not held against a file that is longer than any.
+// TestScanLongPayload: what is held against headers is not held against a file that is longer than
+// any.
 func TestScanLongPayload(t *testing.T) {
 	layer := archive(file("f", strings.Repeat("x", maxHeaders+1)), file("g", ""))
 	s := &layerScan{}

@@ -14,7 +14,8 @@ import (
 	"ostree-image/internal/errdefs"
 )
 
-// headers calls f for each entry of the layer, in the layer's order. The layer must be one that can be rebuilt.
+// headers calls f for each entry of the layer, in the layer's order. The layer must be one that can
+// be rebuilt.
 func (s *blobStore) headers(ctx context.Context, b *storedBlob, f func(*tar.Header) error) error {
 	if b.hasRecord() {
 		record, err := s.openRecord(ctx, b)
@@ -63,9 +64,10 @@ func (s *blobStore) mostPaths(ctx context.Context, b *storedBlob) (int, error) {
 	return most, err
 }
 
-// recordHeaders calls f for the header of each entry that tar-split data has. A header is what stands before an entry and
-// behind the padding of the one before. What stands behind the last entry is the end of the archive and what follows that: it
-// is none, whatever it looks like. tar-split's own IterateHeaders would read it as headers.
+// recordHeaders calls f for the header of each entry that tar-split data has. A header is what
+// stands before an entry and behind the padding of the one before. What stands behind the last
+// entry is the end of the archive and what follows that: it is none, whatever it looks like.
+// tar-split's own IterateHeaders would read it as headers.
 func recordHeaders(up storage.Unpacker, f func(*tar.Header) error) error {
 	var head []byte // since the last entry
 	padding, size := int64(0), int64(0)
@@ -104,8 +106,9 @@ func recordHeaders(up storage.Unpacker, f func(*tar.Header) error) error {
 	}
 }
 
-// streamHeaders calls f for each header of a tar stream, and reads the stream to its end. What was stored is within the limits
-// of its import, so none are set here; payloads, which may be sparse, are skipped.
+// streamHeaders calls f for each header of a tar stream, and reads the stream to its end. What was
+// stored is within the limits of its import, so none are set here; payloads, which may be sparse,
+// are skipped.
 func streamHeaders(ctx context.Context, stream io.Reader, f func(*tar.Header) error) error {
 	in := bufio.NewReaderSize(stream, copyBuffer)
 	tr := tar.NewReader(in)

@@ -178,7 +178,8 @@ func (r *testRun) destination(t testing.TB, name string) *destination {
 	return d
 }
 
-// put does what the library does with a destination: layers that are not there, the config, the manifest, the end.
+// put does what the library does with a destination: layers that are not there, the config, the
+// manifest, the end.
 func put(ctx context.Context, d *destination, i *testImage) (err error) {
 	defer func() {
 		if cerr := d.Close(); err == nil {

@@ -132,7 +132,8 @@ func (r *imageReader) sum(ctx context.Context, store *blobStore, blobs []types.B
 	return nil
 }
 
-// sumInstances adds up the sizes of a multi-architecture image. What several instances share counts once.
+// sumInstances adds up the sizes of a multi-architecture image. What several instances share counts
+// once.
 func (r *imageReader) sumInstances(ctx context.Context, store *blobStore, commit string, image *imageInfo) error {
 	instances, err := store.repo.instances(ctx, commit)
 	if err != nil {
@@ -215,8 +216,9 @@ func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, err
 	return content, err
 }
 
-// listImages returns all images of a repository by name, those under a remote too. One that cannot be read is told to broken,
-// with a goneError where it was removed meanwhile, and the rest are still listed. UncompressedSize is only filled in where unpacked is set.
+// listImages returns all images of a repository by name, those under a remote too. One that cannot
+// be read is told to broken, with a goneError where it was removed meanwhile, and the rest are
+// still listed. UncompressedSize is only filled in where unpacked is set.
 func (r *repository) listImages(ctx context.Context, parallel int, unpacked bool, broken func(name string, err error)) ([]imageInfo, error) {
 	store, err := openBlobStore(ctx, r)
 	if err != nil {
@@ -252,7 +254,8 @@ func (r *repository) listImages(ctx context.Context, parallel int, unpacked bool
 	return good, nil
 }
 
-// listAgain reads those images once more whose failures may be those of a repository that changed meanwhile.
+// listAgain reads those images once more whose failures may be those of a repository that changed
+// meanwhile.
 func (r *repository) listAgain(ctx context.Context, reader *imageReader, specs, names []string, images []imageInfo, failures []error) error {
 	if !slices.ContainsFunc(failures, func(err error) bool { return err != nil }) {
 		return nil

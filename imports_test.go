@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// mayImport is which packages of internal/ each of them may import. What tests share is for tests only.
+// mayImport is which packages of internal/ each of them may import. What tests share is for tests
+// only.
 var mayImport = map[string][]string{
 	"errdefs": nil, "gvariant": nil, "shellquote": nil, "spool": nil, "tarstream": nil, "treesum": {"tarstream"},
 	"imageref": {"errdefs"},
@@ -20,7 +21,8 @@ var mayImport = map[string][]string{
 	"ui":       {"errdefs"},
 }
 
-// TestImports holds the direction of the packages: what knows more imports what knows less, and only one starts processes.
+// TestImports holds the direction of the packages: what knows more imports what knows less, and
+// only one starts processes.
 func TestImports(t *testing.T) {
 	dirs, err := filepath.Glob("internal/*")
 	if err != nil {

@@ -19,10 +19,10 @@ import (
 	"ostree-image/internal/ui"
 )
 
-// journal writes down every command that runs, and every step that Go itself does to files that a command will read,
-// as lines that a POSIX shell runs to the same effect. Each line is written when its step starts, after all that it
-// needs has ended, so the lines can be run from top to bottom although layers are imported side by side.
-// It is safe for parallel use.
+// journal writes down every command that runs, and every step that Go itself does to files that a
+// command will read, as lines that a POSIX shell runs to the same effect. Each line is written when
+// its step starts, after all that it needs has ended, so the lines can be run from top to bottom
+// although layers are imported side by side. It is safe for parallel use.
 type journal struct {
 	mu      sync.Mutex
 	log     *os.File  // --log-commands, nil without
@@ -36,7 +36,8 @@ type journal struct {
 	err     error     // the first failure to write the log
 }
 
-// place is a directory that the journal calls by a shell variable, so that a script can be aimed elsewhere.
+// place is a directory that the journal calls by a shell variable, so that a script can be aimed
+// elsewhere.
 type place struct{ path, variable string }
 
 // entry is one line of the journal.
@@ -61,8 +62,9 @@ REPO=${REPO:-$WORK/repo}
 BLOBS=${BLOBS:-.}
 `
 
-// openJournal returns the journal of a run. path is the log's file, "" for none: it is appended to, created with mode
-// 0600 since commands can hold what is private, and never followed when it is a symbolic link.
+// openJournal returns the journal of a run. path is the log's file, "" for none: it is appended to,
+// created with mode 0600 since commands can hold what is private, and never followed when it is a
+// symbolic link.
 func openJournal(path string, debug io.Writer) (*journal, error) {
 	j := &journal{debug: debug}
 	if path != "" {
@@ -84,7 +86,8 @@ func (j *journal) name(path, variable string) {
 	slices.SortStableFunc(j.places, func(a, b place) int { return len(b.path) - len(a.path) })
 }
 
-// The variables of the repositories that a run works on: of a copy between two, the one that is written comes first.
+// The variables of the repositories that a run works on: of a copy between two, the one that is
+// written comes first.
 var repoVariables = []string{"REPO", "SOURCE"}
 
 // nameRepository names a repository that the run works on, once, and returns its variable.
@@ -139,14 +142,16 @@ func (j *journal) Started(c proc.Command, hasOutput bool) int {
 	})
 }
 
-// step writes down what Go does to files that a command will read, as the command of the same effect.
+// step writes down what Go does to files that a command will read, as the command of the same
+// effect.
 func (j *journal) step(why string, words ...string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.write(entry{why: why, words: words})
 }
 
-// shell is step for a line that is more than one command and its arguments. The caller quotes, with word.
+// shell is step for a line that is more than one command and its arguments. The caller quotes, with
+// word.
 func (j *journal) shell(why, line string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -261,7 +266,8 @@ func (j *journal) print(text string) {
 // pathOption is what can stand before a path in an argument.
 var pathOption = regexp.MustCompile(`^--[a-z-]+=(dir=|tar=)?`)
 
-// word quotes one argument. A named directory at its start, or at the start of an option's value, becomes a variable.
+// word quotes one argument. A named directory at its start, or at the start of an option's value,
+// becomes a variable.
 func (j *journal) word(arg string) string {
 	for _, p := range j.places {
 		at := len(pathOption.FindString(arg))

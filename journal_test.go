@@ -197,7 +197,8 @@ func journalImage() *testImage {
 	return &testImage{layers: [][]byte{layer}}
 }
 
-// blobsOf writes what the log of an import reads: the blobs, the clean streams made of the layers and their records.
+// blobsOf writes what the log of an import reads: the blobs, the normalized tar streams made of the
+// layers and their records.
 func blobsOf(t *testing.T, dir string, perms permissions, layers ...[]byte) {
 	t.Helper()
 	for _, l := range layers {
@@ -215,7 +216,7 @@ func blobsOf(t *testing.T, dir string, perms permissions, layers ...[]byte) {
 		if err := split.close(); err != nil {
 			t.Fatal(err)
 		}
-		if !scan.odd {
+		if !scan.nonCanonical {
 			if err := filter.finish(); err != nil {
 				t.Fatal(err)
 			}
@@ -234,7 +235,8 @@ func blobsOf(t *testing.T, dir string, perms permissions, layers ...[]byte) {
 			}
 			mkdirFile(t, filepath.Join(dir, hex+".again.tar"), clean.Bytes())
 			clean.Reset()
-			// What the first attempt had when it was taken back: the log's line has something to read.
+			// What the first attempt had when it was taken back: the log's line has something to
+			// read.
 			mkdirFile(t, filepath.Join(dir, hex+".tar"), archive())
 		}
 		if clean.Len() > 0 {
@@ -281,7 +283,8 @@ func TestGoldenLog(t *testing.T) {
 	}
 }
 
-// runScript runs a log, or a record's script, in a poor environment, and returns what it says on standard error.
+// runScript runs a log, or a record's script, in a poor environment, and returns what it says on
+// standard error.
 func runScript(path string, variables ...string) (said string, err error) {
 	cmd := exec.Command("sh", path)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "HOME=/"}, variables...)

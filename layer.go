@@ -24,7 +24,7 @@ import (
 	"ostree-image/internal/ui"
 )
 
-// engineName is how a layer's clean stream becomes a commit.
+// engineName is how a layer's normalized tar stream becomes a commit.
 type engineName string
 
 const (
@@ -41,23 +41,24 @@ type importedLayer struct {
 	exact  bool // tree and record give the tar stream back
 	split  *splitFile
 	inline bool // the record is in the commit's metadata
-	kept   bool // the side commit holds the blob
+	kept   bool // the sidecar commit holds the blob
 
 	diffID          digest.Digest // of its tar stream
 	commit, sidecar string        // checksums; sidecar is "" where there is none
 }
 
-// needsBlob tells whether the blob must be kept for what is asked: its exact bytes, or just those of its tar stream.
+// needsBlob tells whether the blob must be kept for what is asked: its exact bytes, or just those
+// of its tar stream.
 func (l *importedLayer) needsBlob(exactBlob bool) bool { return !l.exact || exactBlob && !l.plain }
 
-// cleanSink makes a clean stream of the entries that it is given, and ends it.
-type cleanSink interface {
+// normalizedSink makes a normalized tar stream of the entries that it is given, and ends it.
+type normalizedSink interface {
 	entrySink
 	finish() error
 }
 
-// importLayer commits the layer in b while it arrives, and what is needed to give its bytes back. Nothing is committed
-// before b is verified. exactBlob asks to keep the blob as it came.
+// importLayer commits the layer in b while it arrives, and what is needed to give its bytes back.
+// Nothing is committed before b is verified. exactBlob asks to keep the blob as it came.
 func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob bool) (l *importedLayer, err error) {
 	st.warnExceptions()
 	err = again(ctx, func() error {
@@ -77,13 +78,13 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 		return nil, err
 	}
 	scan := &layerScan{packer: split.packer()}
-	tree, plain, err := st.unpackClean(ctx, b, scan)
+	tree, plain, err := st.unpackLayer(ctx, b, scan)
 	defer func() { tree.drop() }()
 	if cerr := split.close(); err == nil {
 		err = cerr
 	}
-	if err == nil && scan.odd {
-		tree, err = st.unpackOdd(ctx, b)
+	if err == nil && scan.nonCanonical {
+		tree, err = st.unpackNonCanonical(ctx, b)
 	}
 	if err != nil {
 		return nil, err
@@ -117,7 +118,7 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 			return err
 		})
 	})
-	group.Go(func() error { return st.keepSide(groupCtx, l, exactBlob) })
+	group.Go(func() error { return st.keepSidecar(groupCtx, l, exactBlob) })
 	err = group.Wait()
 	if rerr := st.removeTree(b); err == nil {
 		err = rerr
@@ -158,9 +159,9 @@ func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o ostree.Comm
 	return committed.commit, errors.WithMessagef(err, "layer %s", b.name())
 }
 
-// unpackOdd commits a layer that names something twice, or reaches through its own links: it is read once to learn what
-// it comes to, and once more to commit that.
-func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree layerTree, err error) {
+// unpackNonCanonical commits a layer that names something twice, or reaches through its own links:
+// it is read once to learn what it comes to, and once more to commit that.
+func (st *staging) unpackNonCanonical(ctx context.Context, b *stagedBlob) (tree layerTree, err error) {
 	plan := newLayerPlan(st.perms)
 	plan.limits = st.settings.limits
 	if _, err := st.scan(ctx, b, &layerScan{sink: planSink{plan}}); err != nil {
@@ -170,7 +171,7 @@ func (st *staging) unpackOdd(ctx context.Context, b *stagedBlob) (tree layerTree
 		st.settings.warnf("layer %s: %d hard links lead to files of layers below, such as %s: empty files keep their places",
 			b.digest, n, ui.Quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))))
 	}
-	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", &layerScan{}, func(out entryWriter) cleanSink { return newPlanFilter(plan, out) })
+	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", &layerScan{}, func(out entryWriter) normalizedSink { return newPlanFilter(plan, out) })
 	return tree, err
 }
 
@@ -206,9 +207,10 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 	return plain, errors.WithMessagef(err, "layer %s", b.name())
 }
 
-// unpack commits the clean stream that makeSink makes of b and returns what its commit is made of. Where the scan finds the layer odd there
-// is none. input is what the journal calls the stream.
-func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan *layerScan, makeSink func(entryWriter) cleanSink) (
+// unpack commits the normalized tar stream that makeSink makes of b and returns what its commit is
+// made of. Where the scan finds that the layer is not canonical there is none. input is what the
+// journal calls the stream.
+func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan *layerScan, makeSink func(entryWriter) normalizedSink) (
 	tree layerTree, plain bool, err error,
 ) {
 	opening := &openingWriter{modes: map[string]uint32{}}
@@ -220,27 +222,29 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 		plain, err = st.scanInto(ctx, b, scan, makeSink(out))
 		return err
 	})
-	if scan.odd && errors.Is(err, errOddLayer) {
+	if scan.nonCanonical && errors.Is(err, errNonCanonical) {
 		err = st.removeTree(b)
 	}
 	return tree, plain, err
 }
 
-// scanInto reads the layer in b once, makes sink's clean stream of it, and tells whether the layer is not compressed. Where the scan finds
-// the layer odd, the stream is worth nothing, and the error is errOddLayer.
-func (st *staging) scanInto(ctx context.Context, b *stagedBlob, scan *layerScan, sink cleanSink) (plain bool, err error) {
+// scanInto reads the layer in b once, makes sink's normalized tar stream of it, and tells whether
+// the layer is not compressed. Where the scan finds the layer odd, the stream is worth nothing, and
+// the error is errNonCanonical.
+func (st *staging) scanInto(ctx context.Context, b *stagedBlob, scan *layerScan, sink normalizedSink) (plain bool, err error) {
 	scan.sink = sink
 	if plain, err = st.scan(ctx, b, scan); err != nil {
 		return plain, err
 	}
-	if scan.odd {
-		return plain, errOddLayer
+	if scan.nonCanonical {
+		return plain, errNonCanonical
 	}
 	return plain, sink.finish()
 }
 
-// feed gives the stream that write writes to the engine and returns what its commit is made of. input is what the journal calls the
-// stream. opening keeps the modes that are not in the stream, and is nil where the layer has more than this one.
+// feed gives the stream that write writes to the engine and returns what its commit is made of.
+// input is what the journal calls the stream. opening keeps the modes that are not in the stream,
+// and is nil where the layer has more than this one.
 func (st *staging) feed(ctx context.Context, b *stagedBlob, input string, opening *openingWriter, write func(io.Writer) error) (
 	tree layerTree, err error,
 ) {
@@ -289,7 +293,8 @@ func (st *staging) removeTree(b *stagedBlob) error {
 	return removeTree(dir)
 }
 
-// makeDir makes a directory of mode 0755, whatever the umask, without what the directory above it hands down.
+// makeDir makes a directory of mode 0755, whatever the umask, without what the directory above it
+// hands down.
 func makeDir(path string) error {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return errors.WithStack(err)
@@ -307,7 +312,8 @@ func ownDir(path string) error {
 	return errors.WithStack(os.Chmod(path, 0o755))
 }
 
-// surelyLarge is the size in bytes of a layer, compressed or not, whose clean stream is not waited for to be found larger than a small one.
+// surelyLarge is the size in bytes of a layer, compressed or not, whose normalized tar stream is
+// not waited for to be found larger than a small one.
 const surelyLarge = spool.Small / 2
 
 // logChecks writes the checks that a blob passed into the journal.
@@ -322,9 +328,9 @@ func (st *staging) logChecks(l *importedLayer, diffID digest.Digest) {
 		`for z in 'gzip -dc' 'zstd -dc' 'bzip2 -dc' 'xz -dc' cat; do $z <%s 2>/dev/null | sha256sum; done | grep -q %s`, blob, diffID.Encoded()))
 }
 
-// keepSide commits what a layer's exact bytes need beside its tree: the tar-split record that does not fit into the
-// commit of the layer, and the blob as it came where the record does not do.
-func (st *staging) keepSide(ctx context.Context, l *importedLayer, exactBlob bool) error {
+// keepSidecar commits what a layer's exact bytes need beside its tree: the tar-split record that
+// does not fit into the commit of the layer, and the blob as it came where the record does not do.
+func (st *staging) keepSidecar(ctx context.Context, l *importedLayer, exactBlob bool) error {
 	blob := l.needsBlob(exactBlob)
 	record := l.exact && !l.inline
 	if l.kept = blob; !blob && !record {

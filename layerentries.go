@@ -14,7 +14,8 @@ import (
 	"ostree-image/internal/tarstream"
 )
 
-// layerEntry is what a layer names. Owners, modes and attributes are those of what ostree has checked out.
+// layerEntry is what a layer names. Owners, modes and attributes are those of what ostree has
+// checked out.
 type layerEntry struct {
 	kind   tarstream.Kind
 	name   string // clean, "" for the root
@@ -27,14 +28,16 @@ type layerEntry struct {
 
 // Kinds beside those of tarstream.
 const (
-	// goneKind is the kind of what no tree holds: devices, fifos and sockets. Nothing takes the place of what was there.
+	// goneKind is the kind of what no tree holds: devices, fifos and sockets. Nothing takes the
+	// place of what was there.
 	goneKind tarstream.Kind = 'g'
 	// impliedKind is that of a directory of the lowest layer that the layer does not name.
 	impliedKind tarstream.Kind = 'i'
 )
 
-// entries returns what a layer names and the applier needs to know, in the layer's order. base tells that it is the lowest. weights, unless it
-// is nil, learns how much there is to check out; of a layer that reaches through its own links nothing.
+// entries returns what a layer names and the applier needs to know, in the layer's order. base
+// tells that it is the lowest. weights, unless it is nil, learns how much there is to check out; of
+// a layer that reaches through its own links nothing.
 func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weights *treeWeights) ([]layerEntry, error) {
 	var entries []layerEntry
 	odd := false // noted here too: not every source of headers gives the error back
@@ -42,7 +45,7 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 	filter := newLayerFilter(permissions{namespace: c.perms.namespace}, nil)
 	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
 		e, ok, err := filter.take(hdr)
-		if errors.Is(err, errOddLayer) {
+		if errors.Is(err, errNonCanonical) {
 			odd = true
 		}
 		_ = errors.As(err, &foreign)
@@ -78,7 +81,7 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 	case odd && base:
 		return c.plannedEntries(ctx, b)
 	case odd:
-		return c.oddEntries(ctx, b)
+		return c.nonCanonicalEntries(ctx, b)
 	}
 	if base {
 		delete(filter.implied, "") // the root is always there
@@ -95,8 +98,9 @@ func appendImplied(entries []layerEntry, dirs []string) []layerEntry {
 	return entries
 }
 
-// plannedEntries is entries for the first layer, where that names something twice or reaches through its own links: the entries are
-// those of what it comes to in the end, which is what is there already.
+// plannedEntries is entries for the first layer, where that names something twice or reaches
+// through its own links: the entries are those of what it comes to in the end, which is what is
+// there already.
 func (c *checkout) plannedEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
 	plan := newLayerPlan(permissions{})
 	var times []fileTime
@@ -124,14 +128,15 @@ func (c *checkout) plannedEntries(ctx context.Context, b *storedBlob) ([]layerEn
 	return appendImplied(entries, plan.implied), nil
 }
 
-// oddEntries is entries for any other such layer. Each entry is applied in its turn, to what is there then. What it brings is where the
-// plan has put it, or, where that is gone in the end, among what fetchReplaced extracts.
-func (c *checkout) oddEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
+// nonCanonicalEntries is entries for any other such layer. Each entry is applied in its turn, to
+// what is there then. What it brings is where the plan has put it, or, where that is gone in the
+// end, among what fetchReplaced extracts.
+func (c *checkout) nonCanonicalEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
 	plan := newLayerPlan(permissions{})
 	var entries []layerEntry
 	var places []int // in the layer
 	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
-		e, ok, err := cleanEntry(hdr, permissions{})
+		e, ok, err := normalizedEntry(hdr, permissions{})
 		if err != nil {
 			return err
 		}

@@ -14,8 +14,8 @@ import (
 	"ostree-image/internal/ui"
 )
 
-// layerPlan is what an odd layer comes to once all of it is known: for each of its entries that is still there in the
-// end, the names that it has then.
+// layerPlan is what a non-canonical layer comes to once all of it is known: for each of its entries
+// that is still there in the end, the names that it has then.
 type layerPlan struct {
 	perms   permissions
 	root    *planNode
@@ -74,14 +74,15 @@ func (n *planNode) newChild(base string) *planNode {
 	return child
 }
 
-// pathLength is how long the path of what lies in the directory n is. The names of a layer can add up through its own links.
+// pathLength is how long the path of what lies in the directory n is. The names of a layer can add
+// up through its own links.
 func (n *planNode) pathLength(base string) int { return n.length + len("/") + len(base) }
 
 // add takes the next header of the layer.
 func (p *layerPlan) add(hdr *tar.Header) error {
 	index := p.index
 	p.index++
-	e, ok, err := cleanEntry(hdr, p.perms)
+	e, ok, err := normalizedEntry(hdr, p.perms)
 	if err != nil || !ok {
 		return err
 	}
@@ -126,8 +127,8 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 	return nil
 }
 
-// parent returns the directory that name lies in. Symbolic links of the same layer lead on, from the layer's root at the most; what
-// is missing becomes a directory that nothing names.
+// parent returns the directory that name lies in. Symbolic links of the same layer lead on, from
+// the layer's root at the most; what is missing becomes a directory that nothing names.
 func (p *layerPlan) parent(name string) (*planNode, string, error) {
 	dir, base := path.Split(name)
 	node, err := p.walk(strings.TrimSuffix(dir, "/"), true)
@@ -207,8 +208,8 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 	return chain[len(chain)-1], nil
 }
 
-// finish settles which entry has which names, and where the directories must be there: before the first entry that lies in them. One that
-// holds nothing is there at its own entry, or at the end.
+// finish settles which entry has which names, and where the directories must be there: before the
+// first entry that lies in them. One that holds nothing is there at its own entry, or at the end.
 func (p *layerPlan) finish() {
 	first := map[*planInode]string{}
 	var visit func(name string, n *planNode) (place int)
@@ -246,7 +247,7 @@ func (p *layerPlan) finish() {
 	}
 }
 
-// planFilter writes the clean stream of a layer that has a plan.
+// planFilter writes the normalized tar stream of a layer that has a plan.
 type planFilter struct {
 	plan  *layerPlan
 	out   entryWriter

@@ -9,7 +9,8 @@ import (
 
 const oNoFollow = unix.O_NOFOLLOW
 
-// keepFiles keeps what the caller has left open from the program's children, which would inherit it: they read what others made.
+// keepFiles keeps what the caller has left open from the program's children, which would inherit
+// it: they read what others made.
 func keepFiles() {
 	open, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -22,8 +23,8 @@ func keepFiles() {
 	}
 }
 
-// tryLock takes an exclusive flock(2) on f without waiting and tells whether it got it. The lock belongs to the open
-// file, so it lasts until every process that inherited it has closed it.
+// tryLock takes an exclusive flock(2) on f without waiting and tells whether it got it. The lock
+// belongs to the open file, so it lasts until every process that inherited it has closed it.
 func tryLock(f *os.File) (bool, error) {
 	var lockErr error
 	raw, err := f.SyscallConn()

@@ -31,9 +31,10 @@ type lockOptions struct {
 	warn    func(format string, args ...any) // learns who is waited for, nil for nobody
 }
 
-// lock waits for the lock that publishing, remove and prune share: a flock(2) on a file in the repository that those can open who
-// may write the repository, and nobody else. A lock on the directory itself would be anyone's who can read it. It ends with the
-// returned function, or with the process.
+// lock waits for the lock that publishing, remove and prune share: a flock(2) on a file in the
+// repository that those can open who may write the repository, and nobody else. A lock on the
+// directory itself would be anyone's who can read it. It ends with the returned function, or with
+// the process.
 func (r *repository) lock(ctx context.Context) (unlock func(), err error) {
 	tick := time.NewTicker(lockPoll)
 	defer tick.Stop()
@@ -73,8 +74,9 @@ func (r *repository) lock(ctx context.Context) (unlock func(), err error) {
 	}
 }
 
-// openLockFile opens the lock file of a repository, made where it is missing. It gives it the repository's owner and the
-// permissions to write that the repository's directory has: several users share a repository by its group.
+// openLockFile opens the lock file of a repository, made where it is missing. It gives it the
+// repository's owner and the permissions to write that the repository's directory has: several
+// users share a repository by its group.
 func openLockFile(repo string) (_ *os.File, err error) {
 	dir, err := os.OpenFile(repo, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -130,7 +132,8 @@ func openLockFile(repo string) (_ *os.File, err error) {
 	return f, nil
 }
 
-// isLockFile tells whether f is still what its name stands for: a lock on a file that somebody has replaced keeps nobody out.
+// isLockFile tells whether f is still what its name stands for: a lock on a file that somebody has
+// replaced keeps nobody out.
 func isLockFile(f *os.File) bool {
 	locked, err := f.Stat()
 	if err != nil {

@@ -23,7 +23,8 @@ func lockRepo(t *testing.T, o lockOptions) *repository {
 	return &repository{path: t.TempDir(), locking: o}
 }
 
-// TestLockKeepsReadersOut: who can only read the repository keeps nobody waiting, whatever he locks.
+// TestLockKeepsReadersOut: who can only read the repository keeps nobody waiting, whatever he
+// locks.
 func TestLockKeepsReadersOut(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)
@@ -56,7 +57,8 @@ func TestLockKeepsReadersOut(t *testing.T) {
 	}
 }
 
-// TestLockFile: the lock can be opened by those who may write the repository, and is a plain file of its owner.
+// TestLockFile: the lock can be opened by those who may write the repository, and is a plain file
+// of its owner.
 func TestLockFile(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

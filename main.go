@@ -1,5 +1,5 @@
-// Ostree-image puts OCI and Docker images into an OSTree repository and gets them back byte for byte, by running the
-// programs ostree and tar.
+// Ostree-image puts OCI and Docker images into an OSTree repository and gets them back byte for
+// byte, by running the programs ostree and tar.
 package main
 
 import (
@@ -61,8 +61,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return status
 }
 
-// withoutExtensionName drops the "image" that ostree puts first when it runs the program as its own subcommand, "ostree
-// image …". Options that were given to ostree may stand before it.
+// withoutExtensionName drops the "image" that ostree puts first when it runs the program as its own
+// subcommand, "ostree image …". Options that were given to ostree may stand before it.
 func withoutExtensionName(args []string) []string {
 	for i := 1; i < len(args); i++ {
 		if args[i] == "image" {

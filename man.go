@@ -30,7 +30,8 @@ func (p *program) manCommand() *cli.Command {
 	}
 }
 
-// manPages returns a man page for the program and for each command, by file name, in roff (man(7)). They say what --help says.
+// manPages returns a man page for the program and for each command, by file name, in roff (man(7)).
+// They say what --help says.
 func manPages(app *cli.App) map[string]string {
 	var commands []*cli.Command
 	for _, c := range app.Commands {

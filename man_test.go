@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestManPages holds that the pages have each option of --help, and nothing that roff would take for a request.
+// TestManPages holds that the pages have each option of --help, and nothing that roff would take
+// for a request.
 func TestManPages(t *testing.T) {
 	p := &program{stdout: io.Discard, stderr: io.Discard}
 	pages := manPages(p.app())

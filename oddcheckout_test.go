@@ -17,7 +17,8 @@ import (
 	"ostree-image/internal/testutil"
 )
 
-// oddBase is what odd layers are checked out above: some of their names, as something else or with other permissions, and some of its own.
+// oddBase is what non-canonical layers are checked out above: some of their names, as something
+// else or with other permissions, and some of its own.
 func oddBase(t testing.TB) []byte {
 	t.Helper()
 	return stackTar(t, layerOf(
@@ -25,7 +26,8 @@ func oddBase(t testing.TB) []byte {
 		tSym("l", "d"), tDir("a", 0o700).x("user.a", "1"), tFile("a/under", "under"), tSym("lib", "usr/lib"), tDir("usr/lib", 0o755), tFile("f", "f"), tDir("x", 0o2755).own(0, 7)))
 }
 
-// notAsUmoci are the odd layers that umoci refuses, or of which it makes something else, and why. A checkout of them has what their commits have.
+// notAsUmoci are the non-canonical layers that umoci refuses, or of which it makes something else,
+// and why. A checkout of them has what their commits have.
 var notAsUmoci = map[string]string{
 	"longest path":               "umoci cannot write it below its own directory",
 	"parents later, attributes":  "umoci lets a directory hand its group down to one that nothing names",
@@ -45,7 +47,7 @@ var notAsUmoci = map[string]string{
 	"hard link to nothing":       "umoci refuses a link to what is not there",
 }
 
-// oddRemoves are what odd layers remove of the base.
+// oddRemoves are what non-canonical layers remove of the base.
 var oddRemoves = map[string][]string{
 	"whiteouts":                  {"/top", "/w/gone"},
 	"hard link to itself":        {"/a/under"},
@@ -54,7 +56,8 @@ var oddRemoves = map[string][]string{
 	"hard link to nothing":       {"/a/under"},
 }
 
-// TestOddCheckouts holds checkouts of odd layers, alone and above another one, against what umoci makes of them, or against their commits.
+// TestOddCheckouts holds checkouts of non-canonical layers, alone and above another one, against
+// what umoci makes of them, or against their commits.
 func TestOddCheckouts(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)
@@ -85,7 +88,7 @@ func TestOddCheckouts(t *testing.T) {
 	})
 }
 
-// checkOdd checks an odd layer out, alone or above the base.
+// checkOdd checks a non-canonical layer out, alone or above the base.
 func (p *stackPool) checkOdd(t *testing.T, name, mode, image string, stack []int) {
 	t.Helper()
 	began := time.Now()

@@ -16,7 +16,8 @@ import (
 	"ostree-image/internal/proc"
 )
 
-// runner starts the processes of a run, and knows its journal and how the user named the directories that it has pinned.
+// runner starts the processes of a run, and knows its journal and how the user named the
+// directories that it has pinned.
 type runner struct {
 	*proc.Runner
 	journal *journal

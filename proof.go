@@ -17,10 +17,11 @@ import (
 	"ostree-image/internal/ui"
 )
 
-// What a commit says of itself proves nothing: a repository may be another's. An image is proved by a chain in which each
-// link is held against the one before: the digest in the image's name, the manifest, the config, the diffIDs that it names,
-// each layer's tar stream, and the tree in the layer's commit. verify, checkout, push and an import that finds blobs in the
-// repository all use what stands here.
+// What a commit says of itself proves nothing: a repository may be another's. An image is proved by
+// a chain in which each link is held against the one before: the digest in the image's name, the
+// manifest, the config, the diffIDs that it names, each layer's tar stream, and the tree in the
+// layer's commit. verify, checkout, push and an import that finds blobs in the repository all use
+// what stands here.
 
 // unprovenError says that there is nothing to prove a layer's tree with.
 type unprovenError struct{ layer digest.Digest }
@@ -32,9 +33,10 @@ func (e *unprovenError) Error() string {
 // Unwrap makes it one of the errors that have an exit status of their own.
 func (e *unprovenError) Unwrap() error { return errdefs.CheckError{Text: e.Error()} }
 
-// proveLayer reads a layer and checks all that can be checked of it alone: that its tar stream matches the diffID in its
-// commit, that the compressed bytes, where they are kept, match its digest and come to the same stream, and that the tree
-// of its commit is what the stream comes to, down to owners, modes, links and attributes.
+// proveLayer reads a layer and checks all that can be checked of it alone: that its tar stream
+// matches the diffID in its commit, that the compressed bytes, where they are kept, match its
+// digest and come to the same stream, and that the tree of its commit is what the stream comes to,
+// down to owners, modes, links and attributes.
 func (s *blobStore) proveLayer(ctx context.Context, b *storedBlob, mode string) error {
 	if !b.canRebuild() {
 		return &unprovenError{b.digest}
@@ -75,8 +77,9 @@ func (s *blobStore) proveLayer(ctx context.Context, b *storedBlob, mode string) 
 		"files were changed, or another tool or an older release imported it; import the image again", b.digest)
 }
 
-// proveBlob checks a blob, unless that was done before on this machine, and returns the digest of what it holds: a layer's
-// diffID, or the blob's own. sidecar is the commit of its sidecar, "" for none.
+// proveBlob checks a blob, unless that was done before on this machine, and returns the digest of
+// what it holds: a layer's diffID, or the blob's own. sidecar is the commit of its sidecar, "" for
+// none.
 func (s *settings) proveBlob(
 	ctx context.Context, store *blobStore, b *storedBlob, sidecar, mode string,
 ) (digest.Digest, error) {
@@ -126,16 +129,17 @@ func (r *repository) owner() (*syscall.Stat_t, error) {
 	return stat, nil
 }
 
-// layerTree returns what the layer's tar stream comes to under the rules of perms, and the stream's size in bytes. The stream
-// ends well only if it matches the diffID. A layer that names something twice is read twice.
+// layerTree returns what the layer's tar stream comes to under the rules of perms, and the stream's
+// size in bytes. The stream ends well only if it matches the diffID. A layer that names something
+// twice is read twice.
 func (s *blobStore) layerTree(ctx context.Context, b *storedBlob, perms permissions) (tree treesum.Root, size int64, err error) {
 	sum := treesum.NewWriter()
-	var sink cleanSink = newLayerFilter(perms, sum)
+	var sink normalizedSink = newLayerFilter(perms, sum)
 	scan, err := s.scanLayer(ctx, b, sink)
 	if err != nil {
 		return tree, 0, err
 	}
-	if scan.odd {
+	if scan.nonCanonical {
 		plan := newLayerPlan(perms)
 		if err := s.headers(ctx, b, plan.add); err != nil {
 			return tree, 0, err
@@ -222,7 +226,8 @@ func fileTree(files []treeFile, perms permissions) (treesum.Root, error) {
 	return sum.Root(), sum.Close()
 }
 
-// checkDiffID refuses a layer whose tar stream is another than the config names. proofs is what layerProofs returned.
+// checkDiffID refuses a layer whose tar stream is another than the config names. proofs is what
+// layerProofs returned.
 func checkDiffID(layer, got digest.Digest, proofs []digest.Digest, n int) error {
 	if proofs == nil || proofs[n] == got {
 		return nil

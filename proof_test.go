@@ -49,8 +49,8 @@ func gzipped(t testing.TB, i *testImage) *testImage {
 	return zipped.finish(t)
 }
 
-// newForgery imports images of all kinds into a new repository: layers whose record is in the commit, beside it, or that
-// are kept as they came, plain and compressed.
+// newForgery imports images of all kinds into a new repository: layers whose record is in the
+// commit, beside it, or that are kept as they came, plain and compressed.
 func newForgery(t testing.TB, mode string) *forgery {
 	t.Helper()
 	r := rand.New(rand.NewPCG(7, 7))
@@ -109,7 +109,8 @@ func (f *forgery) copyOf(t testing.TB) *forgery {
 	return other
 }
 
-// edit gives a ref a commit with the same metadata and another tree: change is called with a directory that holds it.
+// edit gives a ref a commit with the same metadata and another tree: change is called with a
+// directory that holds it.
 func (f *forgery) edit(t testing.TB, ref string, change func(dir string)) {
 	t.Helper()
 	info, err := f.repo.commitInfo(t.Context(), ref)
@@ -144,8 +145,8 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// TestForgeries holds that verify finds what is not what the image's name stands for, that neither checkout nor push hands it
-// out, and that none of it survives a pull of the image.
+// TestForgeries holds that verify finds what is not what the image's name stands for, that neither
+// checkout nor push hands it out, and that none of it survives a pull of the image.
 func TestForgeries(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)
@@ -281,8 +282,8 @@ func TestForgeries(t *testing.T) {
 	}
 }
 
-// TestForgeriesAtRandom changes one thing at random, in all modes: verify finds each, and none survives a pull. With
-// OSTREE_IMAGE_FORGERIES=N it tries N of them, with a fresh seed.
+// TestForgeriesAtRandom changes one thing at random, in all modes: verify finds each, and none
+// survives a pull. With OSTREE_IMAGE_FORGERIES=N it tries N of them, with a fresh seed.
 func TestForgeriesAtRandom(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)

@@ -18,9 +18,10 @@ import (
 	"ostree-image/internal/ostree"
 )
 
-// provenCommits remembers which blobs this program has imported or proved for this user on this machine, by their digests and the
-// checksums of their commits: these name all that a commit holds, so what was proved of one stays true in every repository. It is a
-// file of the user's cache that may be deleted at any time. Where it cannot be used, each blob is proved anew.
+// provenCommits remembers which blobs this program has imported or proved for this user on this
+// machine, by their digests and the checksums of their commits: these name all that a commit holds,
+// so what was proved of one stays true in every repository. It is a file of the user's cache that
+// may be deleted at any time. Where it cannot be used, each blob is proved anew.
 //
 // It is safe for parallel use. A nil one knows nothing.
 type provenCommits struct {
@@ -38,13 +39,15 @@ type provenBlob struct {
 }
 
 const (
-	// provenFile has a number in its name that grows when a release proves more, or makes another tree of a layer.
+	// provenFile has a number in its name that grows when a release proves more, or makes another
+	// tree of a layer.
 	provenFile = "proven-2"
 	// maxProvenFile is from which size on only the newer half of the file is kept.
 	maxProvenFile = 4 << 20
 )
 
-// newProvenCommits returns what lies in the user's cache directory (XDG base directory specification).
+// newProvenCommits returns what lies in the user's cache directory (XDG base directory
+// specification).
 func newProvenCommits() *provenCommits {
 	dir, err := os.UserCacheDir()
 	if err != nil {
@@ -110,7 +113,8 @@ func (p *provenCommits) note(key string, b provenBlob) {
 	}
 }
 
-// load reads the file, once. A line is a key, a size and a digest, which is missing for one that was dropped.
+// load reads the file, once. A line is a key, a size and a digest, which is missing for one that
+// was dropped.
 func (p *provenCommits) load() {
 	if p.loaded {
 		return
@@ -150,7 +154,8 @@ func (p *provenCommits) load() {
 	}
 }
 
-// open opens the file where it and its directory are the user's own, and nobody else can write them.
+// open opens the file where it and its directory are the user's own, and nobody else can write
+// them.
 func (p *provenCommits) open(flags int) (*os.File, error) {
 	dir, err := os.Lstat(filepath.Dir(p.path))
 	if err != nil {

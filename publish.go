@@ -14,10 +14,11 @@ import (
 	"ostree-image/internal/imageref"
 )
 
-// publish moves all that is staged into the repository: first the blobs, as one transaction, then the image's ref, as one.
-// Within one, ostree writes refs in any order, so an image must come by itself. Its commit comes with the blobs: it would stay marked as
-// partial where the transaction that brings it is killed at its very end, and then nobody may see it.
-// Where it fails, the refs are as they were. The repository has refs, and of these the whole ones can be relied on.
+// publish moves all that is staged into the repository: first the blobs, as one transaction, then
+// the image's ref, as one. Within one, ostree writes refs in any order, so an image must come by
+// itself. Its commit comes with the blobs: it would stay marked as partial where the transaction
+// that brings it is killed at its very end, and then nobody may see it. Where it fails, the refs
+// are as they were. The repository has refs, and of these the whole ones can be relied on.
 func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, image string) (err error) {
 	st := d.staging
 	// A replay may come to another commit, and is to compare it.
@@ -37,7 +38,7 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	running := d.repo.transactions()
 	defer func() {
 		if err != nil {
-			d.takeBack(ctx, refs, running, named, published)
+			d.rollBack(ctx, refs, running, named, published)
 		}
 	}()
 	if err := d.pullStaged(ctx, st, refs, "publish the blobs", append(slices.Clone(blobs), image)...); err != nil {
@@ -65,8 +66,8 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	return d.settings.journal.record.wrote(ctx, published)
 }
 
-// foreignSidecars returns the sidecar refs of layers that were imported anew since what the repository had was wrong, and that
-// need none.
+// foreignSidecars returns the sidecar refs of layers that were imported anew since what the
+// repository had was wrong, and that need none.
 func (d *destination) foreignSidecars(refs map[string]bool) []string {
 	var foreign []string
 	for sum, b := range d.blobs {
@@ -90,8 +91,8 @@ func (d *destination) rememberProven() {
 	}
 }
 
-// nameMissing names the blobs that were published and are not named all the same: another process has pulled them from a remote since the
-// copy began (see pullStaged).
+// nameMissing names the blobs that were published and are not named all the same: another process
+// has pulled them from a remote since the copy began (see pullStaged).
 func (d *destination) nameMissing(ctx context.Context, blobs []string) error {
 	there, err := d.repo.refsAmong(ctx, blobs)
 	if err != nil {
@@ -117,8 +118,9 @@ func (d *destination) nameStaged(ctx context.Context, ref string) error {
 	return d.repo.setRef(ctx, "name it, though a remote has the same", ref, sums[0])
 }
 
-// dropStaged removes the layers as they came: all that is needed of them is committed. What ostree publishes it writes out to the disk, and
-// with it everything else that is still to be written there.
+// dropStaged removes the layers as they came: all that is needed of them is committed. What ostree
+// publishes it writes out to the disk, and with it everything else that is still to be written
+// there.
 func (d *destination) dropStaged() {
 	for _, b := range d.blobs {
 		if b.layer != nil {
@@ -127,14 +129,15 @@ func (d *destination) dropStaged() {
 	}
 }
 
-// takeBackLimit is how long a run that fails, or was told to end, takes back what it has published.
-const takeBackLimit = time.Minute
+// rollBackLimit is how long a run that fails, or was told to end, rolls back what it has published.
+const rollBackLimit = time.Minute
 
-// takeBack undoes what a publishing that failed has done to the repository: refs that were not there before are removed, those that were
-// name again what they did, and what ostree leaves of a transaction that is ended goes. Objects are left to prune, and so is what cannot be
-// removed: the reason of the failure is what the user must know.
-func (d *destination) takeBack(ctx context.Context, before, running map[string]bool, named map[string]string, published []string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackLimit)
+// rollBack undoes what a publishing that failed has done to the repository: refs that were not
+// there before are removed, those that were name again what they did, and what ostree leaves of a
+// transaction that is ended goes. Objects are left to prune, and so is what cannot be removed: the
+// reason of the failure is what the user must know.
+func (d *destination) rollBack(ctx context.Context, before, running map[string]bool, named map[string]string, published []string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollBackLimit)
 	defer cancel()
 	err := d.repo.dropTransactions(running)
 	now, rerr := d.repo.refs(ctx)
@@ -177,7 +180,8 @@ func among(refs map[string]bool, wanted []string) map[string]bool {
 	return found
 }
 
-// pullStaged moves refs and what they name from the staging repository into the target, which had the refs before.
+// pullStaged moves refs and what they name from the staging repository into the target, which had
+// the refs before.
 func (d *destination) pullStaged(ctx context.Context, st *staging, before map[string]bool, why string, refs ...string) error {
 	err := again(ctx, func() error { return d.repo.pullLocal(ctx, st.repo.path, !d.settings.noFsync, why, refs...) })
 	if err != nil {
@@ -186,7 +190,8 @@ func (d *destination) pullStaged(ctx context.Context, st *staging, before map[st
 		}
 		return err
 	}
-	// ostree takes a ref that only a remote has for the local one, and does not write it where it names the same commit.
+	// ostree takes a ref that only a remote has for the local one, and does not write it where it
+	// names the same commit.
 	underRemote := func(ref string) bool {
 		for spec := range before {
 			if remote, same := splitSpec(spec); remote != "" && same == ref {
@@ -206,7 +211,8 @@ func (d *destination) pullStaged(ctx context.Context, st *staging, before map[st
 	return nil
 }
 
-// stagedRefs returns the refs of blobs to publish. Side commits that another copy has published meanwhile stay, unless ours holds a blob.
+// stagedRefs returns the refs of blobs to publish. Side commits that another copy has published
+// meanwhile stay, unless ours holds a blob.
 func (d *destination) stagedRefs(refs map[string]bool) []string {
 	var list []string
 	for sum, b := range d.blobs {

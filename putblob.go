@@ -19,8 +19,8 @@ import (
 	"ostree-image/internal/treesum"
 )
 
-// PutBlob stages a blob and verifies it. A layer is imported meanwhile and after: what goes wrong there ends the copy,
-// at the latest in Commit.
+// PutBlob stages a blob and verifies it. A layer is imported meanwhile and after: what goes wrong
+// there ends the copy, at the latest in Commit.
 func (d *destination) PutBlob(ctx context.Context, stream io.Reader, info types.BlobInfo, _ types.BlobInfoCache, isConfig bool) (types.BlobInfo, error) {
 	defer d.idle.work()()
 	if err := d.opened(); err != nil {
@@ -125,7 +125,8 @@ func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io
 	record := d.settings.journal.record
 	record.link(staged.path, staged.name())
 	isLayer := imageref.IsLayerType(info.MediaType)
-	// A large layer is imported while it arrives. A small one would only keep a slot from others that are there already.
+	// A large layer is imported while it arrives. A small one would only keep a slot from others
+	// that are there already.
 	early := isLayer && (info.Size < 0 || info.Size > spool.Small)
 	if early {
 		d.queueLayer(st, staged, b)
@@ -163,7 +164,8 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 	exactBlob, known := d.exactBlob, d.refs[imageref.BlobRef(staged.want.Digest)]
 	d.mu.Unlock()
 	if known && !exactBlob {
-		// A digest that is kept as some other blob's content must stay readable as that. What cannot be read is no loss.
+		// A digest that is kept as some other blob's content must stay readable as that. What
+		// cannot be read is no loss.
 		exactBlob, _ = d.repo.hasFile(d.ctx, imageref.BlobRef(staged.want.Digest), imageref.FileContent)
 	}
 	if side := imageref.SidecarRef(staged.want.Digest); (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.want.Digest)) && !exactBlob {
@@ -190,7 +192,8 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 	d.mu.Unlock()
 }
 
-// replaces tells whether a layer is imported that the repository has already, but not as it should be.
+// replaces tells whether a layer is imported that the repository has already, but not as it should
+// be.
 func (d *destination) replaces(layer digest.Digest) bool {
 	return d.refs[imageref.BlobRef(layer)] && !d.settings.signs()
 }
@@ -248,8 +251,8 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	return got, nil
 }
 
-// keepConfig keeps a config that has the digest of a layer which the repository has. Of a layer that is imported keepExact keeps
-// the bytes.
+// keepConfig keeps a config that has the digest of a layer which the repository has. Of a layer
+// that is imported keepExact keeps the bytes.
 func (d *destination) keepConfig(ctx context.Context, b *destinationBlob, stream io.Reader, info types.BlobInfo) error {
 	content, err := d.readConfig(stream, info)
 	if err != nil || !b.reused || b.exact || d.isLayerKept(ctx, info.Digest) {
@@ -263,8 +266,8 @@ func (d *destination) keepConfig(ctx context.Context, b *destinationBlob, stream
 	return err
 }
 
-// holdsContent tells whether the commit of a blob that is no layer holds these bytes, and nothing else, and says so. What cannot be
-// read is made anew.
+// holdsContent tells whether the commit of a blob that is no layer holds these bytes, and nothing
+// else, and says so. What cannot be read is made anew.
 func (d *destination) holdsContent(ctx context.Context, blob digest.Digest, content []byte) bool {
 	info, err := d.repo.commitInfo(ctx, imageref.BlobRef(blob))
 	return err == nil && info.CheckBinding(imageref.BlobRef(blob)) == nil && info.Metadata[imageref.KeySize] == strconv.Itoa(len(content)) &&
@@ -297,8 +300,8 @@ func (d *destination) hasTree(info ostree.Commit, files []treeFile) bool {
 	})
 }
 
-// putContent commits a blob that is no layer and returns its ref. Where its digest is that of a layer already, the layer
-// stays, and the blob goes beside it.
+// putContent commits a blob that is no layer and returns its ref. Where its digest is that of a
+// layer already, the layer stays, and the blob goes beside it.
 func (d *destination) putContent(st *staging, info types.BlobInfo, file treeFile) (ref, commit string, err error) {
 	o := ostree.CommitOptions{
 		Branch: imageref.BlobRef(info.Digest), Timestamp: st.timestamp(), Why: "commit blob " + info.Digest.String(),

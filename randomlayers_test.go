@@ -26,8 +26,9 @@ import (
 	"ostree-image/internal/testutil"
 )
 
-// randomSource makes layers of a few entries in three levels, with names so few that they meet: directories that nothing names, names that
-// come twice, links that lead somewhere, whiteouts, and modes that a directory can hand down.
+// randomSource makes layers of a few entries in three levels, with names so few that they meet:
+// directories that nothing names, names that come twice, links that lead somewhere, whiteouts, and
+// modes that a directory can hand down.
 type randomSource struct {
 	*rand.Rand
 	up     bool // some links lead upwards, and from the layer's root
@@ -129,10 +130,11 @@ func under(name string, members []member) []member {
 func isOdd(members []member) bool {
 	scan := &layerScan{sink: newLayerFilter(permissions{}, tarstream.NewWriter(&bytes.Buffer{}))}
 	err := scan.run(context.Background(), bytes.NewReader(archive(members...)))
-	return err != nil || scan.odd
+	return err != nil || scan.nonCanonical
 }
 
-// randomImage has so many random layers, each by itself if single, or all as directories of two: those that are read once, and the odd ones.
+// randomImage has so many random layers, each by itself if single, or all as directories of two:
+// those that are read once, and the odd ones.
 func randomImage(t testing.TB, r *randomSource, n int, single bool) (*testImage, map[string][]byte) {
 	t.Helper()
 	i := &testImage{}
@@ -180,7 +182,7 @@ func (e engineRun) String() string {
 	return e.mode + " " + string(e.engine)
 }
 
-// allEngineRuns are all modes with both engines, and a layer that is dealt out.
+// allEngineRuns are all modes with both engines, and a layer that is split.
 func allEngineRuns() []engineRun {
 	runs := []engineRun{{ostree.Archive, engineStream, true}}
 	for _, mode := range []string{ostree.Archive, ostree.Bare, ostree.BareUser, ostree.BareUserOnly} {
@@ -193,7 +195,7 @@ func (e engineRun) importImage(t testing.TB, i *testImage) *testRun {
 	t.Helper()
 	r := newTestRun(t, testOptions{mode: e.mode, unpack: e.engine, repo: newSharedRepo(t, e.mode)})
 	if e.dealt {
-		r.dealTo = 3
+		r.splitInto = 3
 	}
 	if err := r.importImage(t, "random", i); err != nil {
 		t.Errorf("%s: %v", e, err)
@@ -201,7 +203,8 @@ func (e engineRun) importImage(t testing.TB, i *testImage) *testRun {
 	return r
 }
 
-// checkRandomLayers imports random layers in all ways and holds that they come to the same, and to what tar extracts. As root.
+// checkRandomLayers imports random layers in all ways and holds that they come to the same, and to
+// what tar extracts. As root.
 func checkRandomLayers(t *testing.T, seed uint64, n int, single bool) {
 	t.Helper()
 	r := newRandomSource(seed)
@@ -262,7 +265,8 @@ const extractEach = `umask 022; for f in *.tar; do mkdir "${f%.tar}" && tar -x -
 
 var attributesField = regexp.MustCompile(` \{ .* \} `)
 
-// checkAsTar holds the layers' trees, but for attributes, against those of tar -x where that has nothing to say.
+// checkAsTar holds the layers' trees, but for attributes, against those of tar -x where that has
+// nothing to say.
 func checkAsTar(t *testing.T, r *testRun, seed uint64, raw map[string][]byte, single bool) {
 	t.Helper()
 	dir, err := os.MkdirTemp(fastDir(), "extracted-") //nolint:usetesting // t.TempDir() is on disk
@@ -324,8 +328,9 @@ func checkAsTar(t *testing.T, r *testRun, seed uint64, raw map[string][]byte, si
 	t.Logf("seed %d: of %d layers tar extracted %d without a word", seed, len(raw), compared)
 }
 
-// withoutImplied sorts the lines of a tree, and leaves the directories out that the layer does not name where it has one with the set-group-ID
-// bit: with tar, but not here, those below it get its bit and its group from the kernel.
+// withoutImplied sorts the lines of a tree, and leaves the directories out that the layer does not
+// name where it has one with the set-group-ID bit: with tar, but not here, those below it get its
+// bit and its group from the kernel.
 func withoutImplied(t *testing.T, layer []byte, lines []string) []string {
 	t.Helper()
 	named := map[string]bool{}
@@ -383,7 +388,8 @@ func FuzzRandomLayers(f *testing.F) {
 	})
 }
 
-// checkRandomLayersOfUser imports random layers in all ways as a user who is not root, and holds that they come to the same.
+// checkRandomLayersOfUser imports random layers in all ways as a user who is not root, and holds
+// that they come to the same.
 func checkRandomLayersOfUser(t *testing.T, seed uint64, n int) {
 	t.Helper()
 	dir := publicDir(t)

@@ -8,7 +8,8 @@ import (
 const (
 	// aheadPiece is in how large pieces streams are read ahead, in bytes.
 	aheadPiece = 256 << 10
-	// aheadPieces is how many of them wait at the most, of all streams that share them, beside one of each.
+	// aheadPieces is how many of them wait at the most, of all streams that share them, beside one
+	// of each.
 	aheadPieces = 128
 )
 
@@ -23,8 +24,9 @@ func newPieces(n int) pieces {
 	return free
 }
 
-// readAhead reads a stream before it is asked for, as far as there are free pieces: the process that writes it then works while
-// another's turn lasts. It always has one piece of its own, so that none waits for another.
+// readAhead reads a stream before it is asked for, as far as there are free pieces: the process
+// that writes it then works while another's turn lasts. It always has one piece of its own, so that
+// none waits for another.
 type readAhead struct {
 	stream io.ReadCloser
 	end    func()           // ends who writes the stream
@@ -45,7 +47,8 @@ func (f filledPiece) giveBack() {
 	}
 }
 
-// newReadAhead begins to read stream. free is shared with other streams, and end makes a Read of the stream end that waits.
+// newReadAhead begins to read stream. free is shared with other streams, and end makes a Read of
+// the stream end that waits.
 func newReadAhead(stream io.ReadCloser, free pieces, end func()) *readAhead {
 	stop := make(chan struct{})
 	r := &readAhead{stream: stream, end: func() { close(stop); end() }, read: make(chan filledPiece, cap(free)+1)}
@@ -106,8 +109,8 @@ func (r *readAhead) Close() error {
 	return r.stream.Close()
 }
 
-// readPiece reads until buf is full or r gives an error, and returns that as it is: io.ReadFull makes of an early end what a stream that was
-// cut gives, too.
+// readPiece reads until buf is full or r gives an error, and returns that as it is: io.ReadFull
+// makes of an early end what a stream that was cut gives, too.
 func readPiece(r io.Reader, buf []byte) (n int, err error) {
 	for n < len(buf) && err == nil {
 		var more int

@@ -16,7 +16,8 @@ import (
 	"ostree-image/internal/proc"
 )
 
-// What is read of a layer's tar-split data before the files of that part are asked for, with one process.
+// What is read of a layer's tar-split data before the files of that part are asked for, with one
+// process.
 const (
 	batchFiles   = 4096
 	batchEntries = 64 << 10
@@ -24,9 +25,10 @@ const (
 	batchBytes   = 8 << 20   // bytes of headers and padding
 )
 
-// rebuild puts a layer's tar stream together from tar-split data and the files of its commit. It is what
-// asm.NewOutputTarStream needs on both sides: entries, and the payload of each when its turn comes. The next part is
-// prepared, and read ahead, while one is read, so at most two processes run.
+// rebuild puts a layer's tar stream together from tar-split data and the files of its commit. It is
+// what asm.NewOutputTarStream needs on both sides: entries, and the payload of each when its turn
+// comes. The next part is prepared, and read ahead, while one is read, so at most two processes
+// run.
 type rebuild struct {
 	parts  chan rebuildPart
 	part   rebuildPart
@@ -42,11 +44,13 @@ type rebuildPart struct {
 	err     error      // io.EOF behind the last part
 }
 
-// maxRecordEntry is how long one entry of tar-split data may be: what the padding of an archive takes, and more than any header does.
+// maxRecordEntry is how long one entry of tar-split data may be: what the padding of an archive
+// takes, and more than any header does.
 const maxRecordEntry = 64 << 20
 
-// recordReader reads tar-split data. Unlike the library's reader it remembers no names, and ends where no archive of the
-// layer's size has as much: what a repository holds may be made to fill the memory, or to have no end.
+// recordReader reads tar-split data. Unlike the library's reader it remembers no names, and ends
+// where no archive of the layer's size has as much: what a repository holds may be made to fill the
+// memory, or to have no end.
 type recordReader struct {
 	io.ReadCloser
 	blob *storedBlob
@@ -193,7 +197,8 @@ func (r *rebuild) Next() (*storage.Entry, error) {
 	return e, nil
 }
 
-// endPart makes sure that the part's files were read to their end, and that their process ended well.
+// endPart makes sure that the part's files were read to their end, and that their process ended
+// well.
 func (r *rebuild) endPart() error {
 	if r.part.files == nil {
 		return nil

@@ -41,8 +41,9 @@ const (
 // recordEnd is the last line of the script of a run that ended well.
 const recordEnd = "ENDED=yes"
 
-// recorder keeps what is needed to run a run's commands again where nothing of it is left: --record. It is written as the run goes, so that
-// one that is killed leaves a record up to where it was. It is safe for parallel use.
+// recorder keeps what is needed to run a run's commands again where nothing of it is left:
+// --record. It is written as the run goes, so that one that is killed leaves a record up to where
+// it was. It is safe for parallel use.
 type recorder struct {
 	dir string
 	run *runner
@@ -176,7 +177,8 @@ func (rec *recorder) fail(err error) {
 	}
 }
 
-// repository says which repository the run works on. Its mode is that of the fresh one in which the script runs.
+// repository says which repository the run works on. Its mode is that of the fresh one in which the
+// script runs.
 func (rec *recorder) repository(ctx context.Context, repo *repository, variable string) error {
 	if rec == nil || variable == "" || rec.find(repo.path) != nil {
 		return nil
@@ -272,7 +274,8 @@ func (rec *recorder) pull(ctx context.Context, k *keptRepository, refs []string)
 	return k.kept.pullLocal(ctx, k.source.path, false, "", there...)
 }
 
-// pullRemote keeps the commit of a remote's ref. ostree pulls no such ref from a repository by its name.
+// pullRemote keeps the commit of a remote's ref. ostree pulls no such ref from a repository by its
+// name.
 func (rec *recorder) pullRemote(ctx context.Context, k *keptRepository, ref string) error {
 	sums, err := k.source.revParse(ctx, ref)
 	if err != nil {
@@ -314,16 +317,16 @@ func (rec *recorder) wrote(ctx context.Context, refs []string) error {
 	return nil
 }
 
-// link links a file that is about to be written into the record's blobs, so that a run that is killed leaves as much of it as
-// there was. keep does the rest.
+// link links a file that is about to be written into the record's blobs, so that a run that is
+// killed leaves as much of it as there was. keep does the rest.
 func (rec *recorder) link(path, name string) {
 	if rec != nil && os.Chmod(path, 0o644) == nil {
 		_ = os.Link(path, filepath.Join(rec.dir, recordBlobs, name))
 	}
 }
 
-// keep puts a file into the record's blobs: a link where that can be, a copy otherwise. A file that is linked may still
-// grow.
+// keep puts a file into the record's blobs: a link where that can be, a copy otherwise. A file that
+// is linked may still grow.
 func (rec *recorder) keep(path, name string) error {
 	if rec == nil {
 		return nil
@@ -356,7 +359,8 @@ type recordedStream struct {
 	lost error // the command reads no more
 }
 
-// stream begins to keep a stream under name, instead of one that an attempt before left. A nil recorder returns nil.
+// stream begins to keep a stream under name, instead of one that an attempt before left. A nil
+// recorder returns nil.
 func (rec *recorder) stream(name string) (*recordedStream, error) {
 	if rec == nil {
 		return nil, nil
@@ -376,8 +380,9 @@ func (rec *recorder) stream(name string) (*recordedStream, error) {
 	return s, errors.WithStack(err)
 }
 
-// tee returns a writer to command and to the stream. Where the command ends before its input does, the stream goes on: a
-// replay is to fail in the same way, so it needs what the command would have got. broken tells of it. A nil stream leaves command alone.
+// tee returns a writer to command and to the stream. Where the command ends before its input does,
+// the stream goes on: a replay is to fail in the same way, so it needs what the command would have
+// got. broken tells of it. A nil stream leaves command alone.
 func (s *recordedStream) tee(command io.Writer) io.Writer {
 	if s == nil {
 		return command
@@ -448,8 +453,9 @@ func redact(text string, secrets []string) string {
 	return text
 }
 
-// finish ends the record, which says so: without its last line it is known to be one of a run that was killed. A run that
-// failed ends with the same error when it is replayed, where none of its commands does so before.
+// finish ends the record, which says so: without its last line it is known to be one of a run that
+// was killed. A run that failed ends with the same error when it is replayed, where none of its
+// commands does so before.
 func (rec *recorder) finish(failure error, status int, secrets []string) error {
 	if rec == nil {
 		return nil

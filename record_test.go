@@ -42,8 +42,8 @@ func replayed(t *testing.T, dir string) (work, said string, err error) {
 	return work, said, err
 }
 
-// importInOrder imports an image of one layer so that its commands come in the same order each time: a layer is else imported beside the
-// config, and the refs are read beside the last commits.
+// importInOrder imports an image of one layer so that its commands come in the same order each
+// time: a layer is else imported beside the config, and the refs are read beside the last commits.
 func (r *testRun) importInOrder(t *testing.T, name string, i *testImage) {
 	t.Helper()
 	r.parallelCopies = 1
@@ -72,7 +72,8 @@ func checkGolden(t *testing.T, name, got string) {
 	}
 }
 
-// TestGoldenRecord holds that the scripts of records are what a reader has reviewed, and give the same again.
+// TestGoldenRecord holds that the scripts of records are what a reader has reviewed, and give the
+// same again.
 func TestGoldenRecord(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)
@@ -150,7 +151,8 @@ func TestGoldenRecord(t *testing.T) {
 	}
 }
 
-// TestRecordOfFailure holds that a record of a command that failed fails with that command, and that its input is all there.
+// TestRecordOfFailure holds that a record of a command that failed fails with that command, and
+// that its input is all there.
 func TestRecordOfFailure(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)
@@ -173,7 +175,8 @@ func TestRecordOfFailure(t *testing.T) {
 			if !strings.Contains(script, " failed after ") || !strings.Contains(script, "the disk is full") {
 				t.Errorf("the script does not say what failed:\n%s", testutil.TailOf(script))
 			}
-			// With a disk that is not full the command does well, and the record ends as the run did.
+			// With a disk that is not full the command does well, and the record ends as the run
+			// did.
 			work, said, err := replayed(t, dir)
 			if err == nil || !strings.Contains(said, "the disk is full") {
 				t.Errorf("the replay ends with %v: %s", err, said)

@@ -57,8 +57,9 @@ type prunedBlob struct {
 	Commit string `json:"commit"`
 }
 
-// removeImages removes images, or all that the repository has: all of them or none, and, unless the options say no, the blobs that no image needs then. Commits that have no
-// ref and are none of these stay, and so does all that an image may need which cannot be read.
+// removeImages removes images, or all that the repository has: all of them or none, and, unless the
+// options say no, the blobs that no image needs then. Commits that have no ref and are none of
+// these stay, and so does all that an image may need which cannot be read.
 func removeImages(ctx context.Context, s *settings, repo *repository, images []removal, o removeOptions) error {
 	unlock, err := repo.lock(ctx)
 	if err != nil {
@@ -70,7 +71,7 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []r
 	if err != nil {
 		return err
 	}
-	if err := repo.dropStrays(ctx, store.refs); err != nil {
+	if err := repo.dropLeftovers(ctx, store.refs); err != nil {
 		return err
 	}
 	var specs []string
@@ -135,9 +136,10 @@ func pruning(repo *repository, broken error) func(context.Context) error {
 	return repo.prune
 }
 
-// pruneRepository removes the blobs that no image needs, and the commits that no ref names; or just says which. unnamed is
-// told of these commits, if any, before one is removed. Where something that is to stay is broken, all that it may need stays
-// too, and the error says so, beside what was done.
+// pruneRepository removes the blobs that no image needs, and the commits that no ref names; or just
+// says which. unnamed is told of these commits, if any, before one is removed. Where something that
+// is to stay is broken, all that it may need stays too, and the error says so, beside what was
+// done.
 func pruneRepository(
 	ctx context.Context, s *settings, repo *repository, dryRun bool, unnamed func(commits []string),
 ) ([]prunedBlob, error) {
@@ -166,8 +168,9 @@ func pruneRepository(
 	return blobs, broken
 }
 
-// pruneBlobs removes the refs of the blobs that no image needs, or just names them. The caller holds the lock, and prunes the repository
-// afterwards. broken is why that must leave all objects, nil where it need not.
+// pruneBlobs removes the refs of the blobs that no image needs, or just names them. The caller
+// holds the lock, and prunes the repository afterwards. broken is why that must leave all objects,
+// nil where it need not.
 func pruneBlobs(ctx context.Context, s *settings, repo *repository, dryRun bool) (blobs []prunedBlob, broken, err error) {
 	blobs = []prunedBlob{}
 	refs, err := repo.refs(ctx)
@@ -175,7 +178,7 @@ func pruneBlobs(ctx context.Context, s *settings, repo *repository, dryRun bool)
 		return nil, nil, err
 	}
 	if !dryRun {
-		if err := repo.dropStrays(ctx, refs); err != nil {
+		if err := repo.dropLeftovers(ctx, refs); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -223,8 +226,9 @@ func without(list, others []string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return drop[s] })
 }
 
-// checkMetadata makes sure that the images and blobs that stay can be read down to their last file. What prune keeps is what commits and
-// directories name, and it takes them at their word: it would delete what a broken one named before, or one that is lost.
+// checkMetadata makes sure that the images and blobs that stay can be read down to their last file.
+// What prune keeps is what commits and directories name, and it takes them at their word: it would
+// delete what a broken one named before, or one that is lost.
 func (r *repository) checkMetadata(ctx context.Context, refs map[string]bool, specs []string) error {
 	store := &blobStore{repo: r, refs: refs}
 	group, ctx := errgroup.WithContext(ctx)
@@ -320,7 +324,8 @@ func neededHex(
 	return needed, errdefs.Checkf("the blobs that no other image needs stay, and so do all files: %s", strings.Join(unread, "; ")), nil
 }
 
-// imageBlobs returns the blobs that an image's manifests name: of the image itself, or of each instance that is there.
+// imageBlobs returns the blobs that an image's manifests name: of the image itself, or of each
+// instance that is there.
 func (r *repository) imageBlobs(ctx context.Context, rev string) ([]types.BlobInfo, error) {
 	info, err := r.readCommit(ctx, rev)
 	if err != nil {
@@ -376,7 +381,8 @@ type instance struct {
 	mimeType string
 }
 
-// instances returns the instances of an index that are in its commit, verified against the names that they have there.
+// instances returns the instances of an index that are in its commit, verified against the names
+// that they have there.
 func (r *repository) instances(ctx context.Context, commit string) ([]instance, error) {
 	ok, err := r.hasFile(ctx, commit, imageref.DirInstances)
 	if err != nil || !ok {

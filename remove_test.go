@@ -125,8 +125,8 @@ func TestRemoveKeepsWhatOthersNeed(t *testing.T) {
 	}
 }
 
-// theirs makes commits of others: one that no ref names, a history of two whose branch is gone, and one of which only the commit
-// object is there. It returns those that no ref names.
+// theirs makes commits of others: one that no ref names, a history of two whose branch is gone, and
+// one of which only the commit object is there. It returns those that no ref names.
 func theirs(t *testing.T, repo string) []string {
 	t.Helper()
 	var unnamed []string
@@ -171,7 +171,8 @@ func TestRemoveKeepsUnnamedCommits(t *testing.T) {
 			}
 			testutil.SameText(t, "refs", testutil.Run(t, "ostree", "refs", "--repo="+r.repo.path), "")
 			testutil.SameText(t, "config", readFile(t, filepath.Join(r.repo.path, "config")), config)
-			// Of ours is left what the name meant before, and no more than its commit, file, tree and modes.
+			// Of ours is left what the name meant before, and no more than its commit, file, tree
+			// and modes.
 			testutil.Run(t, "ostree", "show", "--repo="+r.repo.path, strings.TrimSpace(old))
 			if more := len(objects(t, r.repo.path)) - len(before); more > 4 {
 				t.Errorf("%d objects more than before", more)
@@ -202,7 +203,8 @@ func TestRemoveKeepsUnnamedCommits(t *testing.T) {
 	}
 }
 
-// A removal that is killed while it keeps the commits of others leaves them as they are, and the next one takes its refs away.
+// A removal that is killed while it keeps the commits of others leaves them as they are, and the
+// next one takes its refs away.
 func TestRemoveIsKilledWhileItKeeps(t *testing.T) {
 	t.Parallel()
 	fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "--no-prune", Then: "ostree"}, testutil.FakeRule{Match: "prune ", Signal: 9, Once: true})
@@ -228,7 +230,8 @@ func TestRemoveIsKilledWhileItKeeps(t *testing.T) {
 	fsck(t, r.repo.path)
 }
 
-// Where ostree is killed while it deletes files, no commit may be there that had them: fsck would call that corruption.
+// Where ostree is killed while it deletes files, no commit may be there that had them: fsck would
+// call that corruption.
 func TestPruneIsKilled(t *testing.T) {
 	t.Parallel()
 	fake := testutil.FakeTool(t, "ostree", testutil.FakeRule{Match: "--commit-only", Then: "ostree"}, testutil.FakeRule{Match: "prune ", Signal: 9})
@@ -458,7 +461,8 @@ func TestReadWhileRemoving(t *testing.T) {
 	}
 }
 
-// An image that is removed while others are verified or listed is gone, and neither damaged nor in the way of the rest.
+// An image that is removed while others are verified or listed is gone, and neither damaged nor in
+// the way of the rest.
 func TestImageGoesWhileItIsRead(t *testing.T) {
 	for when, commands := range map[string][]string{
 		"fsck ": {"verify", "verify a"}, "config ": {"verify", "verify a"}, "ls ": {"verify", "verify a"},

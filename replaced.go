@@ -17,11 +17,13 @@ import (
 	"ostree-image/internal/tarstream"
 )
 
-// A layer that names something twice replaces what it brought before, and its commit holds only what it comes to by itself. Above other
-// layers what was replaced can still count: of s/one, s -> e, where a layer below has s -> d, the file is in d. So a checkout extracts
-// it out of the layer's own bytes, which are kept of every such layer.
+// A layer that names something twice replaces what it brought before, and its commit holds only
+// what it comes to by itself. Above other layers what was replaced can still count: of s/one, s ->
+// e, where a layer below has s -> d, the file is in d. So a checkout extracts it out of the layer's
+// own bytes, which are kept of every such layer.
 
-// replacedDir is where what layer i replaces itself is extracted, by the places of its entries in the layer.
+// replacedDir is where what layer i replaces itself is extracted, by the places of its entries in
+// the layer.
 func (c *checkout) replacedDir(i int) string { return c.work.join(fmt.Sprintf("replaced-%d", i)) }
 
 // fetchReplaced extracts those of layer i's entries that the layer itself replaces later.
@@ -80,7 +82,8 @@ func (c *checkout) fetchReplaced(ctx context.Context, b *storedBlob, i int, entr
 	return err
 }
 
-// replacedSink makes a clean stream of some of a layer's entries, each named by its place in the layer.
+// replacedSink makes a normalized tar stream of some of a layer's entries, each named by its place
+// in the layer.
 type replacedSink struct {
 	wanted    map[string]bool
 	perms     permissions
@@ -96,7 +99,7 @@ func (s *replacedSink) entry(hdr *tar.Header) (io.Writer, error) {
 	if !s.wanted[place] {
 		return nil, nil
 	}
-	e, _, err := cleanEntry(hdr, s.perms)
+	e, _, err := normalizedEntry(hdr, s.perms)
 	if err != nil {
 		return nil, err
 	}

@@ -57,8 +57,9 @@ type replayer struct {
 	missed   []int         // commands that only read, and failed now though not when they were recorded
 }
 
-// replayRecord runs the commands of a record, or of a .tar.gz of one, in a fresh repository, and compares every ref with what the
-// recorded run wrote. A difference is an error of the kind that a failed check is.
+// replayRecord runs the commands of a record, or of a .tar.gz of one, in a fresh repository, and
+// compares every ref with what the recorded run wrote. A difference is an error of the kind that a
+// failed check is.
 func replayRecord(ctx context.Context, s *settings, path string, o replayOptions, in io.Reader, out io.Writer) (err error) {
 	if err := checkParent(os.TempDir()); err != nil {
 		return errors.WithMessage(err, "the temporary directory cannot be used")
@@ -170,9 +171,11 @@ func (r *replayer) openRecord(ctx context.Context, path string, work *workDir) (
 	return path, r.checkRecord(path)
 }
 
-// checkMaker refuses what somebody else made, or could have changed. A record is a program, which runs as the user who replays it.
+// checkMaker refuses what somebody else made, or could have changed. A record is a program, which
+// runs as the user who replays it.
 func (r *replayer) checkMaker(path string, info fs.FileInfo) error {
-	// Nothing is run for --list. A directory that others may write to is not theirs to fill where it is sticky, such as /tmp.
+	// Nothing is run for --list. A directory that others may write to is not theirs to fill where
+	// it is sticky, such as /tmp.
 	if r.options.trust || r.options.list || ownedByUser(info) && info.Mode().Perm()&0o022 == 0 {
 		return nil
 	}
@@ -211,7 +214,8 @@ func (r *replayer) checkRecord(dir string) error {
 	return nil
 }
 
-// recordWithin returns the one directory below dir that is a record, or dir, for a record that was packed without its directory.
+// recordWithin returns the one directory below dir that is a record, or dir, for a record that was
+// packed without its directory.
 func recordWithin(dir string) (string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -346,7 +350,8 @@ func checkFile(path string, want digest.Digest) error {
 	return nil
 }
 
-// answer reads a line of what the user says. The reading goes on after the end of ctx, which is that of the program.
+// answer reads a line of what the user says. The reading goes on after the end of ctx, which is
+// that of the program.
 func (r *replayer) answer(ctx context.Context) (string, error) {
 	type line struct {
 		text string
@@ -365,8 +370,8 @@ func (r *replayer) answer(ctx context.Context) (string, error) {
 	}
 }
 
-// missedStatus is with what a command of a record ends that only reads, and fails. missedFunction makes it so, in place of what
-// the record's script has for a run of its own.
+// missedStatus is with what a command of a record ends that only reads, and fails. missedFunction
+// makes it so, in place of what the record's script has for a run of its own.
 const (
 	missedStatus   = 66
 	missedFunction = "missed() { exit 66; }\nchecked() { :; }\nKNOWN=\n"
@@ -486,8 +491,8 @@ func runShell(ctx context.Context, r *runner, w io.Writer, lines string, variabl
 	if err != nil {
 		return err
 	}
-	// On standard input, since an argument may have no more than 128 kB. The braces make the shell read all of it first, and keep
-	// the commands from reading on there.
+	// On standard input, since an argument may have no more than 128 kB. The braces make the shell
+	// read all of it first, and keep the commands from reading on there.
 	_, werr := io.WriteString(stdin, shellquote.Prelude+"\n{\n"+lines+"\n} </dev/null\n")
 	if cerr := stdin.Close(); werr == nil {
 		werr = cerr

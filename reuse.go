@@ -16,8 +16,8 @@ import (
 	"ostree-image/internal/ostree"
 )
 
-// TryReusingBlob finds a blob that is complete in the repository: its size and diffID are known, and its bytes can be
-// given back. A layer that an older layout left without that is imported anew.
+// TryReusingBlob finds a blob that is complete in the repository: its size and diffID are known,
+// and its bytes can be given back. A layer that an older layout left without that is imported anew.
 func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _ types.BlobInfoCache, _ bool) (bool, types.BlobInfo, error) {
 	defer d.idle.work()()
 	if err := info.Digest.Validate(); err != nil {
@@ -57,8 +57,8 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 	return true, b.info, nil
 }
 
-// complete tells whether the repository holds all of a blob, and has it proved. It asks one question where it can: each is a
-// process. What is returned has its size, and what was proved.
+// complete tells whether the repository holds all of a blob, and has it proved. It asks one
+// question where it can: each is a process. What is returned has its size, and what was proved.
 func (d *destination) complete(ctx context.Context, info types.BlobInfo, exactBlob bool) (*destinationBlob, bool, error) {
 	if info.Size >= 0 && imageref.IsLayerType(info.MediaType) {
 		d.lookUp.Do(func() {
@@ -94,8 +94,8 @@ func (d *destination) complete(ctx context.Context, info types.BlobInfo, exactBl
 	return b, true, nil
 }
 
-// prove reads a blob of the repository and checks it, unless that was done before on this machine. It returns the digest of
-// what it holds: a layer's diffID, or the blob's own.
+// prove reads a blob of the repository and checks it, unless that was done before on this machine.
+// It returns the digest of what it holds: a layer's diffID, or the blob's own.
 func (d *destination) prove(ctx context.Context, b *storedBlob) (digest.Digest, error) {
 	sidecar := ""
 	if b.side != "" {
@@ -125,7 +125,8 @@ const encodedColon = "_3A"
 // mostSiblings is how many images with the same name and another tag are looked at.
 const mostSiblings = 3
 
-// lookUpImages reads the image that has the name so far, and then others that differ from it in the tag, until one has the layer.
+// lookUpImages reads the image that has the name so far, and then others that differ from it in the
+// tag, until one has the layer.
 func (d *destination) lookUpImages(ctx context.Context, layer digest.Digest) knownImages {
 	own := d.ref.ref()
 	known := knownImages{proved: map[digest.Digest]provenBlob{}, layers: map[digest.Digest]bool{}}
@@ -153,7 +154,8 @@ func (d *destination) lookUpImages(ctx context.Context, layer digest.Digest) kno
 	return known
 }
 
-// imageBlobs returns an image's commit, where that can be read, and its blobs, the config first, where it is no index.
+// imageBlobs returns an image's commit, where that can be read, and its blobs, the config first,
+// where it is no index.
 func (d *destination) imageBlobs(ctx context.Context, ref string) (*ostree.Commit, []types.BlobInfo) {
 	if !d.refs[ref] {
 		return nil, nil
@@ -204,7 +206,8 @@ func (d *destination) findProven(ctx context.Context, blobs []types.BlobInfo, kn
 	}
 }
 
-// reimports are the blobs of a run that the repository has, and that are not to be reused. It is safe for parallel use.
+// reimports are the blobs of a run that the repository has, and that are not to be reused. It is
+// safe for parallel use.
 type reimports struct{ blobs sync.Map }
 
 func (r *reimports) add(blob digest.Digest) { r.blobs.Store(blob, true) }
@@ -214,7 +217,8 @@ func (r *reimports) wants(blob digest.Digest) bool {
 	return ok
 }
 
-// reimportError says that a blob which was to be reused must be imported. The copy can be started over.
+// reimportError says that a blob which was to be reused must be imported. The copy can be started
+// over.
 type reimportError struct{ blob digest.Digest }
 
 func (e *reimportError) Error() string {

@@ -16,7 +16,8 @@ import (
 	"ostree-image/internal/testutil"
 )
 
-// TestBlobWithoutDigest: a blob may come without a digest, and is the same as with one from then on.
+// TestBlobWithoutDigest: a blob may come without a digest, and is the same as with one from then
+// on.
 func TestBlobWithoutDigest(t *testing.T) {
 	t.Parallel()
 	layer := archive(file("f", bigBody), file("g", ""))
@@ -75,7 +76,8 @@ func TestBlobWithoutDigest(t *testing.T) {
 	}
 }
 
-// TestConfigOfLayer: the config of an artifact may be a layer, of this image or of another. It must be readable as both.
+// TestConfigOfLayer: the config of an artifact may be a layer, of this image or of another. It must
+// be readable as both.
 func TestConfigOfLayer(t *testing.T) {
 	t.Parallel()
 	layer := archive(file("f", "config and layer"))
@@ -137,8 +139,8 @@ func (r *testRun) listed(t *testing.T, n int) {
 	}
 }
 
-// TestIncompleteLayer: a layer that an older program left without what its bytes need is imported anew, whoever made the image
-// that has it, and under whatever name that stands.
+// TestIncompleteLayer: a layer that an older program left without what its bytes need is imported
+// anew, whoever made the image that has it, and under whatever name that stands.
 func TestIncompleteLayer(t *testing.T) {
 	t.Parallel()
 	image := &testImage{layers: [][]byte{archive(file("f", "shared")), archive(file("g", "too"))}}

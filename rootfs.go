@@ -15,9 +15,10 @@ import (
 	"ostree-image/internal/proc"
 )
 
-// rootFS is a directory tree that layers are applied to. Every name that it is given is resolved within the tree, one component after
-// another and by file descriptors that were opened without following links: an absolute link means the tree's own root, and
-// ".." stops there. Nothing that the tree holds can lead out of it.
+// rootFS is a directory tree that layers are applied to. Every name that it is given is resolved
+// within the tree, one component after another and by file descriptors that were opened without
+// following links: an absolute link means the tree's own root, and ".." stops there. Nothing that
+// the tree holds can lead out of it.
 //
 // A real path is one without links, relative, "" for the root.
 type rootFS struct {
@@ -69,7 +70,8 @@ func (r *rootFS) Close() error {
 	return failed
 }
 
-// dir returns an open descriptor of the directory at a real path. It stays the tree's own, and open until dir is called again.
+// dir returns an open descriptor of the directory at a real path. It stays the tree's own, and open
+// until dir is called again.
 func (r *rootFS) dir(real string) (int, error) {
 	if fd, ok := r.dirs[real]; ok {
 		return fd, nil
@@ -153,8 +155,9 @@ func (r *rootFS) stat(real string) (unix.Stat_t, error) {
 	return st, errors.Wrapf(unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW), "looking at %q", real)
 }
 
-// resolveDir returns the real path of the directory that name leads to. With create, what is missing is made, with mode 0755, and
-// a file in the way gives way; each directory that was made is told to made. Without, ok is false where something is missing.
+// resolveDir returns the real path of the directory that name leads to. With create, what is
+// missing is made, with mode 0755, and a file in the way gives way; each directory that was made is
+// told to made. Without, ok is false where something is missing.
 func (r *rootFS) resolveDir(name string, create bool, made func(real string)) (real string, ok bool, err error) {
 	rest := name
 	for known := name; known != ""; known, _ = splitPath(known) {
@@ -210,7 +213,8 @@ func (r *rootFS) resolveDir(name string, create bool, made func(real string)) (r
 	return real, true, nil
 }
 
-// makeAll makes the directory at a real path, and those above it, where create is set. ok tells whether it is there.
+// makeAll makes the directory at a real path, and those above it, where create is set. ok tells
+// whether it is there.
 func (r *rootFS) makeAll(real string, create bool, made func(real string)) (ok bool, err error) {
 	done := 0
 	for part := range strings.SplitSeq(real, "/") {
@@ -303,7 +307,8 @@ func (r *rootFS) names(real string) ([]string, error) {
 	}
 }
 
-// removeAll removes what is at a real path, unless keep says that it must stay; a directory then loses what may go.
+// removeAll removes what is at a real path, unless keep says that it must stay; a directory then
+// loses what may go.
 func (r *rootFS) removeAll(real string, keep func(real string) bool) error {
 	kind, err := r.kind(real)
 	if err != nil || kind == 0 {
@@ -365,8 +370,8 @@ func (r *rootFS) forget(real string, kind uint32) {
 	}
 }
 
-// place moves the file or link at a real path of another tree on the same file system to a real path of this one, where
-// nothing stands, or no directory.
+// place moves the file or link at a real path of another tree on the same file system to a real
+// path of this one, where nothing stands, or no directory.
 func (r *rootFS) place(from *rootFS, source, real string) error {
 	sourceDir, sourceBase := splitPath(source)
 	fromFd, err := from.dir(sourceDir)
@@ -382,8 +387,8 @@ func (r *rootFS) place(from *rootFS, source, real string) error {
 	return errors.Wrapf(unix.Renameat(fromFd, sourceBase, fd, base), "placing %q", real)
 }
 
-// adopt moves a directory from elsewhere on the same file system to a real path of this tree, where nothing stands. The directory above
-// stays as old as it is.
+// adopt moves a directory from elsewhere on the same file system to a real path of this tree, where
+// nothing stands. The directory above stays as old as it is.
 func (r *rootFS) adopt(from, real string) error {
 	dir, base := splitPath(real)
 	fd, err := r.dir(dir)
@@ -462,7 +467,8 @@ func (r *rootFS) meta(real string) (dirMeta, error) {
 	return m, errors.Wrapf(err, "reading the attributes of %q", real)
 }
 
-// describe gives a directory these owners, mode and attributes. Attributes that it has beside are removed.
+// describe gives a directory these owners, mode and attributes. Attributes that it has beside are
+// removed.
 func (r *rootFS) describe(real string, m dirMeta) error {
 	fd, err := r.dir(real)
 	if err != nil {
@@ -499,7 +505,8 @@ func (r *rootFS) describe(real string, m dirMeta) error {
 // maxXattrBytes is XATTR_SIZE_MAX, and XATTR_LIST_MAX too.
 const maxXattrBytes = 64 << 10
 
-// listXattrs returns the names of the attributes of an open directory that are of the kinds that layers keep.
+// listXattrs returns the names of the attributes of an open directory that are of the kinds that
+// layers keep.
 func listXattrs(fd int) ([]string, error) {
 	size, err := unix.Flistxattr(fd, nil)
 	if size == 0 || errors.Is(err, unix.ENOTSUP) {

@@ -12,8 +12,8 @@ import (
 	"ostree-image/internal/testutil"
 )
 
-// openTree makes a directory of these entries, "d/" for a directory, "l -> target" for a symlink, anything else for a file that holds its
-// own name, and opens it.
+// openTree makes a directory of these entries, "d/" for a directory, "l -> target" for a symlink,
+// anything else for a file that holds its own name, and opens it.
 func openTree(t testing.TB, entries ...string) (*rootFS, string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -328,8 +328,8 @@ func TestRootFSDeep(t *testing.T) {
 	testutil.OnlyEntries(t, dir, "l")
 }
 
-// TestRootFSUnprivileged works in directories that their owner may not enter, and leaves them so. Root may always: it becomes another user
-// for the time.
+// TestRootFSUnprivileged works in directories that their owner may not enter, and leaves them so.
+// Root may always: it becomes another user for the time.
 func TestRootFSUnprivileged(t *testing.T) {
 	dir := t.TempDir()
 	if os.Geteuid() == 0 {

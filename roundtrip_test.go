@@ -85,8 +85,8 @@ var refusedArchives = map[string]string{
 	"go/pax-sparse-big.tar.base64": "is a sparse file of 60000000000 bytes",
 }
 
-// readable tells whether an archive can be read to its end, by the readers of Go and of tar-split. Holes are not read: what would be
-// is no more than a gigabyte.
+// readable tells whether an archive can be read to its end, by the readers of Go and of tar-split.
+// Holes are not read: what would be is no more than a gigabyte.
 func readable(b []byte) bool {
 	in := gotar.NewReader(bytes.NewReader(b))
 	for {
@@ -103,7 +103,8 @@ func readable(b []byte) bool {
 	}
 }
 
-// Every archive that Go and tar-split read in their own tests comes back byte for byte, or is refused and leaves nothing.
+// Every archive that Go and tar-split read in their own tests comes back byte for byte, or is
+// refused and leaves nothing.
 func TestCorpus(t *testing.T) {
 	for name, b := range corpus(t) {
 		t.Run(name, func(t *testing.T) {
@@ -267,7 +268,8 @@ func TestSameUnderRemote(t *testing.T) {
 	}
 }
 
-// fuzzLayer makes a layer out of a fuzzer's bytes: names from a small stock, so that they meet; every type and format.
+// fuzzLayer makes a layer out of a fuzzer's bytes: names from a small stock, so that they meet;
+// every type and format.
 func fuzzLayer(data []byte) []byte {
 	next := func() int {
 		if len(data) == 0 {
@@ -349,9 +351,10 @@ func fuzzLayer(data []byte) []byte {
 	return layer
 }
 
-// FuzzRoundTrip holds that a layer which is imported comes back byte for byte, and that one which is not was refused by the program
-// itself. It goes without images: a layer into a staging repository, and out of it. Give it -fuzzminimizetime=1x, or the time goes
-// into making inputs smaller that are merely new.
+// FuzzRoundTrip holds that a layer which is imported comes back byte for byte, and that one which
+// is not was refused by the program itself. It goes without images: a layer into a staging
+// repository, and out of it. Give it -fuzzminimizetime=1x, or the time goes into making inputs
+// smaller that are merely new.
 func FuzzRoundTrip(f *testing.F) {
 	random := rand.New(rand.NewPCG(7, 7))
 	for range 25 {

@@ -255,7 +255,8 @@ func TestDeafReader(t *testing.T) {
 	}
 }
 
-// TestDeafChildKeepsStream: the end of the run ends a stream too that a child of the command's own keeps open, deaf to SIGTERM.
+// TestDeafChildKeepsStream: the end of the run ends a stream too that a child of the command's own
+// keeps open, deaf to SIGTERM.
 func TestDeafChildKeepsStream(t *testing.T) {
 	t.Parallel()
 	fake := filepath.Join(t.TempDir(), "ostree")
@@ -468,7 +469,8 @@ func TestParentKilled(t *testing.T) {
 	testutil.Eventually(t, "the end of the child", func() bool { return !testutil.Running(child) })
 }
 
-// parentOfSleeper is the program of TestParentKilled. The thread on which it asks for the child ends, as any of a Go program may.
+// parentOfSleeper is the program of TestParentKilled. The thread on which it asks for the child
+// ends, as any of a Go program may.
 func parentOfSleeper() int {
 	runtime.LockOSThread() // the first thread of all, which stays
 	started := make(chan *proc.Process)

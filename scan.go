@@ -31,28 +31,30 @@ type entrySink interface {
 	entry(hdr *tar.Header) (io.Writer, error)
 }
 
-// layerScan is one reading of a layer's tar stream: its digest and size, what tar-split records of it, and, through the
-// sink, the clean stream for an engine.
+// layerScan is one reading of a layer's tar stream: its digest and size, what tar-split records of
+// it, and, through the sink, the normalized tar stream for an engine.
 //
-// The loop is that of tar-split's NewInputTarStream, with the library's own tar reader and packer. It is written again since that
-// function gives away neither headers nor where a payload ends, so the layer would have to be parsed a second time.
+// The loop is that of tar-split's NewInputTarStream, with the library's own tar reader and packer.
+// It is written again since that function gives away neither headers nor where a payload ends, so
+// the layer would have to be parsed a second time.
 type layerScan struct {
 	packer storage.Packer // nil where no record is wanted
-	sink   entrySink      // nil where no clean stream is wanted
+	sink   entrySink      // nil where no normalized tar stream is wanted
 	limits layerLimits
-	// sparseMost is how many bytes sparse files may come to in place of what limits says, 0 for that.
+	// sparseMost is how many bytes sparse files may come to in place of what limits says, 0 for
+	// that.
 	sparseMost int64
 
 	names    int64 // bytes of the names and attributes so far
 	declared int64 // bytes that the headers so far announce
 
-	diffID  digest.Digest // of the whole stream
-	size    int64         // bytes of the whole stream
-	entries int
-	skipped int   // devices, fifos and sockets
-	sparse  int64 // bytes of sparse files, with their holes
-	exact   bool  // the record and the tree give back the very same bytes
-	odd     bool  // the sink gave errOddLayer and took nothing more
+	diffID       digest.Digest // of the whole stream
+	size         int64         // bytes of the whole stream
+	entries      int
+	skipped      int   // devices, fifos and sockets
+	sparse       int64 // bytes of sparse files, with their holes
+	exact        bool  // the record and the tree give back the very same bytes
+	nonCanonical bool  // the sink gave errNonCanonical and took nothing more
 }
 
 // layerLimits are how much of a layer is taken before it is refused. 0 is no limit.
@@ -61,7 +63,8 @@ type layerLimits struct {
 	files int   // entries
 }
 
-// What follows from a limit on files: how much may be known by heart of them, and how much work it may be to place them.
+// What follows from a limit on files: how much may be known by heart of them, and how much work it
+// may be to place them.
 const (
 	namesPerFile = 256 // bytes of names and attributes
 	stepsPerFile = 256 // directories and links that lead to one
@@ -71,7 +74,8 @@ const (
 // names is how many bytes the names and attributes of all entries may have, 0 for any number.
 func (l layerLimits) names() int64 { return l.perFile(namesPerFile) }
 
-// steps is how many directories and links the names of all entries may lead through, 0 for any number.
+// steps is how many directories and links the names of all entries may lead through, 0 for any
+// number.
 func (l layerLimits) steps() int64 { return l.perFile(stepsPerFile) }
 
 func (l layerLimits) perFile(n int64) int64 {
@@ -94,12 +98,13 @@ const (
 	tarBlock     = 512 // bytes: the least that an archive's entry has
 )
 
-// maxSparse is how many bytes the sparse files of one layer may come to where nothing else is said. A header of 512 bytes can ask for more
-// than any disk holds.
+// maxSparse is how many bytes the sparse files of one layer may come to where nothing else is said.
+// A header of 512 bytes can ask for more than any disk holds.
 const maxSparse = 16 << 30
 
-// maxHeaders is how many bytes the headers of one entry may have, with the padding of the entry before. The tar reader keeps them all, and
-// any number of extended headers can stand before one file.
+// maxHeaders is how many bytes the headers of one entry may have, with the padding of the entry
+// before. The tar reader keeps them all, and any number of extended headers can stand before one
+// file.
 const maxHeaders = 8 << 20
 
 var errLongHeaders = errors.Errorf("more than %d bytes of headers", maxHeaders)
@@ -212,7 +217,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 		}
 	}
 	s.diffID, s.size = digest.NewDigest(digest.SHA256, raw.sum), raw.n
-	s.exact = s.exact && !s.odd && raw.fast.Sum64() == rebuilt.Sum64()
+	s.exact = s.exact && !s.nonCanonical && raw.fast.Sum64() == rebuilt.Sum64()
 	return nil
 }
 
@@ -264,8 +269,8 @@ func (s *layerScan) offer(hdr *tar.Header) (io.Writer, error) {
 		return nil, nil
 	}
 	w, err := s.sink.entry(hdr)
-	if errors.Is(err, errOddLayer) {
-		s.sink, s.odd = nil, true
+	if errors.Is(err, errNonCanonical) {
+		s.sink, s.nonCanonical = nil, true
 		return nil, nil
 	}
 	return w, err
@@ -294,7 +299,8 @@ type noTarError struct{ error }
 
 func (e *noTarError) Unwrap() error { return e.error }
 
-// readError names a stream that is no tar archive, or what is wrong with its n-th entry. read is how much of it was read.
+// readError names a stream that is no tar archive, or what is wrong with its n-th entry. read is
+// how much of it was read.
 func (s *layerScan) readError(err error, n int, read int64) error {
 	switch {
 	case errors.Is(err, tar.ErrHeader) && s.entries == 0, errors.Is(err, io.ErrUnexpectedEOF) && read < tarBlock:
@@ -314,12 +320,13 @@ func (s *layerScan) readError(err error, n int, read int64) error {
 	return &noTarError{reason} // compressed data that only begin as such
 }
 
-// sinkError is an error of the clean stream's reader, not of the layer.
+// sinkError is an error of the normalized tar stream's reader, not of the layer.
 type sinkError struct{ err error }
 
 func (e *sinkError) Error() string { return e.err.Error() }
 
-// copyPayload copies an entry's payload to both sums, and to w unless that is nil. It returns the payload's size.
+// copyPayload copies an entry's payload to both sums, and to w unless that is nil. It returns the
+// payload's size.
 func copyPayload(buf []byte, r io.Reader, crc hash.Hash64, sum *maphash.Hash, w io.Writer) (int64, error) {
 	var total int64
 	for idle := 0; ; {
@@ -369,8 +376,8 @@ func (h *rawHash) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// splitFile is a layer's tar-split record on disk: gzip of one JSON object a line. Its bytes are a part of a commit, whose checksum
-// must stay the same: see go.mod.
+// splitFile is a layer's tar-split record on disk: gzip of one JSON object a line. Its bytes are a
+// part of a commit, whose checksum must stay the same: see go.mod.
 type splitFile struct {
 	path string
 	file *os.File
@@ -400,7 +407,8 @@ func (s *splitFile) close() error {
 	return errors.WithMessage(err, "recording the layer's tar stream")
 }
 
-// inline returns the file in base64 as metadata of a commit. ok is false where it does not fit into one argument.
+// inline returns the file in base64 as metadata of a commit. ok is false where it does not fit into
+// one argument.
 func (s *splitFile) inline() (m ostree.Metadata, ok bool, err error) {
 	m.Key = imageref.KeyTarSplit
 	info, err := os.Stat(s.path)

@@ -23,7 +23,8 @@ func unzipped(t testing.TB, record []byte) io.Reader {
 	return gz
 }
 
-// recorded returns the files with a payload that a tar-split record names, as they are called in the layer's tree, and their sizes.
+// recorded returns the files with a payload that a tar-split record names, as they are called in
+// the layer's tree, and their sizes.
 func recorded(t testing.TB, record []byte) (paths []string, sizes []int64) {
 	t.Helper()
 	up := storage.NewJSONUnpacker(unzipped(t, record))
@@ -85,7 +86,8 @@ func readN(t testing.TB, r io.Reader, n int64) []byte {
 	return b
 }
 
-// TestScanPieces: however a layer comes in, byte by byte or at once, what is recorded of it is the same, and so is its commit.
+// TestScanPieces: however a layer comes in, byte by byte or at once, what is recorded of it is the
+// same, and so is its commit.
 func TestScanPieces(t *testing.T) {
 	t.Parallel()
 	for _, l := range oddLayers(t) {

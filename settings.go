@@ -34,8 +34,8 @@ type settings struct {
 	timestamp        *int64 // of every commit, seconds since 1970; nil for the reproducible ones
 	noFsync          bool
 	limits           layerLimits
-	dealTo           int           // how many commits share a large layer where that is faster, 0 for one
-	dealFrom         int64         // how many bytes a large layer has
+	splitInto        int           // how many commits share a large layer where that is faster, 0 for one
+	splitFrom        int64         // how many bytes a large layer has
 	divideFrom       int64         // how many bytes a layer's tar stream has whose checkout is divided
 	maxManifest      int64         // bytes, 0 for the library's own limit
 	parallelCopies   uint          // blobs that are copied at a time, 0 for the library's own number
@@ -109,7 +109,8 @@ func (s *settings) signArgs() []string {
 	return args
 }
 
-// checkSigning fails where commits are to be signed that this run does not make, or as this ostree cannot.
+// checkSigning fails where commits are to be signed that this run does not make, or as this ostree
+// cannot.
 func (s *settings) checkSigning(ctx context.Context, destination types.ImageReference) error {
 	if !s.signs() {
 		return nil
@@ -133,7 +134,8 @@ func (s *settings) checkSigning(ctx context.Context, destination types.ImageRefe
 	return nil
 }
 
-// embeddedRepo is the repository that is used where no other is named or there, made at its first use.
+// embeddedRepo is the repository that is used where no other is named or there, made at its first
+// use.
 func embeddedRepo() (string, error) {
 	base := os.Getenv("XDG_DATA_HOME")
 	if base == "" || !filepath.IsAbs(base) { // the XDG base directory specification ignores relative paths
@@ -206,8 +208,8 @@ func (s *settings) policyContext(sys *types.SystemContext) (*signature.PolicyCon
 	return pc, errors.Wrap(err, "reading the signature policy")
 }
 
-// useRepository settles that the run works on a repository: the journal calls it REPO, the embedded default is made where
-// it is missing, and a record begins with it.
+// useRepository settles that the run works on a repository: the journal calls it REPO, the embedded
+// default is made where it is missing, and a record begins with it.
 func (s *settings) useRepository(ctx context.Context, repo *repository) error {
 	variable := s.journal.nameRepository(repo.path)
 	if err := s.ensureDefaultRepo(ctx, repo); err != nil {

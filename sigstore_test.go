@@ -9,7 +9,8 @@ import (
 	"go.podman.io/image/v5/signature/sigstore"
 )
 
-// TestSigstoreSignature: an image that is pushed gets a signature by a private key, whose passphrase lies in a file.
+// TestSigstoreSignature: an image that is pushed gets a signature by a private key, whose
+// passphrase lies in a file.
 func TestSigstoreSignature(t *testing.T) {
 	t.Parallel()
 	keys, err := sigstore.GenerateKeyPair([]byte("secret"))

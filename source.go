@@ -23,8 +23,9 @@ import (
 	"ostree-image/internal/ostree"
 )
 
-// source reads one image out of a repository (types.ImageSource). What the image's name stands for is settled when it is
-// opened, so a name that moves meanwhile cannot mix two images. It is safe for parallel use.
+// source reads one image out of a repository (types.ImageSource). What the image's name stands for
+// is settled when it is opened, so a name that moves meanwhile cannot mix two images. It is safe
+// for parallel use.
 type source struct {
 	ref      ostreeReference
 	settings *settings
@@ -112,8 +113,9 @@ func instanceDir(d digest.Digest) string { return imageref.DirInstances + "/" + 
 // sigstoreMark begins a file that holds no simple signature.
 var sigstoreMark = []byte("\x00sigstore-json\n")
 
-// GetSignatures returns the signatures of the image, or of an instance. Those in sigstore form, which the old transport
-// could hold, cannot pass through the library's interface and are left out with a warning.
+// GetSignatures returns the signatures of the image, or of an instance. Those in sigstore form,
+// which the old transport could hold, cannot pass through the library's interface and are left out
+// with a warning.
 func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([][]byte, error) {
 	dir := ""
 	if instance != nil && *instance != digest.FromBytes(s.manifest) {
@@ -141,8 +143,8 @@ func (s *source) GetSignatures(ctx context.Context, instance *digest.Digest) ([]
 	return signatures, nil
 }
 
-// signatureNumbers returns the numbers of the signature files in a directory of an image's commit, and checks that there are as
-// many as the commit says.
+// signatureNumbers returns the numbers of the signature files in a directory of an image's commit,
+// and checks that there are as many as the commit says.
 func (r *repository) signatureNumbers(ctx context.Context, info ostree.Commit, dir string) ([]int, error) {
 	names, err := r.fileNames(ctx, info.Checksum, dir)
 	if err != nil {
@@ -161,9 +163,10 @@ func (r *repository) signatureNumbers(ctx context.Context, info ostree.Commit, d
 	return numbers, nil
 }
 
-// LayerInfosForCopy names the uncompressed layers, which is what the repository holds. It is nil where the manifest must
-// stay as it is, since the library refuses changed layers then: digests are to be preserved, the image or its index has
-// signatures that go with it, or the copy stays within one repository.
+// LayerInfosForCopy names the uncompressed layers, which is what the repository holds. It is nil
+// where the manifest must stay as it is, since the library refuses changed layers then: digests are
+// to be preserved, the image or its index has signatures that go with it, or the copy stays within
+// one repository.
 func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest) ([]types.BlobInfo, error) {
 	blob, mimeType, err := s.GetManifest(ctx, instance)
 	if err != nil {
@@ -224,7 +227,8 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 	return infos, nil
 }
 
-// layerProofs returns the diffIDs that the config of a manifest of the image names: see layerProofs.
+// layerProofs returns the diffIDs that the config of a manifest of the image names: see
+// layerProofs.
 func (s *source) layerProofs(ctx context.Context, named []types.BlobInfo) ([]digest.Digest, error) {
 	if !imageref.IsConfigType(named[0].MediaType) {
 		return nil, nil
@@ -236,8 +240,9 @@ func (s *source) layerProofs(ctx context.Context, named []types.BlobInfo) ([]dig
 	return imageref.DiffIDs(config, named)
 }
 
-// proveLayers proves that layers of the image are what the manifest and the config name, as far as that was not done before on
-// this machine. Those of 2017 have nothing to prove them with, which is said.
+// proveLayers proves that layers of the image are what the manifest and the config name, as far as
+// that was not done before on this machine. Those of 2017 have nothing to prove them with, which is
+// said.
 func (s *source) proveLayers(ctx context.Context, named []types.BlobInfo, layers []*storedBlob, mode string) error {
 	proofs, err := s.layerProofs(ctx, named)
 	if err != nil {
@@ -276,8 +281,8 @@ func (s *source) proveLayers(ctx context.Context, named []types.BlobInfo, layers
 	return group.Wait()
 }
 
-// compressedNotes begin the keys of annotations that describe the compressed bytes of a layer: those of zstd:chunked, eStargz
-// and OverlayBD.
+// compressedNotes begin the keys of annotations that describe the compressed bytes of a layer:
+// those of zstd:chunked, eStargz and OverlayBD.
 var compressedNotes = []string{
 	"io.github.containers.zstd-chunked.", "containerd.io/snapshot/stargz/", "io.containers.estargz.", "containerd.io/snapshot/overlaybd/",
 }
@@ -341,7 +346,8 @@ func (s *source) blob(ctx context.Context, d digest.Digest) (*storedBlob, error)
 	return b, nil
 }
 
-// GetBlob returns a config, a layer as the manifest names it, or a layer's tar stream that LayerInfosForCopy named.
+// GetBlob returns a config, a layer as the manifest names it, or a layer's tar stream that
+// LayerInfosForCopy named.
 func (s *source) GetBlob(ctx context.Context, info types.BlobInfo, _ types.BlobInfoCache) (io.ReadCloser, int64, error) {
 	s.mu.Lock()
 	asTar := s.tars[info.Digest]

@@ -82,7 +82,8 @@ func tars(ctx context.Context, src *source) (layers [][]byte, err error) {
 	return layers, nil
 }
 
-// sameLayers holds that an image gives its layers back: their tar streams, and the blobs themselves.
+// sameLayers holds that an image gives its layers back: their tar streams, and the blobs
+// themselves.
 func (r *testRun) sameLayers(t testing.TB, name string, i *testImage, streams [][]byte) {
 	t.Helper()
 	src := r.source(t, name)
@@ -106,7 +107,8 @@ func (r *testRun) sameLayers(t testing.TB, name string, i *testImage, streams []
 	}
 }
 
-// tamper gives a ref another commit with the same tree, and the metadata that edit makes of the old.
+// tamper gives a ref another commit with the same tree, and the metadata that edit makes of the
+// old.
 func (r *testRun) tamper(t *testing.T, ref string, edit func(metadata map[string]string)) {
 	t.Helper()
 	info, err := r.repo.commitInfo(t.Context(), ref)
@@ -149,7 +151,8 @@ func recordLines(t *testing.T, data string) []string {
 	return strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
 }
 
-// A commit that lies is an error, of status 4, that names the blob. Nothing hangs, and no process is left.
+// A commit that lies is an error, of status 4, that names the blob. Nothing hangs, and no process
+// is left.
 func TestLyingMetadata(t *testing.T) {
 	layer := tarOf(t,
 		&gotar.Header{Name: "dir/", Typeflag: gotar.TypeDir, Mode: 0o755},
@@ -324,7 +327,8 @@ func TestLyingBlob(t *testing.T) {
 	}
 }
 
-// A file of the tree that is longer than the layer has it is no part of the layer, and is not passed over where the layer ends with it.
+// A file of the tree that is longer than the layer has it is no part of the layer, and is not
+// passed over where the layer ends with it.
 func TestLongerTree(t *testing.T) {
 	t.Parallel()
 	r := newTestRun(t, testOptions{})

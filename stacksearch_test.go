@@ -24,8 +24,9 @@ import (
 	"ostree-image/internal/testutil"
 )
 
-// The search for stacks of layers of which a checkout makes something else than umoci. OSTREE_IMAGE_STACKS is how many are
-// tried, in all modes then, and OSTREE_IMAGE_SEED where to begin.
+// The search for stacks of layers of which a checkout makes something else than umoci.
+// OSTREE_IMAGE_STACKS is how many are tried, in all modes then, and OSTREE_IMAGE_SEED where to
+// begin.
 
 const (
 	fewStacks      = 24

@@ -17,8 +17,9 @@ import (
 
 const copyBuffer = 256 << 10
 
-// stagedBlob is a blob that is written to disk as it arrives. Others can read it from its start at the same time,
-// as often as they need, and learn at its end whether it is what its digest and size say.
+// stagedBlob is a blob that is written to disk as it arrives. Others can read it from its start at
+// the same time, as often as they need, and learn at its end whether it is what its digest and size
+// say.
 type stagedBlob struct {
 	path string
 	want types.BlobInfo // Digest "" or Size -1 where unknown
@@ -44,7 +45,8 @@ func newStagedBlob(dir string, want types.BlobInfo, most int64) (*stagedBlob, *o
 	return b, f, nil
 }
 
-// fill writes r into the blob, to r's end, and verifies it. The error is also what the blob's readers get.
+// fill writes r into the blob, to r's end, and verifies it. The error is also what the blob's
+// readers get.
 func (b *stagedBlob) fill(ctx context.Context, r io.Reader, f *os.File) error {
 	sum, algorithm, err := b.hasher()
 	if err == nil {
@@ -136,8 +138,8 @@ func (b *stagedBlob) wait() error {
 	return b.err
 }
 
-// open returns a reader of the whole blob that waits where the blob is still to come. It gives io.EOF only if the blob
-// is what it should be, and the reason otherwise.
+// open returns a reader of the whole blob that waits where the blob is still to come. It gives
+// io.EOF only if the blob is what it should be, and the reason otherwise.
 func (b *stagedBlob) open() (io.ReadCloser, error) {
 	f, err := os.Open(b.path)
 	if err != nil {

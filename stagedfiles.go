@@ -23,8 +23,8 @@ type treeFile struct {
 	input   string // what the journal calls that file
 }
 
-// commitFiles commits files that belong to 0:0 with mode 0644, in directories of mode 0755, whoever does it, and returns the
-// commit's checksum.
+// commitFiles commits files that belong to 0:0 with mode 0644, in directories of mode 0755, whoever
+// does it, and returns the commit's checksum.
 func (st *staging) commitFiles(ctx context.Context, files []treeFile, o ostree.CommitOptions) (sum string, err error) {
 	if err := st.ready(ctx); err != nil {
 		return "", err
@@ -95,7 +95,8 @@ func copyFile(from, to string) (err error) {
 	return errors.WithStack(err)
 }
 
-// name is what the journal and errors call the blob: the hex part of its digest where that is known before it is here.
+// name is what the journal and errors call the blob: the hex part of its digest where that is known
+// before it is here.
 func (b *stagedBlob) name() string {
 	if b.want.Digest != "" {
 		return b.want.Digest.Encoded()

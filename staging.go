@@ -15,8 +15,8 @@ import (
 	"ostree-image/internal/shellquote"
 )
 
-// staging is where a run makes its commits before they are published: a repository of the target's mode on the
-// target's file system, without fsync.
+// staging is where a run makes its commits before they are published: a repository of the target's
+// mode on the target's file system, without fsync.
 type staging struct {
 	settings *settings
 	target   *repository
@@ -34,8 +34,8 @@ type staging struct {
 	err      error
 }
 
-// newStaging makes the directories at once and the repository in the background, while the first layer is read already. The target's
-// mode, and what its ostree can do, are known.
+// newStaging makes the directories at once and the repository in the background, while the first
+// layer is read already. The target's mode, and what its ostree can do, are known.
 func newStaging(ctx context.Context, s *settings, target *repository, mode string, features ostree.Features) (st *staging, err error) {
 	if mode == "archive-z2" {
 		mode = ostree.Archive
@@ -84,9 +84,10 @@ func (st *staging) blobDir() string {
 	return st.work.path
 }
 
-// objectSettings are the settings of a repository that decide which objects a commit makes, and when the disk is too full for
-// them: of ostree.repo-config(5) those that are not about waiting for the disk, locks, remotes, summaries or deployments. A
-// staging repository has the target's and no others: a pull that links asks the target for none of them.
+// objectSettings are the settings of a repository that decide which objects a commit makes, and
+// when the disk is too full for them: of ostree.repo-config(5) those that are not about waiting for
+// the disk, locks, remotes, summaries or deployments. A staging repository has the target's and no
+// others: a pull that links asks the target for none of them.
 var objectSettings = map[string][]string{
 	"core":    {"collection-id", "disable-xattrs", "min-free-space-percent", "min-free-space-size", "payload-link-threshold"},
 	"archive": {"zlib-level"},
@@ -139,7 +140,8 @@ func chooseEngine(ctx context.Context, r *runner, features ostree.Features, want
 	return engineTar, err
 }
 
-// ready waits until the staging repository can be used. Whoever runs a command on it calls ready before.
+// ready waits until the staging repository can be used. Whoever runs a command on it calls ready
+// before.
 func (st *staging) ready(ctx context.Context) error {
 	select {
 	case <-st.prepared:

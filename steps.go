@@ -23,8 +23,8 @@ const (
 	treeReplaced = "REPLACED" // what that layer brings and replaces itself
 )
 
-// stepScript writes down what a checkout does to a tree between the commands, as a script of the record. It is not safe for
-// parallel use. A nil one takes everything and does nothing.
+// stepScript writes down what a checkout does to a tree between the commands, as a script of the
+// record. It is not safe for parallel use. A nil one takes everything and does nothing.
 type stepScript struct {
 	rec  *recorder
 	name string

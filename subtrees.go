@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// divideFrom is the size of a layer's tar stream from which its checkout is divided. Before that, its headers must be read.
+	// divideFrom is the size of a layer's tar stream from which its checkout is divided. Before
+	// that, its headers must be read.
 	divideFrom = 96 << 20
 	// weightOfEntry is what it costs to make a file beside its content, as bytes of content.
 	weightOfEntry = 16 << 10
@@ -32,8 +33,8 @@ type subtree struct {
 	weight int64
 }
 
-// treeWeights is how much work there is below each directory of a layer, and which directories it holds. A nil one takes everything and
-// does nothing.
+// treeWeights is how much work there is below each directory of a layer, and which directories it
+// holds. A nil one takes everything and does nothing.
 type treeWeights struct {
 	below map[string]int64
 	dirs  map[string][]string
@@ -78,8 +79,9 @@ func (w *treeWeights) forget() {
 	}
 }
 
-// divide divides the tree so that so many processes have about as much to do. What it returns begins with the part that holds the root, and
-// a part comes before those that lie in a directory of it.
+// divide divides the tree so that so many processes have about as much to do. What it returns
+// begins with the part that holds the root, and a part comes before those that lie in a directory
+// of it.
 func (w *treeWeights) divide(processes int) []subtree {
 	total := w.below[""]
 	parts := []subtree{{weight: total}}
@@ -107,8 +109,8 @@ func (w *treeWeights) divide(processes int) []subtree {
 	return parts
 }
 
-// fetchDivided has layer i checked out by several processes, each of which makes a part of the tree, and puts these together. What the
-// layer names must be read first.
+// fetchDivided has layer i checked out by several processes, each of which makes a part of the
+// tree, and puts these together. What the layer names must be read first.
 func (c *checkout) fetchDivided(ctx context.Context, b *storedBlob, i int) (entries []layerEntry, err error) {
 	weights := newTreeWeights()
 	if entries, err = c.entries(ctx, b, i == 0, weights); err != nil {

@@ -11,7 +11,8 @@ import (
 	"ostree-image/internal/errdefs"
 )
 
-// The names in a repository's tmp/ of a transaction of ostree: a directory, and beside it the lock that lasts as long as its process.
+// The names in a repository's tmp/ of a transaction of ostree: a directory, and beside it the lock
+// that lasts as long as its process.
 const (
 	transactionPrefix = "staging-"
 	transactionLock   = "-lock"
@@ -23,7 +24,8 @@ func (r *repository) tmp() string { return filepath.Join(r.path, "tmp") }
 // sweep removes what runs that were killed have left in the repository's tmp/.
 func (r *repository) sweep() { sweepWorkDirs(r.tmp()) }
 
-// transactions returns the directories of transactions in the repository's tmp/, running or left by a process that was killed.
+// transactions returns the directories of transactions in the repository's tmp/, running or left by
+// a process that was killed.
 func (r *repository) transactions() map[string]bool {
 	found := map[string]bool{}
 	entries, _ := os.ReadDir(r.tmp())
@@ -35,8 +37,9 @@ func (r *repository) transactions() map[string]bool {
 	return found
 }
 
-// dropTransactions removes what transactions have left, but those that were there before: ostree itself keeps it for the next one, and
-// with it the space that it takes. What a process still holds stays.
+// dropTransactions removes what transactions have left, but those that were there before: ostree
+// itself keeps it for the next one, and with it the space that it takes. What a process still holds
+// stays.
 func (r *repository) dropTransactions(before map[string]bool) error {
 	for path := range r.transactions() {
 		if before[path] {

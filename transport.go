@@ -55,8 +55,9 @@ func (t ostreeTransport) split(text string) (name, path string, err error) {
 	return name, path, err
 }
 
-// newReference returns the reference of an image in the repository at path. The name becomes NAME:latest where it has
-// neither tag nor digest, loses the tag where it has both, and stays as it was written otherwise.
+// newReference returns the reference of an image in the repository at path. The name becomes
+// NAME:latest where it has neither tag nor digest, loses the tag where it has both, and stays as it
+// was written otherwise.
 func newReference(t ostreeTransport, name, path string) (ostreeReference, error) {
 	name, err := imageref.Normalize(t.settings.dropTag(name))
 	if err != nil {
@@ -69,7 +70,8 @@ func newReference(t ostreeTransport, name, path string) (ostreeReference, error)
 	return ostreeReference{transport: t, image: name, repo: path}, nil
 }
 
-// dropTag takes the tag out of a name that has a digest, too, and says so: the digest says which image it is.
+// dropTag takes the tag out of a name that has a digest, too, and says so: the digest says which
+// image it is.
 func (s *settings) dropTag(name string) string {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
@@ -85,8 +87,9 @@ func (s *settings) dropTag(name string) string {
 	return strings.TrimSuffix(repository, ":"+tagged.Tag()) + "@" + sum
 }
 
-// normalizeRepo makes a repository's path absolute and resolves symbolic links. A colon would make the policy's scopes ambiguous, so the
-// old transport refused it, and so does this; ostree pull-local reads a path as a URL.
+// normalizeRepo makes a repository's path absolute and resolves symbolic links. A colon would make
+// the policy's scopes ambiguous, so the old transport refused it, and so does this; ostree
+// pull-local reads a path as a URL.
 func normalizeRepo(path string) (string, error) {
 	resolved := path
 	if !strings.ContainsAny(path, ":%#") {
@@ -108,8 +111,8 @@ func normalizeRepo(path string) (string, error) {
 
 var scopeName = regexp.MustCompile(`^[^@]+$`)
 
-// ValidatePolicyConfigurationScope accepts what the two methods below give: /REPO:NAME with any number of the name's
-// last components left out.
+// ValidatePolicyConfigurationScope accepts what the two methods below give: /REPO:NAME with any
+// number of the name's last components left out.
 func (t ostreeTransport) ValidatePolicyConfigurationScope(scope string) error {
 	repo, name, ok := strings.Cut(scope, ":")
 	if !ok {
@@ -128,8 +131,8 @@ func (r ostreeReference) Transport() types.ImageTransport { return r.transport }
 
 func (r ostreeReference) StringWithinTransport() string { return r.image + "@" + r.repo }
 
-// DockerReference returns the name where it is written in full, so that signatures can name it, and nil otherwise:
-// "debian:latest" in a repository is not docker.io/library/debian:latest.
+// DockerReference returns the name where it is written in full, so that signatures can name it, and
+// nil otherwise: "debian:latest" in a repository is not docker.io/library/debian:latest.
 func (r ostreeReference) DockerReference() reference.Named {
 	named, err := reference.ParseNormalizedNamed(r.image)
 	if err != nil || named.String() != r.image {

@@ -17,9 +17,8 @@ import (
 // listedFile is a line of ostree ls about a file, or a symbolic link and its target.
 var listedFile = regexp.MustCompile(`^([-l])0[0-7]{4} +[0-9]+ +[0-9]+ +([0-9]+) /(.*)$`)
 
-// fileSizes returns the sizes that a commit gives its files, but those with a name of two lines. In an archive repository they stand in
-// headers that no checksum covers.
-// most is that of list.
+// fileSizes returns the sizes that a commit gives its files, but those with a name of two lines. In
+// an archive repository they stand in headers that no checksum covers. most is that of list.
 func (r *repository) fileSizes(ctx context.Context, rev string, most func() (int, error)) (map[string]int64, error) {
 	sizes := map[string]int64{}
 	var wrong error
@@ -41,7 +40,8 @@ func (r *repository) fileSizes(ctx context.Context, rev string, most func() (int
 	return sizes, err
 }
 
-// checkSizes compares the sizes that the tree of a layer gives its files with those in the layer's headers.
+// checkSizes compares the sizes that the tree of a layer gives its files with those in the layer's
+// headers.
 func (v *verifier) checkSizes(ctx context.Context, store *blobStore, b *storedBlob) error {
 	listed, err := v.repo.fileSizes(ctx, b.spec, func() (int, error) { return store.mostPaths(ctx, b) })
 	if err != nil {

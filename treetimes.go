@@ -17,8 +17,8 @@ import (
 	"ostree-image/internal/errdefs"
 )
 
-// treeTimes are the modification times that what is in a tree is to have, by real paths. Making, moving and removing files
-// changes those of directories, so all are set at the end.
+// treeTimes are the modification times that what is in a tree is to have, by real paths. Making,
+// moving and removing files changes those of directories, so all are set at the end.
 type treeTimes struct {
 	now   fileTime // of what no layer names
 	files bool     // files and links are the tree's own, and have times, too

@@ -22,7 +22,8 @@ import (
 // oldestTar is the oldest GNU tar with --xattrs-include.
 const oldestTar = "1.27"
 
-// tarLostAttribute is a part of what tar says of an attribute that it could not set, with exit status 0.
+// tarLostAttribute is a part of what tar says of an attribute that it could not set, with exit
+// status 0.
 const tarLostAttribute = " extended attribute for file "
 
 var tarVersionLine = regexp.MustCompile(`^tar \(GNU tar\) ([0-9][0-9.]*)`)
@@ -44,8 +45,9 @@ func tarVersion(ctx context.Context, r *runner) (string, error) {
 	return version, nil
 }
 
-// untarArgs extract a clean stream into dir with all that a commit keeps. -m leaves the times alone, which no commit
-// holds; nothing looks up the names of users. The unknown keyword is hdrcharset, which libarchive needs and tar does not.
+// untarArgs extract a normalized tar stream into dir with all that a commit keeps. -m leaves the
+// times alone, which no commit holds; nothing looks up the names of users. The unknown keyword is
+// hdrcharset, which libarchive needs and tar does not.
 func untarArgs(dir string, asRoot bool) []string {
 	args := []string{"-x", "-p", "-m", "-f", "-", "--numeric-owner", "--warning=no-unknown-keyword", "--directory=" + dir}
 	if asRoot {
@@ -60,8 +62,8 @@ const (
 	maxArchiveFiles = 2_000_000
 )
 
-// extractArchive extracts the archive of a record, plain or compressed, into dir. Files, directories, and links within it are
-// all that it may have; nothing of it leads out of dir.
+// extractArchive extracts the archive of a record, plain or compressed, into dir. Files,
+// directories, and links within it are all that it may have; nothing of it leads out of dir.
 func extractArchive(ctx context.Context, r *runner, archive *os.File, dir string) (err error) {
 	stream, _, err := decompress(archive, func() {})
 	if err != nil {
@@ -154,7 +156,7 @@ func checkedArchive(ctx context.Context, stream io.Reader, out *tarstream.Writer
 	}
 }
 
-// untar starts tar on a clean stream, which the caller writes to the returned pipe.
+// untar starts tar on a normalized tar stream, which the caller writes to the returned pipe.
 func untar(ctx context.Context, r *runner, dir, input, why string) (*proc.Process, *proc.Pipe, error) {
 	c := proc.Command{Tool: proc.Tar, Args: untarArgs(dir, os.Geteuid() == 0), Why: why, Input: input}
 	p, stdin, err := r.Writer(ctx, c, nil)

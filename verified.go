@@ -30,7 +30,8 @@ func (b *storedBlob) tarLimit() int64 {
 	return b.tarSize
 }
 
-// verifiedTar is verified for the blob's tar stream. It breaks off where that is longer than it should be.
+// verifiedTar is verified for the blob's tar stream. It breaks off where that is longer than it
+// should be.
 func (b *storedBlob) verifiedTar(r io.ReadCloser) io.ReadCloser {
 	return b.verified(&stackedReader{Reader: &lengthReader{r: r, left: b.tarLimit()}, below: []io.Closer{r}}, b.diffID)
 }
@@ -49,7 +50,8 @@ func (l *lengthReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// verified returns a reader of the blob, or of its tar stream, that ends well only if all that it gave matches the digest.
+// verified returns a reader of the blob, or of its tar stream, that ends well only if all that it
+// gave matches the digest.
 func (b *storedBlob) verified(r io.ReadCloser, want digest.Digest) io.ReadCloser {
 	return &verifiedReader{blob: b.digest, r: r, want: want, sum: want.Algorithm().Digester()}
 }

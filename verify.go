@@ -47,7 +47,8 @@ type verifier struct {
 	denied  error                         // the first thing that this user may not read
 }
 
-// text is that of an error for a problem. What this user may not read is none, and ends the run instead.
+// text is that of an error for a problem. What this user may not read is none, and ends the run
+// instead.
 func (v *verifier) text(err error) string {
 	var access *errdefs.AccessError
 	if errors.As(err, &access) {
@@ -60,8 +61,8 @@ func (v *verifier) text(err error) string {
 	return ui.OneLine(err)
 }
 
-// verifyImages checks all that the images need: that their objects are what ostree fsck expects, and that their manifests,
-// configs and layers give the bytes that their digests name.
+// verifyImages checks all that the images need: that their objects are what ostree fsck expects,
+// and that their manifests, configs and layers give the bytes that their digests name.
 func verifyImages(ctx context.Context, s *settings, repo *repository, images []ostreeReference, parallel int) ([]verifyResult, error) {
 	store, err := openBlobStore(ctx, repo)
 	if err != nil {
@@ -132,8 +133,8 @@ const (
 	imageTries = 5
 )
 
-// settledImage checks an image, and once more where its problems may be those of a repository that changed meanwhile. The error
-// is errNoRef where the image is gone.
+// settledImage checks an image, and once more where its problems may be those of a repository that
+// changed meanwhile. The error is errNoRef where the image is gone.
 func (v *verifier) settledImage(ctx context.Context, name, spec string, parallel int) (problems []verifyProblem, err error) {
 	for range imageTries {
 		problems = v.image(ctx, name, spec, parallel)
@@ -160,7 +161,8 @@ func (v *verifier) settledImage(ctx context.Context, name, spec string, parallel
 	return problems, nil
 }
 
-// checkKeyrings refuses a directory without public keys: ostree reads them from *.gpg files, and not from the pubring.kbx of today's gpg.
+// checkKeyrings refuses a directory without public keys: ostree reads them from *.gpg files, and
+// not from the pubring.kbx of today's gpg.
 func checkKeyrings(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -174,7 +176,8 @@ func checkKeyrings(dir string) error {
 	return errors.Errorf("%s holds no *.gpg file, where ostree looks for public keys; write one with: gpg --export KEY-ID >DIR/KEY.gpg", dir)
 }
 
-// commitProblem returns what is known to be wrong with the commit of a ref and its objects, "" for nothing.
+// commitProblem returns what is known to be wrong with the commit of a ref and its objects, "" for
+// nothing.
 func (v *verifier) commitProblem(ctx context.Context, spec string, info ostree.Commit) string {
 	if v.settings.gpgVerify {
 		if ok, err := v.repo.signed(ctx, info.Checksum, v.settings.gpgHomedir); err != nil {
@@ -183,7 +186,8 @@ func (v *verifier) commitProblem(ctx context.Context, spec string, info ostree.C
 			return "commit " + info.Checksum + " has no good signature by a key in " + v.settings.gpgHomedir
 		}
 	}
-	// Whoever made or signed it may have made others, which are good under their own refs only. Old commits name none.
+	// Whoever made or signed it may have made others, which are good under their own refs only. Old
+	// commits name none.
 	_, ref := splitSpec(spec)
 	if v.settings.gpgVerify && len(info.Bindings) == 0 {
 		return "commit " + info.Checksum + " does not say for which refs it was made"
@@ -276,8 +280,8 @@ func (v *verifier) checkNames(ctx context.Context, commit string, ours func(name
 	return nil
 }
 
-// manifest checks the blobs that one manifest names, a config and layers. What is wrong with one is returned only once for all
-// manifests that share seen.
+// manifest checks the blobs that one manifest names, a config and layers. What is wrong with one is
+// returned only once for all manifests that share seen.
 func (v *verifier) manifest(
 	ctx context.Context, store *blobStore, blobs []types.BlobInfo, seen map[digest.Digest]bool, parallel int,
 ) (problems []verifyProblem) {

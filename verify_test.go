@@ -141,7 +141,8 @@ func (r *testRun) owners(t testing.TB, names ...string) map[string][]string {
 
 var checksums = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
 
-// Whatever happens to an object, verify says so of the images that need it, list shows the others, and nothing is pruned.
+// Whatever happens to an object, verify says so of the images that need it, list shows the others,
+// and nothing is pruned.
 func TestDamagedObject(t *testing.T) {
 	middle := flip(func(n int) int { return n / 2 })
 	tests := []struct {
@@ -221,7 +222,8 @@ func TestDamagedObject(t *testing.T) {
 	}
 }
 
-// TestFsckLines: what fsck says is told of the commits that it names, and of all images where it names none.
+// TestFsckLines: what fsck says is told of the commits that it names, and of all images where it
+// names none.
 func TestFsckLines(t *testing.T) {
 	t.Parallel()
 	const closing = "error: Repository corruption encountered\n"

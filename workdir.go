@@ -26,23 +26,25 @@ const (
 	// takes that time away, which comes back within touchInterval.
 	touchInterval = time.Second
 	timeAhead     = 10 * 365 * 24 * time.Hour
-	// sweptTries is how often a directory is made that others take for left over before it is locked.
+	// sweptTries is how often a directory is made that others take for left over before it is
+	// locked.
 	sweptTries = 20
 )
 
 // errSwept says that another run has taken a directory for left over that this one had just made.
 var errSwept = errors.New("another run has removed it")
 
-// workDir is a private directory of one run. A lock on it, which every child inherits, lasts until the last process that
-// could still write there has ended; what a dead run left behind is removed by the next.
+// workDir is a private directory of one run. A lock on it, which every child inherits, lasts until
+// the last process that could still write there has ended; what a dead run left behind is removed
+// by the next.
 type workDir struct {
 	path string
 	lock *os.File
 	done []func()
 }
 
-// checkParent refuses a directory where somebody else could put other things in the place of ours: what is written there by its name, read
-// and removed, would be theirs to choose.
+// checkParent refuses a directory where somebody else could put other things in the place of ours:
+// what is written there by its name, read and removed, would be theirs to choose.
 func checkParent(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -74,7 +76,8 @@ func (s *settings) openTmpdir() (*pinnedDir, error) {
 	return dir, nil
 }
 
-// newWorkDir makes a work directory below parent, after it has removed those that dead runs left there.
+// newWorkDir makes a work directory below parent, after it has removed those that dead runs left
+// there.
 func newWorkDir(parent string, r *runner) (*workDir, error) {
 	sweepWorkDirs(parent)
 	w, err := lockedDir(parent)
@@ -88,8 +91,9 @@ func newWorkDir(parent string, r *runner) (*workDir, error) {
 	return w, nil
 }
 
-// lockedDir makes a directory, locks it, and then marks it. Whoever sweeps takes the lock first: what it removes no living run has, or one that
-// has done nothing with it yet. Then the error is errSwept.
+// lockedDir makes a directory, locks it, and then marks it. Whoever sweeps takes the lock first:
+// what it removes no living run has, or one that has done nothing with it yet. Then the error is
+// errSwept.
 func lockedDir(parent string) (w *workDir, err error) {
 	fresh, err := os.MkdirTemp(parent, newWorkPrefix)
 	if err != nil {
@@ -112,7 +116,8 @@ func lockedDir(parent string) (w *workDir, err error) {
 	if err := os.WriteFile(made.join(workMark), nil, 0o600); err != nil {
 		return nil, orSwept(err, fresh)
 	}
-	// The first name is nobody else's, so that even an empty one is ours; under this one, which is also what users call theirs, the mark tells.
+	// The first name is nobody else's, so that even an empty one is ours; under this one, which is
+	// also what users call theirs, the mark tells.
 	final := filepath.Join(parent, workPrefix+strings.TrimPrefix(filepath.Base(fresh), newWorkPrefix))
 	if err := os.Rename(fresh, final); err != nil {
 		return nil, errors.WithStack(err)
@@ -157,7 +162,8 @@ func (w *workDir) join(names ...string) string {
 	return filepath.Join(append([]string{w.path}, names...)...)
 }
 
-// remove ends the directory and all that is in it. What could not be removed is left to the next run.
+// remove ends the directory and all that is in it. What could not be removed is left to the next
+// run.
 func (w *workDir) remove() error {
 	defer w.unlock()
 	if err := w.check(); err != nil {
@@ -166,7 +172,8 @@ func (w *workDir) remove() error {
 	return removeWorkDir(w.path)
 }
 
-// check fails where the path leads to another directory than the one that was made: it would be somebody else's that is removed.
+// check fails where the path leads to another directory than the one that was made: it would be
+// somebody else's that is removed.
 func (w *workDir) check() error {
 	if w.lock == nil {
 		return nil
@@ -188,7 +195,8 @@ func (w *workDir) check() error {
 	return nil
 }
 
-// removeWorkDir removes the mark last: whatever ends the removal, the rest is still known for what it is. Without the mark it is known by its name.
+// removeWorkDir removes the mark last: whatever ends the removal, the rest is still known for what
+// it is. Without the mark it is known by its name.
 func removeWorkDir(path string) error {
 	entries, err := os.ReadDir(path)
 	if err != nil && !os.IsNotExist(err) {
@@ -225,7 +233,8 @@ func (w *workDir) unlock() {
 	}
 }
 
-// sweepWorkDirs removes the work directories below parent whose owners are gone, as far as they are this user's own.
+// sweepWorkDirs removes the work directories below parent whose owners are gone, as far as they are
+// this user's own.
 func sweepWorkDirs(parent string) {
 	entries, err := os.ReadDir(parent)
 	if err != nil {

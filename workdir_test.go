@@ -117,7 +117,8 @@ func mkLocked(t *testing.T, path string) *os.File {
 	return f
 }
 
-// TestWorkDirsAtOnce: runs that begin and end side by side sweep one another's directories before they are locked, and none fails.
+// TestWorkDirsAtOnce: runs that begin and end side by side sweep one another's directories before
+// they are locked, and none fails.
 func TestWorkDirsAtOnce(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()
@@ -243,7 +244,8 @@ func TestRemovalBreaksOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	mkdir(t, w.path+"/stuck", "file")
-	// A file that cannot be removed stands for the kill. Nobody, root neither, removes from a directory that is not there.
+	// A file that cannot be removed stands for the kill. Nobody, root neither, removes from a
+	// directory that is not there.
 	if os.Geteuid() != 0 {
 		testutil.Skip(t, "only root can make a file that cannot be removed")
 	}
@@ -285,7 +287,8 @@ var hostileNames = []string{
 	"new\nline", "tab\t", `back\slash`, "-dash", " lead", "trail ", "\xff\xfe", "e\u0301", "'", `"`, "*", "...", "$(id)", "\x01", strings.Repeat("n", 255),
 }
 
-// closedTree makes a tree with things that their owner cannot read, and a link that leads out of it to a victim.
+// closedTree makes a tree with things that their owner cannot read, and a link that leads out of it
+// to a victim.
 func closedTree(t testing.TB, dir, victim string) {
 	t.Helper()
 	mkdir(t, dir)
@@ -366,7 +369,8 @@ func publicDir(t testing.TB) string {
 	return dir
 }
 
-// TestClosedTrees: what not even their owner can read is removed, and made readable, without following a link.
+// TestClosedTrees: what not even their owner can read is removed, and made readable, without
+// following a link.
 func TestClosedTrees(t *testing.T) {
 	if os.Geteuid() == 0 && os.Getenv(asUserDir) == "" {
 		asOtherUser(t, "TestClosedTrees", publicDir(t))
@@ -442,7 +446,8 @@ func checkReadable(t *testing.T, dir string) {
 	}
 }
 
-// checkOverrides: every mode that was changed is given back, but for what a line cannot name and what is to be readable.
+// checkOverrides: every mode that was changed is given back, but for what a line cannot name and
+// what is to be readable.
 func checkOverrides(t *testing.T, dir string, overrides []string, readable bool) {
 	t.Helper()
 	want := []string{}

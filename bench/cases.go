@@ -60,7 +60,8 @@ const (
 	slowNetwork = 20e6 // bytes a second
 )
 
-// allCases returns the cases in the order in which they run. The sizes of generated inputs are multiplied by scale.
+// allCases returns the cases in the order in which they run. The sizes of generated inputs are
+// multiplied by scale.
 func allCases(scale float64) []benchCase {
 	files := func(n int64) int64 { return scaled(n, scale) }
 	alpine := generated(1, files(500), 16<<10)
@@ -245,7 +246,8 @@ rm -rf tree`)}
 skopeo copy --quiet --insecure-policy --src-tls-verify=false "$SOURCE" dir:dir`)}
 )
 
-// update compares the import of an image beside another one, which has all its layers but one, with the import of that layer.
+// update compares the import of an image beside another one, which has all its layers but one, with
+// the import of that layer.
 func update(before, difference input) []contender {
 	alone, inSequence := importer, importers[1]
 	alone.name, alone.input = layerAlone, difference

@@ -14,8 +14,9 @@ type fileSystem struct{ path, file string }
 // fileSystemSize is the most that one may hold. What is not written takes no room.
 const fileSystemSize = 40 << 30
 
-// newFileSystem mounts an empty file system at path. For a minute or more after files were removed, ext4 passes their inodes
-// over one by one whenever it makes a file, and so a run after another was seen to take twice its time.
+// newFileSystem mounts an empty file system at path. For a minute or more after files were removed,
+// ext4 passes their inodes over one by one whenever it makes a file, and so a run after another was
+// seen to take twice its time.
 func newFileSystem(ctx context.Context, path string) (fs *fileSystem, err error) {
 	fs = &fileSystem{path: path, file: path + ".ext4"}
 	if err := os.MkdirAll(path, 0o755); err != nil {
@@ -42,7 +43,8 @@ func newFileSystem(ctx context.Context, path string) (fs *fileSystem, err error)
 	return fs, nil
 }
 
-// remove unmounts the file system and removes all that it held. It does so whatever has ended the run.
+// remove unmounts the file system and removes all that it held. It does so whatever has ended the
+// run.
 func (fs *fileSystem) remove() error {
 	if err := output(exec.Command("umount", fs.path)); err != nil {
 		return err

@@ -66,7 +66,8 @@ type ociConfig struct {
 // input makes an image below the directory work, or finds it there.
 type input func(ctx context.Context, work string) (image, error)
 
-// debian makes the image of a real system: a base with python, perl and git, and a layer that changes some of it.
+// debian makes the image of a real system: a base with python, perl and git, and a layer that
+// changes some of it.
 func debian(ctx context.Context, work string) (image, error) {
 	layout := filepath.Join(work, "debian")
 	if _, err := os.Stat(layout); err != nil {
@@ -99,7 +100,8 @@ mv debian.new debian`
 	return img, nil
 }
 
-// generated is the image of so many layers, each of so many files of the given size, half of each random.
+// generated is the image of so many layers, each of so many files of the given size, half of each
+// random.
 func generated(layers int, files, size int64) input {
 	return func(_ context.Context, work string) (image, error) {
 		name := fmt.Sprintf("generated-%dx%dx%d", layers, files, size)
@@ -160,7 +162,8 @@ const (
 	fillingSeed  = 1 << 21
 )
 
-// writeImage makes the layout unless it exists. fill puts the layers' blobs into the directory that it is given.
+// writeImage makes the layout unless it exists. fill puts the layers' blobs into the directory that
+// it is given.
 func writeImage(layout string, fill func(layout string) ([]layer, error)) (image, error) {
 	if _, err := os.Stat(layout); err == nil {
 		return readImage(layout)
@@ -252,8 +255,8 @@ func writeBlob(layout, mediaType string, v any) (descriptor, error) {
 	return d, errors.WithStack(os.WriteFile(blobPath(layout, d.Digest), content, 0o644))
 }
 
-// generateLayer writes a layer of so many files of the given size, 500 to a directory, into the layout. Layers of the same seed
-// and numbers are the same.
+// generateLayer writes a layer of so many files of the given size, 500 to a directory, into the
+// layout. Layers of the same seed and numbers are the same.
 func generateLayer(layout string, seed uint64, files, size int64) (l layer, err error) {
 	f, err := os.CreateTemp(layout, "layer-")
 	if err != nil {
@@ -288,8 +291,8 @@ func generateLayer(layout string, seed uint64, files, size int64) (l layer, err 
 	return l, errors.WithStack(os.Rename(f.Name(), blobPath(layout, l.descriptor.Digest)))
 }
 
-// generateFiles writes a tar stream. Half of each block of a file is random and half is the same in all blocks, so that it
-// shrinks to about half.
+// generateFiles writes a tar stream. Half of each block of a file is random and half is the same in
+// all blocks, so that it shrinks to about half.
 func generateFiles(w io.Writer, seed uint64, files, size int64) error {
 	tw := tar.NewWriter(w)
 	var key [32]byte

@@ -9,8 +9,9 @@ import (
 	"strings"
 )
 
-// describeMachine says in one line what figures depend on: the processor, the kernel, the file system of the work directory, and
-// the versions of what runs. What cannot be found out is left out.
+// describeMachine says in one line what figures depend on: the processor, the kernel, the file
+// system of the work directory, and the versions of what runs. What cannot be found out is left
+// out.
 func describeMachine(ctx context.Context, work string) string {
 	processor := runtime.GOARCH
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {

@@ -1,5 +1,6 @@
-// Bench builds images, runs ostree-image and what people would use instead of it side by side in turns, and prints the medians as
-// Markdown. It needs root, ostree, tar, gzip, umoci, skopeo, docker-registry and mmdebstrap.
+// Bench builds images, runs ostree-image and what people would use instead of it side by side in
+// turns, and prints the medians as Markdown. It needs root, ostree, tar, gzip, umoci, skopeo,
+// docker-registry and mmdebstrap.
 package main
 
 import (
@@ -48,7 +49,8 @@ func main() {
 	}
 }
 
-// run measures all that o selects. What fails does not keep the rest from running, nor from being written.
+// run measures all that o selects. What fails does not keep the rest from running, nor from being
+// written.
 func run(ctx context.Context, o options) (err error) {
 	if o.rounds < 1 || o.scale <= 0 {
 		return errors.New("-rounds and -scale want more than 0")
@@ -101,7 +103,8 @@ func run(ctx context.Context, o options) (err error) {
 	return nil
 }
 
-// measureCases runs the cases that o selects, adds what it measures to all, and returns the names of those that failed.
+// measureCases runs the cases that o selects, adds what it measures to all, and returns the names
+// of those that failed.
 func measureCases(ctx context.Context, o options, cases []benchCase, all *results) (failed []string, err error) {
 	machine := describeMachine(ctx, o.work)
 	if o.scale != 1 {
@@ -135,7 +138,8 @@ func measureCases(ctx context.Context, o options, cases []benchCase, all *result
 	return failed, nil
 }
 
-// selected tells whether one of the patterns, parted by commas, matches the name. No pattern at all matches every name.
+// selected tells whether one of the patterns, parted by commas, matches the name. No pattern at all
+// matches every name.
 func selected(patterns, name string) bool {
 	return patterns == "" || slices.ContainsFunc(strings.Split(patterns, ","), func(pattern string) bool {
 		ok, err := path.Match(pattern, name)

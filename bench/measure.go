@@ -16,7 +16,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// sample is one measured run. The times are in seconds, those of processors of the process and all its descendants.
+// sample is one measured run. The times are in seconds, those of processors of the process and all
+// its descendants.
 type sample struct {
 	Wall      float64 `json:"wall"`
 	User      float64 `json:"user"`
@@ -31,11 +32,13 @@ type bench struct {
 	o    options
 	c    benchCase
 	mode string
-	// dir lies below the work directory and lives as long as the section: repositories that more than one run needs.
+	// dir lies below the work directory and lives as long as the section: repositories that more
+	// than one run needs.
 	dir   string
 	kept  map[string]*repository
 	image image // what the contender works on
-	// source is what ostree-image and skopeo read the image from. registry tells that it is a registry without TLS.
+	// source is what ostree-image and skopeo read the image from. registry tells that it is a
+	// registry without TLS.
 	source   string
 	registry *registry
 	run      string      // the directory of one run, in which its command is started
@@ -91,7 +94,8 @@ func measureSection(ctx context.Context, o options, c benchCase, s *section) (er
 	return nil
 }
 
-// makeSectionDir makes the directory of a section, on a file system of its own unless the disk is wanted as it is, and returns what ends it.
+// makeSectionDir makes the directory of a section, on a file system of its own unless the disk is
+// wanted as it is, and returns what ends it.
 func makeSectionDir(ctx context.Context, dir string, aged bool) (remove func() error, err error) {
 	if aged {
 		return func() error { return errors.WithStack(os.RemoveAll(dir)) }, errors.WithStack(os.MkdirAll(dir, 0o755))
@@ -141,8 +145,8 @@ func (b *bench) measure(ctx context.Context, c contender) (s sample, err error) 
 	return s, err
 }
 
-// makeRunDir makes the directory of a run, and returns what ends it. What a run leaves on the section's file system stays there, see
-// newFileSystem.
+// makeRunDir makes the directory of a run, and returns what ends it. What a run leaves on the
+// section's file system stays there, see newFileSystem.
 func (b *bench) makeRunDir() (remove func() error, err error) {
 	if b.c.aged {
 		if b.run, err = os.MkdirTemp(b.o.work, "run-"); err != nil {
@@ -206,12 +210,13 @@ func rounded(f float64) float64 {
 	return f
 }
 
-// watchInterval is how long peaks may last without being seen. A look at a few processes takes well below a millisecond.
+// watchInterval is how long peaks may last without being seen. A look at a few processes takes well
+// below a millisecond.
 const watchInterval = 25 * time.Millisecond
 
-// watchMemory adds up the memory of a session's processes now and then until done is closed, and returns the highest sum in KiB.
-// A page that several processes share is counted once, as far as they are all in the session; files that are only in the page
-// cache are not counted.
+// watchMemory adds up the memory of a session's processes now and then until done is closed, and
+// returns the highest sum in KiB. A page that several processes share is counted once, as far as
+// they are all in the session; files that are only in the page cache are not counted.
 func watchMemory(session int, done <-chan struct{}) (peakKiB int64) {
 	// A process seen in another session never comes into this one, so it is looked at once.
 	others := map[int]bool{}
@@ -267,7 +272,8 @@ func executable(pid int) string {
 	return path
 }
 
-// sessionOf returns the session in the text of /proc/PID/stat, 0 where there is none. The name before it may hold anything.
+// sessionOf returns the session in the text of /proc/PID/stat, 0 where there is none. The name
+// before it may hold anything.
 func sessionOf(stat string) int {
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:]) // state, parent, group, session
 	if len(fields) < 4 {
@@ -288,8 +294,9 @@ func fieldKiB(text, key string) int64 {
 	return 0
 }
 
-// largestProcess returns the peak of the largest process in KiB, which may have come and gone between two looks. The kernel
-// starts a process with the peak of the one that started it, this one here: a peak that is no higher says nothing.
+// largestProcess returns the peak of the largest process in KiB, which may have come and gone
+// between two looks. The kernel starts a process with the peak of the one that started it, this one
+// here: a peak that is no higher says nothing.
 func largestProcess(usage *syscall.Rusage) int64 {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil || usage.Maxrss <= fieldKiB(string(status), "VmHWM:") {

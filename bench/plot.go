@@ -36,8 +36,8 @@ const (
 // colours of the series of a panel; there are no more series than these.
 var colours = []string{"#0b5fa5", "#c2570c", "#2b7a3d", "#7b3fa0"}
 
-// plot draws the growth cases as an SVG picture: points at the medians, bars from the fastest to the slowest run, and a dashed line
-// for what is proportional to the size.
+// plot draws the growth cases as an SVG picture: points at the medians, bars from the fastest to
+// the slowest run, and a dashed line for what is proportional to the size.
 func plot(r results) string {
 	var out strings.Builder
 	fmt.Fprintf(
@@ -125,7 +125,8 @@ func (p panel) drawAxes(out *strings.Builder, x, y scale, sizes, ticks []float64
 	)
 }
 
-// drawProportional draws the line through a point that the others would lie on if time grew as size does, as far as it is inside.
+// drawProportional draws the line through a point that the others would lie on if time grew as size
+// does, as far as it is inside.
 func drawProportional(out *strings.Builder, x, y scale, size, seconds float64) {
 	from := max(x.low, y.low/seconds*size)
 	to := min(x.high, y.high/seconds*size)
@@ -152,7 +153,8 @@ func (p panel) drawSeries(out *strings.Builder, x, y scale, s section, name, col
 	fmt.Fprintf(out, `<path d="M%s" fill="none" stroke="%s"/>`+"\n", strings.Join(line, "L"), colour)
 }
 
-// niceTicks returns ascending values 1, 2 and 5 times powers of ten, the first not above low and the last not below high.
+// niceTicks returns ascending values 1, 2 and 5 times powers of ten, the first not above low and
+// the last not below high.
 func niceTicks(low, high float64) (ticks []float64) {
 	low = max(low, 0.001) // what the samples are rounded to
 	for power := math.Floor(math.Log10(low)); ; power++ {

@@ -23,7 +23,8 @@ type registry struct {
 	proxy   net.Listener
 }
 
-// fromRegistry makes a registry with the case's image the source. rate is the bandwidth in bytes a second, 0 for all there is.
+// fromRegistry makes a registry with the case's image the source. rate is the bandwidth in bytes a
+// second, 0 for all there is.
 func fromRegistry(name string, rate float64) func(ctx context.Context, b *bench) error {
 	return func(ctx context.Context, b *bench) error {
 		img, err := b.c.input(ctx, b.o.work)
@@ -111,7 +112,8 @@ type limiter struct {
 	free time.Time // when the next bytes may go
 }
 
-// slack is how much of the time that nobody used may be made up for: a sleep is often longer than it was to be.
+// slack is how much of the time that nobody used may be made up for: a sleep is often longer than
+// it was to be.
 const slack = 10 * time.Millisecond
 
 // reserve books n bytes and returns how long to wait before they may go.
@@ -126,8 +128,8 @@ func (l *limiter) reserve(now time.Time, n int) time.Duration {
 	return max(0, wait)
 }
 
-// serveSlowly passes connections on to the address, and what comes back from there by way of the limiter, until the listener is
-// closed.
+// serveSlowly passes connections on to the address, and what comes back from there by way of the
+// limiter, until the listener is closed.
 func serveSlowly(listener net.Listener, address string, limit *limiter) {
 	for {
 		client, err := listener.Accept()

@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// markdown renders the results: the machine of the latest section, the targets, and a table for each section.
+// markdown renders the results: the machine of the latest section, the targets, and a table for
+// each section.
 func markdown(r results) string {
 	if len(r) == 0 {
 		return ""

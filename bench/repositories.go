@@ -24,7 +24,8 @@ func (b *bench) initRepo(ctx context.Context, path string) error {
 	return output(exec.CommandContext(ctx, "ostree", "init", "--repo="+path, "--mode="+b.mode))
 }
 
-// freshRepo gives the run a repository of its own, on a file system of its own unless the case wants the disk as it is.
+// freshRepo gives the run a repository of its own, on a file system of its own unless the case
+// wants the disk as it is.
 func freshRepo(ctx context.Context, b *bench) (err error) {
 	if !b.c.aged {
 		b.run = filepath.Join(b.o.work, "run")
@@ -64,7 +65,8 @@ func updating(before input) func(ctx context.Context, b *bench) error {
 	}
 }
 
-// beside gives the run a kept repository that has, or has not, its image. A run that finds it without the image imports it.
+// beside gives the run a kept repository that has, or has not, its image. A run that finds it
+// without the image imports it.
 func beside(name string, holds bool) func(ctx context.Context, b *bench) error {
 	return func(ctx context.Context, b *bench) error {
 		r, ok := b.kept[name]
@@ -102,8 +104,8 @@ func (b *bench) importImage(ctx context.Context, repo string, img image, name st
 	return output(exec.CommandContext(ctx, b.o.program, "--quiet", "--insecure-policy", "--repo="+repo, "pull", source, name))
 }
 
-// fillRepositories makes a repository for each count, with so many small images. Counts ascend: each repository is the copy of
-// one that grows.
+// fillRepositories makes a repository for each count, with so many small images. Counts ascend:
+// each repository is the copy of one that grows.
 func fillRepositories(counts []int) func(ctx context.Context, b *bench) error {
 	return func(ctx context.Context, b *bench) error {
 		growing, err := b.keep(ctx, "growing")

@@ -26,7 +26,8 @@ type section struct {
 	Series  []series `json:"series"`
 }
 
-// series is one contender. Samples of the same index in the series of a section were taken in the same round.
+// series is one contender. Samples of the same index in the series of a section were taken in the
+// same round.
 type series struct {
 	Name    string   `json:"name"`
 	X       float64  `json:"x,omitempty"` // the size, in cases of growth
@@ -147,7 +148,8 @@ func (r results) find(name, mode string) *section {
 	return &r[i]
 }
 
-// named returns the first series of that name, that of the smallest size in cases of growth; nil if there is none.
+// named returns the first series of that name, that of the smallest size in cases of growth; nil if
+// there is none.
 func (s *section) named(name string) *series {
 	if s == nil {
 		return nil
@@ -171,7 +173,8 @@ func (s series) values(f func(sample) float64) []float64 {
 
 func (s series) median(f func(sample) float64) float64 { return median(s.values(f)) }
 
-// ratio returns the median of how many times as long as other a run took that was made in the same round.
+// ratio returns the median of how many times as long as other a run took that was made in the same
+// round.
 func (s series) ratio(other series) float64 {
 	ratios := make([]float64, min(len(s.Samples), len(other.Samples)))
 	for i := range ratios {

@@ -110,7 +110,8 @@ func (r results) nothingNew(names ...string) (all []figure) {
 	return all
 }
 
-// afterDownload compares the time that an import takes beyond its download with that of its last layer.
+// afterDownload compares the time that an import takes beyond its download with that of its last
+// layer.
 func (r results) afterDownload(name string) (all []figure) {
 	for _, mode := range allModes {
 		s := r.find(name, mode)

@@ -106,8 +106,8 @@ func ExitStatus(ctx context.Context, err error) int {
 	return StatusFailed
 }
 
-// Close closes c and makes its error the function's, where there is none yet. For what was written: a file that
-// cannot be closed may not hold what was put into it.
+// Close closes c and makes its error the function's, where there is none yet. For what was written:
+// a file that cannot be closed may not hold what was put into it.
 func Close(err *error, c io.Closer) {
 	if cerr := c.Close(); cerr != nil && *err == nil {
 		*err = errors.WithStack(cerr)

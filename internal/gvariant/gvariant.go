@@ -9,11 +9,13 @@ import (
 	"github.com/pkg/errors"
 )
 
-// gvariant reads GVariant text, the form in which ostree prints metadata (GLib's "GVariant Text Format"). It knows what
-// a commit can hold: strings, byte strings, byte arrays, integers, booleans, arrays, tuples, dictionaries, variants.
+// gvariant reads GVariant text, the form in which ostree prints metadata (GLib's "GVariant Text
+// Format"). It knows what a commit can hold: strings, byte strings, byte arrays, integers,
+// booleans, arrays, tuples, dictionaries, variants.
 //
-// A string becomes a string; a byte string or an array of bytes a []byte; a number a uint64 or an int64; an array or a tuple
-// a []any; a dictionary a map[string]any, whose keys must be strings; a variant what it holds.
+// A string becomes a string; a byte string or an array of bytes a []byte; a number a uint64 or an
+// int64; an array or a tuple a []any; a dictionary a map[string]any, whose keys must be strings; a
+// variant what it holds.
 type gvariant struct {
 	text   string
 	at     int
@@ -250,8 +252,8 @@ func (p *gvariant) dictionary() (any, error) {
 	}
 }
 
-// quoted reads a string, or a byte string, whose escapes are octal. GLib prints a string in single quotes, or in double quotes when
-// it holds a single one.
+// quoted reads a string, or a byte string, whose escapes are octal. GLib prints a string in single
+// quotes, or in double quotes when it holds a single one.
 func (p *gvariant) quoted(isBytes bool) (string, error) {
 	quote := p.text[p.at]
 	p.at++

@@ -1,5 +1,5 @@
-// Package imageref knows how images lie in a repository: the refs of images and blobs, the keys of their metadata, their files,
-// and which blobs a manifest names.
+// Package imageref knows how images lie in a repository: the refs of images and blobs, the keys of
+// their metadata, their files, and which blobs a manifest names.
 package imageref
 
 import (

@@ -16,7 +16,8 @@ import (
 	"ostree-image/internal/errdefs"
 )
 
-// Blobs returns the config and the layers that a manifest names, in that order. Each digest is valid.
+// Blobs returns the config and the layers that a manifest names, in that order. Each digest is
+// valid.
 func Blobs(blob []byte, mimeType string) ([]types.BlobInfo, error) {
 	m, err := manifest.FromBlob(blob, mimeType)
 	if err != nil {
@@ -34,8 +35,9 @@ func Blobs(blob []byte, mimeType string) ([]types.BlobInfo, error) {
 	return blobs, nil
 }
 
-// CanChangeLayers tells whether a manifest can name the layers as tar streams, or compressed anew, instead of what it names. It
-// cannot where one is of a type that the library does not know to change, or lies somewhere else.
+// CanChangeLayers tells whether a manifest can name the layers as tar streams, or compressed anew,
+// instead of what it names. It cannot where one is of a type that the library does not know to
+// change, or lies somewhere else.
 func CanChangeLayers(blob []byte, mimeType string) bool {
 	for _, change := range []types.BlobInfo{
 		{CompressionOperation: types.Decompress},
@@ -81,9 +83,9 @@ func CheckDigest(name string, manifest []byte) error {
 	return nil
 }
 
-// DiffIDs returns the diffIDs that an image's config names, one for each layer. It is nil where nothing names them:
-// for artifacts, and for a config without any, or one that is no JSON. Their layers are kept byte for byte, so that the manifest
-// proves them.
+// DiffIDs returns the diffIDs that an image's config names, one for each layer. It is nil where
+// nothing names them: for artifacts, and for a config without any, or one that is no JSON. Their
+// layers are kept byte for byte, so that the manifest proves them.
 func DiffIDs(config []byte, blobs []types.BlobInfo) ([]digest.Digest, error) {
 	if !IsConfigType(blobs[0].MediaType) {
 		return nil, nil
@@ -116,7 +118,8 @@ var LayerTypes = []string{
 	"application/vnd.oci.image.layer.nondistributable.v1.tar",
 }
 
-// IsLayerType tells whether a blob of this media type must be a tar layer. A blob without a type is taken for one.
+// IsLayerType tells whether a blob of this media type must be a tar layer. A blob without a type is
+// taken for one.
 func IsLayerType(mediaType string) bool {
 	if mediaType == "" {
 		return true

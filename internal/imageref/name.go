@@ -13,8 +13,8 @@ import (
 // MaxComponent is how many bytes one component of a ref may have: it is a file name (NAME_MAX).
 const MaxComponent = 255
 
-// Normalize returns the name under which an image is stored: as it was written, with :latest where it has neither tag nor
-// digest. The error of a name that cannot be one is a usage error.
+// Normalize returns the name under which an image is stored: as it was written, with :latest where
+// it has neither tag nor digest. The error of a name that cannot be one is a usage error.
 func Normalize(name string) (string, error) {
 	if name == "" {
 		return "", errdefs.Usagef("the image name is empty; it is NAME[:TAG|@DIGEST]")
@@ -32,8 +32,8 @@ func Normalize(name string) (string, error) {
 	return name, nil
 }
 
-// Encode makes an image name one component of a ref: every byte outside [A-Za-z0-9.-] becomes "_" and two upper-case
-// hex digits.
+// Encode makes an image name one component of a ref: every byte outside [A-Za-z0-9.-] becomes "_"
+// and two upper-case hex digits.
 func Encode(name string) string {
 	const digits = "0123456789ABCDEF"
 	var b strings.Builder
@@ -73,7 +73,8 @@ func decodeName(encoded string) (name string, ok bool) {
 	return name, Encode(name) == encoded
 }
 
-// ImageName returns the name of the image that a ref holds. ok is false for the refs of blobs, and all others.
+// ImageName returns the name of the image that a ref holds. ok is false for the refs of blobs, and
+// all others.
 func ImageName(ref string) (name string, ok bool) {
 	encoded, ok := strings.CutPrefix(ref, Prefix)
 	if !ok || strings.Contains(encoded, "/") {

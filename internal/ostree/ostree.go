@@ -1,4 +1,5 @@
-// Package ostree has what ostree prints and takes, as values: commits, versions, and the arguments of its verbs.
+// Package ostree has what ostree prints and takes, as values: commits, versions, and the arguments
+// of its verbs.
 package ostree
 
 import (
@@ -24,7 +25,8 @@ const (
 	Archive      = "archive"
 )
 
-// KeyRefBinding is the key under which ostree itself notes for which refs a commit was made. Its value is a list of strings.
+// KeyRefBinding is the key under which ostree itself notes for which refs a commit was made. Its
+// value is a list of strings.
 const KeyRefBinding = "ostree.ref-binding"
 
 // Commit is what a commit object says.
@@ -92,7 +94,8 @@ func CompareVersions(a, b string) int {
 	return 0
 }
 
-// mayNotReadLine is how ostree ends what it says of a file or directory that this user may not open.
+// mayNotReadLine is how ostree ends what it says of a file or directory that this user may not
+// open.
 var mayNotReadLine = regexp.MustCompile(`(?m)(?:open|openat|opendir)(?:\(.*\))?: Permission denied$`)
 
 // MayNotRead tells whether ostree says that this user may not open a file or directory.
@@ -107,8 +110,9 @@ func Lines(text []byte) map[string]bool {
 	return lines
 }
 
-// ParseCommit reads what "ostree show --raw" prints: a line "commit CHECKSUM" and the commit object, whose type is
-// (a{sv}aya(say)sstayay): metadata, parent, related, subject, body, timestamp, root dirtree, root dirmeta.
+// ParseCommit reads what "ostree show --raw" prints: a line "commit CHECKSUM" and the commit
+// object, whose type is (a{sv}aya(say)sstayay): metadata, parent, related, subject, body,
+// timestamp, root dirtree, root dirmeta.
 func ParseCommit(text string) (Commit, error) {
 	head, body, _ := strings.Cut(text, "\n")
 	checksum, ok := strings.CutPrefix(head, "commit ")
@@ -183,7 +187,8 @@ func ConfigLines(text string, wanted map[string][]string) (string, error) {
 	return found.String(), nil
 }
 
-// CatArgs has a slash before each path: ostree takes none for a path below the root, "./x" is refused.
+// CatArgs has a slash before each path: ostree takes none for a path below the root, "./x" is
+// refused.
 func CatArgs(rev string, paths []string) []string {
 	args := make([]string, 0, len(paths)+1)
 	args = append(args, rev)
@@ -207,17 +212,21 @@ type Metadata struct{ Key, Value string }
 // Arg is the argument that sets m.
 func (m Metadata) Arg() string { return "--add-metadata-string=" + m.Key + "=" + m.Value }
 
-// MaxArgument is how long one argument of a program may be, its NUL not counted (MAX_ARG_STRLEN of execve(2)).
+// MaxArgument is how long one argument of a program may be, its NUL not counted (MAX_ARG_STRLEN of
+// execve(2)).
 const MaxArgument = 128<<10 - 1
 
-// Fits tells whether m can be given to ostree: it must fit into one argument, be UTF-8 and hold no NUL.
+// Fits tells whether m can be given to ostree: it must fit into one argument, be UTF-8 and hold no
+// NUL.
 func (m Metadata) Fits() bool {
 	return len(m.Arg()) <= MaxArgument && gvariant.IsText(m.Value)
 }
 
-// CommitArgs are the arguments of every commit that the program makes. Each is there for the same checksum every time: without
+// CommitArgs are the arguments of every commit that the program makes. Each is there for the same
+// checksum every time: without
 // --parent=none a branch's last commit becomes the parent, without a timestamp it is the time of day, and "@" is needed since
-// ostree takes a bare small number for an hour of today. A staging repository needs no fsync: what is published from it is synced then.
+// ostree takes a bare small number for an hour of today. A staging repository needs no fsync: what
+// is published from it is synced then.
 func CommitArgs(o CommitOptions) []string {
 	args := []string{"--parent=none", "--timestamp=@" + strconv.FormatInt(o.Timestamp, 10), "--fsync=false"}
 	if o.Branch == "" {
@@ -266,8 +275,8 @@ func ParseChecksum(out []byte) (string, error) {
 	return sum, nil
 }
 
-// maxArguments is how many bytes of refs or paths one process gets: with the environment, of which each variable may be as
-// long as the longest argument, well below the 2 MB that execve(2) takes.
+// maxArguments is how many bytes of refs or paths one process gets: with the environment, of which
+// each variable may be as long as the longest argument, well below the 2 MB that execve(2) takes.
 const maxArguments = 512 << 10
 
 // Chunks parts arguments into lists that one process takes each.

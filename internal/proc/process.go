@@ -94,8 +94,8 @@ func (p *Process) awaitEnd() {
 	}
 }
 
-// Wait waits for the end of the process. Any end but exit status 0 is a *toolError; where the caller's context ended it,
-// it is that context's cause.
+// Wait waits for the end of the process. Any end but exit status 0 is a *toolError; where the
+// caller's context ended it, it is that context's cause.
 func (p *Process) Wait() error {
 	err := p.outcome()
 	p.ended(err)

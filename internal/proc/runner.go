@@ -1,4 +1,5 @@
-// Package proc starts, reads and ends processes, in a clean environment of their own, and says how they failed.
+// Package proc starts, reads and ends processes, in a clean environment of their own, and says how
+// they failed.
 package proc
 
 import (
@@ -27,20 +28,22 @@ const (
 	pipeCapacity = 1 << 20          // bytes, the most that an unprivileged user may ask for (fs.pipe-max-size)
 )
 
-// AllowedEnvironment names the variables that children get. Everything else stays out: TAR_OPTIONS adds options to tar
-// that run programs, OSTREE_REPO and SOURCE_DATE_EPOCH change what ostree does, G_MESSAGES_DEBUG writes into its output.
+// AllowedEnvironment names the variables that children get. Everything else stays out: TAR_OPTIONS
+// adds options to tar that run programs, OSTREE_REPO and SOURCE_DATE_EPOCH change what ostree does,
+// G_MESSAGES_DEBUG writes into its output.
 var AllowedEnvironment = []string{"PATH", "HOME", "TMPDIR", "GNUPGHOME", "XDG_RUNTIME_DIR"}
 
 // observer learns of each command.
 type observer interface {
-	// Started is called before a command starts. hasOutput says that its standard output is read. It returns the command's number.
+	// Started is called before a command starts. hasOutput says that its standard output is read.
+	// It returns the command's number.
 	Started(c Command, hasOutput bool) int
 	// Ended says how the command with that number has ended, and after how long.
 	Ended(number int, err error, took time.Duration)
 }
 
-// Runner starts every process of the program: one seam for the clean environment, the process group, the observer and
-// the errors. It is safe for parallel use.
+// Runner starts every process of the program: one seam for the clean environment, the process
+// group, the observer and the errors. It is safe for parallel use.
 type Runner struct {
 	Programs map[string]string // what "ostree" and "tar" are called
 	timeout  time.Duration     // of one command, 0 for none
@@ -53,7 +56,8 @@ type Runner struct {
 	spawn   chan func()
 }
 
-// NewRunner returns a runner that calls ostree and tar by these names. timeout is that of one command, 0 for none.
+// NewRunner returns a runner that calls ostree and tar by these names. timeout is that of one
+// command, 0 for none.
 func NewRunner(ostree, tar string, timeout time.Duration, o observer) *Runner {
 	return &Runner{
 		Programs: map[string]string{OSTree: ostree, Tar: tar, Shell: Shell},
@@ -144,7 +148,8 @@ func environment() []string {
 	return env
 }
 
-// Start starts c with the given streams, any of which may be nil. It writes the command into the journal first.
+// Start starts c with the given streams, any of which may be nil. It writes the command into the
+// journal first.
 func (r *Runner) Start(ctx context.Context, c Command, stdin *os.File, stdout io.Writer) (*Process, error) {
 	path, err := r.program(c.Tool)
 	if err != nil {
@@ -208,8 +213,9 @@ func startCause(ctx context.Context, err error, args []string) error {
 	return err
 }
 
-// onSpawnThread runs start on one thread that lives as long as the program. Pdeathsig is sent when the thread that
-// started a child ends, not the process (prctl(2)), and Go ends threads as it likes.
+// onSpawnThread runs start on one thread that lives as long as the program. Pdeathsig is sent when
+// the thread that started a child ends, not the process (prctl(2)), and Go ends threads as it
+// likes.
 func (r *Runner) onSpawnThread(start func() error) error {
 	r.threads.Do(func() {
 		go func() {
@@ -249,8 +255,9 @@ func (r *Runner) Output(ctx context.Context, c Command) ([]byte, error) {
 	return out.Bytes, nil
 }
 
-// Reader starts c and returns its standard output as a stream. It gives io.EOF only after the process has ended well: a
-// stream that was cut is an error. Close ends the process where it still runs, and waits for it.
+// Reader starts c and returns its standard output as a stream. It gives io.EOF only after the
+// process has ended well: a stream that was cut is an error. Close ends the process where it still
+// runs, and waits for it.
 func (r *Runner) Reader(ctx context.Context, c Command) (*Reader, error) {
 	out, theirs, err := newPipe()
 	if err != nil {
@@ -314,8 +321,9 @@ func (pr *Reader) Close() error {
 	return pr.out.Close()
 }
 
-// Writer starts c and returns it with a pipe to its standard input. The caller closes the pipe, then calls wait; or
-// calls kill before it closes the pipe, where the process must not take the stream for whole.
+// Writer starts c and returns it with a pipe to its standard input. The caller closes the pipe,
+// then calls wait; or calls kill before it closes the pipe, where the process must not take the
+// stream for whole.
 func (r *Runner) Writer(ctx context.Context, c Command, stdout io.Writer) (*Process, *Pipe, error) {
 	theirs, in, err := newPipe()
 	if err != nil {

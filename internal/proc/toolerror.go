@@ -30,7 +30,8 @@ func (e *ToolError) Error() string {
 	return text
 }
 
-// LastLines returns the last n lines of the standard error as one line, without "error: ", which ostree puts in front.
+// LastLines returns the last n lines of the standard error as one line, without "error: ", which
+// ostree puts in front.
 func (e *ToolError) LastLines(n int) string {
 	lines := strings.FieldsFunc(e.Stderr, func(r rune) bool { return r == '\n' || r == '\r' })
 	lines = lines[max(0, len(lines)-n):]

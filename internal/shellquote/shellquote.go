@@ -75,8 +75,9 @@ func Words(args ...string) string {
 	return strings.Join(quoted, " ")
 }
 
-// isPlain tells whether s means itself to a shell wherever it stands as an argument. A leading "~" would expand, and so
-// would one behind "=" or ":" in an assignment, so it is not among the plain characters.
+// isPlain tells whether s means itself to a shell wherever it stands as an argument. A leading "~"
+// would expand, and so would one behind "=" or ":" in an assignment, so it is not among the plain
+// characters.
 func isPlain(s string) bool {
 	for i := range len(s) {
 		c := s[i]

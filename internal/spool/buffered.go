@@ -7,7 +7,8 @@ import (
 	"github.com/pkg/errors"
 )
 
-// maxBuffered is of how many bytes a stream is held at most. A larger one is ostree's to refuse where there is no room for it.
+// maxBuffered is of how many bytes a stream is held at most. A larger one is ostree's to refuse
+// where there is no room for it.
 const maxBuffered = 512 << 20
 
 // copySize is how many bytes are copied at a time.
@@ -16,8 +17,8 @@ const copySize = 256 << 10
 // Small is the size in bytes up to which a stream is held in memory.
 const Small = 4 << 20
 
-// Buffered is a stream that is kept to be read later, as often as is wanted: in memory while it is small, and then, where it was given a
-// directory, in a file without a name there.
+// Buffered is a stream that is kept to be read later, as often as is wanted: in memory while it is
+// small, and then, where it was given a directory, in a file without a name there.
 type Buffered struct {
 	Dir  string // "" for a stream that is never more than a small one
 	head []byte // of a small stream

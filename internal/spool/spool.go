@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	// spoolLimit is how many bytes of a spool wait on disk for its reader before the writer waits too.
+	// spoolLimit is how many bytes of a spool wait on disk for its reader before the writer waits
+	// too.
 	spoolLimit = 256 << 20
 	// spoolPiece is of how many bytes that are read the room on disk is given back at a time.
 	spoolPiece = 8 << 20
@@ -20,7 +21,8 @@ const (
 // ErrLeft is what the writer of a spool gets that nobody reads any more.
 var ErrLeft = errors.New("nobody reads the stream any more")
 
-// Spool is a stream that waits in a file without a name for a reader who is slower than its writer. One of each may use it at a time.
+// Spool is a stream that waits in a file without a name for a reader who is slower than its writer.
+// One of each may use it at a time.
 type Spool struct {
 	file  *os.File
 	limit int64 // bytes
@@ -72,7 +74,8 @@ func (s *Spool) End(err error) {
 	s.changed.Broadcast()
 }
 
-// Read waits where the stream is still to come. What was read is gone from the disk, on file systems that can do that.
+// Read waits where the stream is still to come. What was read is gone from the disk, on file
+// systems that can do that.
 func (s *Spool) Read(b []byte) (int, error) {
 	s.mu.Lock()
 	for s.read == s.written && !s.ended {

@@ -67,7 +67,8 @@ func commit(t testing.TB, repo string, stream []byte) string {
 // fields are those of a line of "ostree ls -X": mode, owner, group, size, attributes, name.
 var fields = regexp.MustCompile(`^([-dl][0-7]{5}) +(\d+) +(\d+) +(\d+) \{ (.*?) \} (.*)$`)
 
-// listing makes one line of every entry of "ostree ls", also of a name with a newline, which becomes a \x01.
+// listing makes one line of every entry of "ostree ls", also of a name with a newline, which
+// becomes a \x01.
 func listing(text string) string {
 	starts := regexp.MustCompile(`(?m)^[-dl][0-7]{5} `).FindAllStringIndex(text, -1)
 	var b strings.Builder
@@ -81,7 +82,8 @@ func listing(text string) string {
 	return b.String()
 }
 
-// xattrText is how ostree lists attributes: each name and value as an array of bytes that ends with a NUL for the name.
+// xattrText is how ostree lists attributes: each name and value as an array of bytes that ends with
+// a NUL for the name.
 func xattrText(xattrs map[string]string) string {
 	if len(xattrs) == 0 {
 		return "@a(ayay) []"
@@ -93,7 +95,8 @@ func xattrText(xattrs map[string]string) string {
 	return "[" + strings.Join(parts, ", ") + "]"
 }
 
-// byteText is GVariant text of an array of bytes, less the mark "byte" at the first one: a string where it ends with its only NUL.
+// byteText is GVariant text of an array of bytes, less the mark "byte" at the first one: a string
+// where it ends with its only NUL.
 func byteText(s string) string {
 	if i := strings.IndexByte(s, 0); i >= 0 && i == len(s)-1 {
 		var b strings.Builder

@@ -1,8 +1,10 @@
-// Package tarstream writes POSIX tar streams (pax, IEEE Std 1003.1-2008) of regular files, directories and links.
+// Package tarstream writes POSIX tar streams (pax, IEEE Std 1003.1-2008) of regular files,
+// directories and links.
 //
-// It exists because libostree before 2023 keeps extended attributes in the order in which libarchive returns them, which is the reverse
-// of the stream's, and stores an object that its own fsck calls corrupt unless that order is sorted. archive/tar always
-// writes pax records in ascending order, so it cannot write such a stream.
+// It exists because libostree before 2023 keeps extended attributes in the order in which
+// libarchive returns them, which is the reverse of the stream's, and stores an object that its own
+// fsck calls corrupt unless that order is sorted. archive/tar always writes pax records in
+// ascending order, so it cannot write such a stream.
 package tarstream
 
 import (
@@ -71,7 +73,8 @@ func (t *Writer) WriteEntry(e Entry) error {
 	link := e.Link
 	longName, longLink := len(name) > nameField, len(link) > nameField
 	if longName && !isASCII(name) || longLink && !isASCII(link) {
-		// Or libarchive takes them for UTF-8 to be normalized, and gives "e" with a combining accent back as one character.
+		// Or libarchive takes them for UTF-8 to be normalized, and gives "e" with a combining
+		// accent back as one character.
 		t.record("hdrcharset", "BINARY")
 	}
 	if longName {

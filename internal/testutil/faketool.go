@@ -31,8 +31,8 @@ type FakeRule struct {
 	Once   bool          // only the first time
 }
 
-// FakeTool returns a program that does what the first matching rule says, and becomes the program real where none matches. A rule
-// that was never used fails the test.
+// FakeTool returns a program that does what the first matching rule says, and becomes the program
+// real where none matches. A rule that was never used fails the test.
 func FakeTool(t *testing.T, real string, rules ...FakeRule) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -76,8 +76,8 @@ func FakeCalls(t *testing.T, path string) []string {
 	return strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
 }
 
-// FakeToolMain makes this process the tool that it is called by the name of, and returns where that is none. TestMain is to
-// call it first.
+// FakeToolMain makes this process the tool that it is called by the name of, and returns where that
+// is none. TestMain is to call it first.
 func FakeToolMain() {
 	if strings.HasPrefix(filepath.Base(os.Args[0]), "fake-") {
 		os.Exit(fakeMain())

@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// OnlyEntries holds that a directory holds these names and nothing else, such as a work directory that was left.
+// OnlyEntries holds that a directory holds these names and nothing else, such as a work directory
+// that was left.
 func OnlyEntries(t testing.TB, dir string, names ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)

@@ -78,7 +78,8 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Errorf("not seen in time: %s", what)
 }
 
-// ProcessesOf returns the command lines of the processes that have text among their arguments, without this one.
+// ProcessesOf returns the command lines of the processes that have text among their arguments,
+// without this one.
 func ProcessesOf(text string) []string {
 	var found []string
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")

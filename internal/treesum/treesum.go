@@ -1,8 +1,10 @@
-// Package treesum computes the checksums that OSTree gives to files, directories and trees, from the entries of a tar
-// stream. Nothing is written: it tells what "ostree commit" of the same entries comes to.
+// Package treesum computes the checksums that OSTree gives to files, directories and trees, from
+// the entries of a tar stream. Nothing is written: it tells what "ostree commit" of the same
+// entries comes to.
 //
 // The forms of the objects are those of libostree's ostree-core.h: OSTREE_FILEMETA_GVARIANT_FORMAT,
-// OSTREE_DIRMETA_GVARIANT_FORMAT and OSTREE_TREE_GVARIANT_FORMAT, serialized as the GVariant specification says.
+// OSTREE_DIRMETA_GVARIANT_FORMAT and OSTREE_TREE_GVARIANT_FORMAT, serialized as the GVariant
+// specification says.
 package treesum
 
 import (
@@ -34,8 +36,8 @@ type Root struct {
 	Meta string // checksum of the root's owner, mode and attributes, in hex
 }
 
-// Writer takes the entries of a normalized tar stream, each followed by its payload, and sums up the tree that they make.
-// It must not be used by two goroutines at once.
+// Writer takes the entries of a normalized tar stream, each followed by its payload, and sums up
+// the tree that they make. It must not be used by two goroutines at once.
 type Writer struct {
 	root    *dir
 	file    hash.Hash // of the current file's object
@@ -50,7 +52,8 @@ type dir struct {
 	dirs  map[string]*dir
 }
 
-// NewWriter returns a Writer with an empty tree. A directory that no entry names belongs to 0:0 and has the mode 0755.
+// NewWriter returns a Writer with an empty tree. A directory that no entry names belongs to 0:0 and
+// has the mode 0755.
 func NewWriter() *Writer { return &Writer{root: newDir()} }
 
 var impliedMeta = dirMeta(tarstream.Entry{Mode: 0o755})
@@ -173,7 +176,8 @@ func (w *Writer) parent(name string) (d *dir, base string, err error) {
 	return d, name, err
 }
 
-// sum returns the checksum of a directory's listing: (a(say)a(sayay)), files and directories by name.
+// sum returns the checksum of a directory's listing: (a(say)a(sayay)), files and directories by
+// name.
 func (d *dir) sum() checksum {
 	var files, dirs array
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {
@@ -196,8 +200,9 @@ func dirMeta(e tarstream.Entry) checksum {
 	return sha256.Sum256(append(b, xattrs(e.Xattrs)...))
 }
 
-// fileHash returns the hash of a file's object up to its content: the header (uuuusa(ayay)), behind its length in four
-// bytes and four zeros. The fourth number is for devices, which no repository holds.
+// fileHash returns the hash of a file's object up to its content: the header (uuuusa(ayay)), behind
+// its length in four bytes and four zeros. The fourth number is for devices, which no repository
+// holds.
 func fileHash(e tarstream.Entry) hash.Hash {
 	mode, target := typeFile|e.Mode, ""
 	if e.Kind == tarstream.Symlink {
@@ -227,11 +232,12 @@ func xattrs(attrs map[string]string) []byte {
 // text serializes a string: its bytes and a NUL.
 func text(s string) []byte { return append([]byte(s), 0) }
 
-// tuple is a tuple whose members but the last have no fixed size, or stand before the first that has none. No member needs
-// alignment behind another.
+// tuple is a tuple whose members but the last have no fixed size, or stand before the first that
+// has none. No member needs alignment behind another.
 type tuple [][]byte
 
-// bytes returns the members one after another, and behind them where each but the last ends, in reverse order.
+// bytes returns the members one after another, and behind them where each but the last ends, in
+// reverse order.
 func (t tuple) bytes() []byte {
 	var b []byte
 	var ends []int
@@ -259,7 +265,8 @@ func (a *array) add(element []byte) {
 // bytes returns the elements one after another, and behind them where each ends.
 func (a *array) bytes() []byte { return appendOffsets(a.body, a.ends) }
 
-// appendOffsets appends framing offsets in the fewest bytes that can name the end of the whole, little endian.
+// appendOffsets appends framing offsets in the fewest bytes that can name the end of the whole,
+// little endian.
 func appendOffsets(b []byte, ends []int) []byte {
 	size := 8
 	for _, n := range []int{1, 2, 4} {

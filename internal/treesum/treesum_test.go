@@ -7,8 +7,8 @@ import (
 	"ostree-image/internal/tarstream"
 )
 
-// TestRoot holds checksums that "ostree ls --checksum" shows for the same trees. How they are computed for all kinds of
-// entries is held against ostree itself, in the tests of the program.
+// TestRoot holds checksums that "ostree ls --checksum" shows for the same trees. How they are
+// computed for all kinds of entries is held against ostree itself, in the tests of the program.
 func TestRoot(t *testing.T) {
 	const meta755 = "446a0ef11b7cc167f3b603e585c7eeeeb675faa412d5ec73f62988eb0b6c5488"
 	tests := []struct {

@@ -42,7 +42,8 @@ func ParseFormat(text string) (Format, error) {
 	return Format{template: t}, nil
 }
 
-// Print prints v: all of it as JSON, or by the template, a line for each element of a slice, or by the function table.
+// Print prints v: all of it as JSON, or by the template, a line for each element of a slice, or by
+// the function table.
 func (f Format) Print(w io.Writer, v any, table func() error) error {
 	switch {
 	case f.JSON:

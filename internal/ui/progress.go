@@ -21,8 +21,8 @@ const (
 	ShortDigest = 12
 )
 
-// Progress shows how far a copy is: bars on a terminal, a line for each step elsewhere, nothing where the user wants
-// quiet. It is safe for parallel use.
+// Progress shows how far a copy is: bars on a terminal, a line for each step elsewhere, nothing
+// where the user wants quiet. It is safe for parallel use.
 type Progress struct {
 	W     io.Writer // whole writes, one at a time: the library writes there from several goroutines
 	quiet bool
@@ -33,7 +33,8 @@ type Progress struct {
 	imports   map[digest.Digest]*mpb.Bar
 }
 
-// NewProgress returns a progress that is shown on w: by bars where that is a terminal, and not at all where the user wants quiet.
+// NewProgress returns a progress that is shown on w: by bars where that is a terminal, and not at
+// all where the user wants quiet.
 func NewProgress(w io.Writer, terminal, quiet bool) *Progress {
 	p := &Progress{W: &serialWriter{w: w}, quiet: quiet, downloads: map[digest.Digest]*mpb.Bar{}, imports: map[digest.Digest]*mpb.Bar{}}
 	if terminal && !quiet {
@@ -73,8 +74,8 @@ func (p *Progress) Report() io.Writer {
 	return p.W
 }
 
-// Follow returns the channel on which the library tells how far its downloads are, nil where nobody looks. The
-// returned function ends it.
+// Follow returns the channel on which the library tells how far its downloads are, nil where nobody
+// looks. The returned function ends it.
 func (p *Progress) Follow() (chan types.ProgressProperties, func()) {
 	if p.pool == nil {
 		return nil, func() {}

@@ -12,7 +12,8 @@ func OneLine(err error) string {
 	return Printable(strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), " "))
 }
 
-// Printable returns text with what a terminal would act on escaped. Images, and what tools say of them, are others' texts.
+// Printable returns text with what a terminal would act on escaped. Images, and what tools say of
+// them, are others' texts.
 func Printable(text string) string {
 	var b strings.Builder
 	for _, r := range text {
@@ -35,8 +36,9 @@ func Quoted(name string) string {
 
 const quotedBytes = 200
 
-// Wrap breaks the lines of a help text that are longer than width, at blanks. What hangs over begins in the column of the line's
-// second part, which at least two blanks part from its first. A width of less than 40 leaves the text as it is.
+// Wrap breaks the lines of a help text that are longer than width, at blanks. What hangs over
+// begins in the column of the line's second part, which at least two blanks part from its first. A
+// width of less than 40 leaves the text as it is.
 func Wrap(text string, width int) string {
 	const least = 40
 	if width < least {

@@ -22,7 +22,7 @@ import (
 	"ostree-image/internal/testutil"
 )
 
-// accepted are the odd layers that can be imported, each once.
+// accepted are the non-canonical layers that can be imported, each once.
 func accepted(t testing.TB) []oddLayer {
 	t.Helper()
 	seen := map[string]string{}
@@ -68,7 +68,7 @@ func TestOddLayers(t *testing.T) {
 	}
 	t.Logf("%d layers", len(layers))
 	commits := map[string]map[string]string{}
-	// integration/015-odd.bats has odd layers in all modes.
+	// integration/015-odd.bats has non-canonical layers in all modes.
 	for _, mode := range []string{ostree.Archive, ostree.BareUser} {
 		runs := map[engineName]*testRun{}
 		t.Run(mode, func(t *testing.T) {
@@ -76,7 +76,7 @@ func TestOddLayers(t *testing.T) {
 				t.Run(string(engine), func(t *testing.T) {
 					r := newTestRun(t, testOptions{mode: mode, unpack: engine, repo: newSharedRepo(whole, mode)})
 					if mode == ostree.Archive && engine == engineStream { // what comes of it is compared with the others'
-						r.dealTo = 3
+						r.splitInto = 3
 					}
 					if err := r.importImage(t, "odd", imageOf(layers)); err != nil {
 						t.Fatal(err)
@@ -104,7 +104,8 @@ func TestOddLayers(t *testing.T) {
 	t.Run("another user", func(t *testing.T) { checkOtherUser(t, commits[ostree.Archive+"stream"], layers) })
 }
 
-// newSharedRepo makes a repository that lasts as long as the whole test, in memory where that can be.
+// newSharedRepo makes a repository that lasts as long as the whole test, in memory where that can
+// be.
 func newSharedRepo(t testing.TB, mode string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(fastDir(), "shared-") //nolint:usetesting // t.TempDir() is on disk
@@ -117,8 +118,8 @@ func newSharedRepo(t testing.TB, mode string) string {
 	return path
 }
 
-// fastDir is a directory in memory, if this machine has one where files can have attributes, or the usual one. A test that makes
-// thousands of small files spends most of its time with those.
+// fastDir is a directory in memory, if this machine has one where files can have attributes, or the
+// usual one. A test that makes thousands of small files spends most of its time with those.
 func fastDir() string {
 	f, err := os.CreateTemp("/dev/shm", "attributes-")
 	if err != nil {
@@ -179,7 +180,8 @@ func checkPlain(t *testing.T, r *testRun, layers []oddLayer) {
 
 var lsFields = regexp.MustCompile(`(?m)^([-dl][0-7]{5}) +(\d+) +(\d+) +(\d+) \{ (.*) \} (.*)$`)
 
-// lsLines lists a tree: mode, owner, group, the size of what is no directory, attributes where there are any, name.
+// lsLines lists a tree: mode, owner, group, the size of what is no directory, attributes where
+// there are any, name.
 func lsLines(t testing.TB, repo, ref string) []string {
 	t.Helper()
 	var lines []string
@@ -393,7 +395,8 @@ func TestRefusedLayers(t *testing.T) {
 	}
 }
 
-// rebuildLayer puts a layer's bytes together again, from what tar-split recorded and the files of its tree.
+// rebuildLayer puts a layer's bytes together again, from what tar-split recorded and the files of
+// its tree.
 func rebuildLayer(t testing.TB, r *testRun, ref string, record []byte) []byte {
 	t.Helper()
 	paths, sizes := recorded(t, record)

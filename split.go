@@ -20,43 +20,47 @@ import (
 )
 
 const (
-	// dealFrom is the size of a compressed layer from which it is worth a merge.
-	dealFrom = 4 << 20
-	// maxParts bounds into how many a layer is dealt out: decompressing it takes about a twelfth of what compressing its files does.
+	// splitFrom is the size of a compressed layer from which it is worth a merge.
+	splitFrom = 4 << 20
+	// maxParts bounds into how many a layer is split: decompressing it takes about a twelfth of
+	// what compressing its files does.
 	maxParts = 8
-	// maxHeldDirs is of how many directories a dealer keeps the entry back until it knows where that belongs.
+	// maxHeldDirs is of how many directories a splitter keeps the entry back until it knows where
+	// that belongs.
 	maxHeldDirs = 1 << 17
 	// shareOfEntry is what a file or link costs beside its payload, as bytes of payload.
 	shareOfEntry = 4 << 10
 )
 
-// parts is into how many commits a layer is dealt out. In an archive repository nearly all of the time goes into compressing
-// the files, which one ostree does on one core.
+// parts is into how many commits a layer is split. In an archive repository nearly all of the time
+// goes into compressing the files, which one ostree does on one core.
 func (st *staging) parts(b *stagedBlob) int {
-	if st.mode != ostree.Archive || st.engine != engineStream || b.want.Size < st.settings.dealFrom {
+	if st.mode != ostree.Archive || st.engine != engineStream || b.want.Size < st.settings.splitFrom {
 		return 1
 	}
-	return max(1, st.settings.dealTo)
+	return max(1, st.settings.splitInto)
 }
 
-// unpackClean commits the clean stream of b, in as many parts as that is worth, and returns what its commit is made of. Where the scan
-// finds the layer odd there is nothing.
-func (st *staging) unpackClean(ctx context.Context, b *stagedBlob, scan *layerScan) (tree layerTree, plain bool, err error) {
+// unpackLayer commits the normalized tar stream of b, in as many parts as that is worth, and
+// returns what its commit is made of. Where the scan finds that the layer is not canonical there is
+// nothing.
+func (st *staging) unpackLayer(ctx context.Context, b *stagedBlob, scan *layerScan) (tree layerTree, plain bool, err error) {
 	filter := newLayerFilter(st.perms, nil)
 	filter.limits = st.settings.limits
 	parts := st.parts(b)
 	if parts > 1 {
-		return st.unpackDealt(ctx, b, scan, filter, parts)
+		return st.unpackSplit(ctx, b, scan, filter, parts)
 	}
-	return st.unpack(ctx, b, b.name()+".tar", scan, func(out entryWriter) cleanSink {
+	return st.unpack(ctx, b, b.name()+".tar", scan, func(out entryWriter) normalizedSink {
 		filter.out = out
 		return filter
 	})
 }
 
-// unpackDealt reads the layer once, and deals what filter makes of it out to so many commits. Each takes its part from a spool as fast
-// as it can, for what is in a row in the layer mostly goes to one of them.
-func (st *staging) unpackDealt(ctx context.Context, b *stagedBlob, scan *layerScan, filter *layerFilter, parts int) (
+// unpackSplit reads the layer once, and splits what filter makes of it out to so many commits. Each
+// takes its part from a spool as fast as it can, for what is in a row in the layer mostly goes to
+// one of them.
+func (st *staging) unpackSplit(ctx context.Context, b *stagedBlob, scan *layerScan, filter *layerFilter, parts int) (
 	tree layerTree, plain bool, err error,
 ) {
 	spools := make([]*spool.Spool, parts)
@@ -81,7 +85,7 @@ func (st *staging) unpackDealt(ctx context.Context, b *stagedBlob, scan *layerSc
 		})
 	}
 	group.Go(func() (err error) {
-		filter.out = newDealer(outs, filter.key)
+		filter.out = newSplitter(outs, filter.key)
 		plain, err = st.scanInto(ctx, b, scan, filter)
 		for _, s := range spools {
 			s.End(err)
@@ -92,7 +96,7 @@ func (st *staging) unpackDealt(ctx context.Context, b *stagedBlob, scan *layerSc
 		return err
 	})
 	if err = group.Wait(); err != nil {
-		if scan.odd && errors.Is(err, errOddLayer) {
+		if scan.nonCanonical && errors.Is(err, errNonCanonical) {
 			err = nil
 		}
 		return tree, plain, err
@@ -103,14 +107,15 @@ func (st *staging) unpackDealt(ctx context.Context, b *stagedBlob, scan *layerSc
 	return tree, plain, nil
 }
 
-// dealer deals a layer's clean stream out to several: to each some of the files, with the directories above them. Together they are the
-// whole layer. They are even, and a directory is divided among them as seldom as can be: to merge commits, ostree reads and writes all files
-// again that lie in a directory of more than one of them, but for those of the first.
-type dealer struct {
+// splitter splits a layer's normalized tar stream out to several: to each some of the files, with
+// the directories above them. Together they are the whole layer. They are even, and a directory is
+// divided among them as seldom as can be: to merge commits, ostree reads and writes all files again
+// that lie in a directory of more than one of them, but for those of the first.
+type splitter struct {
 	buffers []*bufio.Writer
 	outs    []*tarstream.Writer
 	load    []int64 // of each part, in bytes
-	dirs    map[uint64]dealtDir
+	dirs    map[uint64]splitDir
 	moved   map[uint64]int8          // the part of files that are not where the first file beside them is
 	key     func(name string) uint64 // that of the filter, which finds out where two names have one
 	payload io.Writer                // takes that of the last entry
@@ -118,7 +123,7 @@ type dealer struct {
 	maxHeld int // directories: where there are more, each part gets all that come
 }
 
-type dealtDir struct {
+type splitDir struct {
 	in    uint8            // a bit for each part that holds it
 	first int8             // the part of its first file
 	files int32            // how many there are
@@ -127,23 +132,23 @@ type dealtDir struct {
 }
 
 // alone tells whether one part only holds the directory.
-func (d dealtDir) alone() bool { return bits.OnesCount8(d.in) == 1 }
+func (d splitDir) alone() bool { return bits.OnesCount8(d.in) == 1 }
 
-func newDealer(outs []io.Writer, key func(name string) uint64) *dealer {
-	s := &dealer{load: make([]int64, len(outs)), dirs: map[uint64]dealtDir{}, moved: map[uint64]int8{}, key: key, maxHeld: maxHeldDirs}
+func newSplitter(outs []io.Writer, key func(name string) uint64) *splitter {
+	s := &splitter{load: make([]int64, len(outs)), dirs: map[uint64]splitDir{}, moved: map[uint64]int8{}, key: key, maxHeld: maxHeldDirs}
 	for _, w := range outs {
 		buffer := bufio.NewWriterSize(w, copyBuffer)
 		s.buffers, s.outs = append(s.buffers, buffer), append(s.outs, tarstream.NewWriter(buffer))
 	}
-	s.dirs[s.key("")] = dealtDir{in: s.all()} // every commit has a root
+	s.dirs[s.key("")] = splitDir{in: s.all()} // every commit has a root
 	return s
 }
 
 // all has a bit for each part.
-func (s *dealer) all() uint8 { return uint8(1<<len(s.outs) - 1) }
+func (s *splitter) all() uint8 { return uint8(1<<len(s.outs) - 1) }
 
 // WriteEntry takes the next entry.
-func (s *dealer) WriteEntry(e tarstream.Entry) error {
+func (s *splitter) WriteEntry(e tarstream.Entry) error {
 	if e.Kind == tarstream.Dir {
 		return s.directory(e)
 	}
@@ -157,7 +162,7 @@ func (s *dealer) WriteEntry(e tarstream.Entry) error {
 }
 
 // count notes which part has taken a file or link.
-func (s *dealer) count(e tarstream.Entry, part int) {
+func (s *splitter) count(e tarstream.Entry, part int) {
 	size := e.Size + shareOfEntry
 	s.load[part] += size
 	key := s.key(parentOf(e.Name))
@@ -174,10 +179,10 @@ func (s *dealer) count(e tarstream.Entry, part int) {
 }
 
 // Write takes payload of the last entry.
-func (s *dealer) Write(b []byte) (int, error) { return s.payload.Write(b) }
+func (s *splitter) Write(b []byte) (int, error) { return s.payload.Write(b) }
 
 // directory writes a directory to the parts that hold it, and keeps it back for those that come to.
-func (s *dealer) directory(e tarstream.Entry) error {
+func (s *splitter) directory(e tarstream.Entry) error {
 	if len(s.dirs) >= s.maxHeld {
 		for part := range s.outs {
 			if err := s.hold(e.Name, part); err != nil {
@@ -202,9 +207,10 @@ func (s *dealer) directory(e tarstream.Entry) error {
 	return nil
 }
 
-// partOf decides where an entry goes that is no directory. A hard link must go where the file is that it leads to. Any other goes to the
-// one part that holds its directory, or to the first part if several do.
-func (s *dealer) partOf(e tarstream.Entry) int {
+// partOf decides where an entry goes that is no directory. A hard link must go where the file is
+// that it leads to. Any other goes to the one part that holds its directory, or to the first part
+// if several do.
+func (s *splitter) partOf(e tarstream.Entry) int {
 	if e.Kind == tarstream.HardLink {
 		if part, ok := s.moved[s.key(e.Link)]; ok {
 			return int(part)
@@ -228,8 +234,9 @@ func (s *dealer) partOf(e tarstream.Entry) int {
 	return best
 }
 
-// penalty is how many bytes more a merge has to write again if part comes to hold the directory name.
-func (s *dealer) penalty(name string, part int) (bytes int64) {
+// penalty is how many bytes more a merge has to write again if part comes to hold the directory
+// name.
+func (s *splitter) penalty(name string, part int) (bytes int64) {
 	for {
 		name = parentOf(name)
 		d := s.dirs[s.key(name)]
@@ -243,7 +250,7 @@ func (s *dealer) penalty(name string, part int) (bytes int64) {
 }
 
 // hold makes a part hold the directory name and all above it.
-func (s *dealer) hold(name string, part int) error {
+func (s *splitter) hold(name string, part int) error {
 	var held []*tarstream.Entry
 	for {
 		key := s.key(name)
@@ -269,8 +276,9 @@ func (s *dealer) hold(name string, part int) error {
 	return nil
 }
 
-// Close gives the directories that have no file to the part that has the directory above, and ends all parts.
-func (s *dealer) Close() error {
+// Close gives the directories that have no file to the part that has the directory above, and ends
+// all parts.
+func (s *splitter) Close() error {
 	var empty []string
 	for _, d := range s.dirs {
 		if d.in == 0 && d.held != nil {

@@ -22,17 +22,21 @@ const (
 	maxLinkFollow = 40   // symbolic links that one path may lead through, as in path_resolution(7)
 )
 
-// leftOut is the kind of what OSTree cannot hold: devices, fifos and sockets, and hard links to them. A checkout takes it for what it is.
+// leftOut is the kind of what OSTree cannot hold: devices, fifos and sockets, and hard links to
+// them. A checkout takes it for what it is.
 const leftOut = goneKind
 
-// errOddLayer says that a layer must be read twice: it names something twice, or puts a file where a link leads.
-var errOddLayer = errors.New("the layer names a path twice, or one below a link")
+// errNonCanonical says that a layer must be read twice: it names something twice, or puts a file
+// where a link leads.
+var errNonCanonical = errors.New("the layer names a path twice, or one below a link")
 
-// layerFilter makes a layer's entries those of a clean stream, which ostree and tar read alike: regular files, directories and
-// links only, every name checked, relative and given once, a hard link to a file that stands before it and is no link itself,
-// and every directory before what it holds. What the layer does not name before its first child is written as a directory of
-// 0:0 with mode 0755, and once more where an entry names it later, which then counts. It does so as the layer arrives and
-// gives errOddLayer where an entry would change any other that is gone by: then layerPlan takes the whole layer first.
+// layerFilter makes a layer's entries those of a normalized tar stream, which ostree and tar read
+// alike: regular files, directories and links only, every name checked, relative and given once, a
+// hard link to a file that stands before it and is no link itself, and every directory before what
+// it holds. What the layer does not name before its first child is written as a directory of 0:0
+// with mode 0755, and once more where an entry names it later, which then counts. It does so as the
+// layer arrives and gives errNonCanonical where an entry would change any other that is gone by:
+// then layerPlan takes the whole layer first.
 type layerFilter struct {
 	perms   permissions
 	out     entryWriter
@@ -45,7 +49,7 @@ type layerFilter struct {
 	limits  layerLimits         // on what the layer does not name
 }
 
-// entryWriter takes the entries of a clean stream, each followed by its payload.
+// entryWriter takes the entries of a normalized tar stream, each followed by its payload.
 type entryWriter interface {
 	WriteEntry(e tarstream.Entry) error
 	io.Writer
@@ -82,10 +86,11 @@ func (f *layerFilter) entry(hdr *tar.Header) (io.Writer, error) {
 	return nil, nil
 }
 
-// take returns what the next header becomes in the clean stream. ok is false for what that leaves out.
+// take returns what the next header becomes in the normalized tar stream. ok is false for what that
+// leaves out.
 func (f *layerFilter) take(hdr *tar.Header) (e tarstream.Entry, ok bool, err error) {
 	f.missing = f.missing[:0]
-	e, ok, err = cleanEntry(hdr, f.perms)
+	e, ok, err = normalizedEntry(hdr, f.perms)
 	if err != nil || !ok {
 		return e, false, err
 	}
@@ -97,7 +102,7 @@ func (f *layerFilter) take(hdr *tar.Header) (e tarstream.Entry, ok bool, err err
 	key := f.key(e.Name)
 	if _, twice := f.seen[key]; twice {
 		if _, implied := f.implied[e.Name]; !implied || e.Kind != tarstream.Dir {
-			return e, false, errOddLayer
+			return e, false, errNonCanonical
 		}
 		delete(f.implied, e.Name)
 	}
@@ -123,7 +128,7 @@ func (f *layerFilter) parents(name string) error {
 			return nil
 		}
 		if known {
-			return errOddLayer
+			return errNonCanonical
 		}
 		f.seen[key] = tarstream.Dir
 		f.implied[dir] = struct{}{}
@@ -136,7 +141,8 @@ func (f *layerFilter) parents(name string) error {
 	return nil
 }
 
-// checkImplied refuses a layer with too many directories above its files that it does not name: one name can ask for two thousand.
+// checkImplied refuses a layer with too many directories above its files that it does not name: one
+// name can ask for two thousand.
 func (l layerLimits) checkImplied(n int) error {
 	if l.files > 0 && n > l.files {
 		return errors.Errorf("its files lie in more than %d directories that it does not name, the limit of --max-layer-files", l.files)
@@ -151,7 +157,7 @@ func (f *layerFilter) hardLink(e tarstream.Entry) (tarstream.Entry, error) {
 	}
 	kind, known := f.seen[f.key(e.Link)]
 	if !known || kind == tarstream.Dir || e.Link == e.Name {
-		return e, errOddLayer
+		return e, errNonCanonical
 	}
 	switch kind {
 	case leftOut: // a second name of a device
@@ -178,17 +184,17 @@ func (f *layerFilter) finish() error {
 	return f.out.Close()
 }
 
-// impliedDir is a directory that a layer does not name but needs: 0:0 and 0755, whatever made the stream and whoever reads
-// it.
+// impliedDir is a directory that a layer does not name but needs: 0:0 and 0755, whatever made the
+// stream and whoever reads it.
 func impliedDir(name string, perms permissions) tarstream.Entry {
 	e := tarstream.Entry{Name: name, Kind: tarstream.Dir, Mode: 0o755}
 	perms.own(&e)
 	return e
 }
 
-// cleanEntry returns what a layer's header becomes in a clean stream. ok is false for headers that are no entries. An error
-// names the entry and says what is wrong with it.
-func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool, err error) {
+// normalizedEntry returns what a layer's header becomes in a normalized tar stream. ok is false for
+// headers that are no entries. An error names the entry and says what is wrong with it.
+func normalizedEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool, err error) {
 	switch hdr.Typeflag {
 	case tar.TypeXGlobalHeader, 'V': // no entry; a GNU volume label
 		return e, false, nil
@@ -217,8 +223,9 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 	if e.Name == "" && e.Kind != tarstream.Dir {
 		return e, false, errors.Errorf("%s is the layer's root, which must be a directory", ui.Quoted(hdr.Name))
 	}
-	// Among them -1, in base 256: chown(2) takes it for "leave it as it is", so no file can have it. umoci makes 4294967294
-	// of it, GNU tar root or whoever runs it; a layer that says so is broken, and is not guessed at.
+	// Among them -1, in base 256: chown(2) takes it for "leave it as it is", so no file can have
+	// it. umoci makes 4294967294 of it, GNU tar root or whoever runs it; a layer that says so is
+	// broken, and is not guessed at.
 	if hdr.Uid < 0 || int64(hdr.Uid) >= 1<<32-1 || hdr.Gid < 0 || int64(hdr.Gid) >= 1<<32-1 {
 		return e, false, errors.Errorf("%s belongs to %d:%d, which no user or group can be", ui.Quoted(hdr.Name), hdr.Uid, hdr.Gid)
 	}
@@ -247,9 +254,9 @@ func cleanEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool,
 	return e, true, perms.namespace.check(hdr.Name, e.UID, e.GID)
 }
 
-// cleanName returns name without what leads nowhere ("/", "./", "//", "a/../"), or an error for one that no archiver extracts.
-// As in umoci, ".." takes away the part before it, wherever that may lead as a link. The root of the layer is "", also where it
-// has no name.
+// cleanName returns name without what leads nowhere ("/", "./", "//", "a/../"), or an error for one
+// that no archiver extracts. As in umoci, ".." takes away the part before it, wherever that may
+// lead as a link. The root of the layer is "", also where it has no name.
 func cleanName(name string) (string, error) {
 	if !utf8.ValidString(name) {
 		return "", errors.Errorf("the file name %s is not UTF-8, and OSTree holds no other", ui.Quoted(name))

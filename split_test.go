@@ -49,7 +49,7 @@ func deal(t *testing.T, entries []tarstream.Entry, parts, maxHeld int) []map[str
 	for part := range streams {
 		outs[part] = &streams[part]
 	}
-	s := newDealer(outs, newLayerFilter(permissions{}, nil).key)
+	s := newSplitter(outs, newLayerFilter(permissions{}, nil).key)
 	s.maxHeld = maxHeld
 	for _, e := range entries {
 		if err := s.WriteEntry(e); err != nil {
@@ -73,8 +73,8 @@ func deal(t *testing.T, entries []tarstream.Entry, parts, maxHeld int) []map[str
 	return dealt
 }
 
-// randomEntries are those of a layer as layerFilter makes them: a name once, a link after the file that it leads to, and every
-// directory before what it holds, some once more behind that.
+// randomEntries are those of a layer as layerFilter makes them: a name once, a link after the file
+// that it leads to, and every directory before what it holds, some once more behind that.
 func randomEntries(r *rand.Rand, n int) []tarstream.Entry {
 	dirs := []string{""}
 	var files []string
@@ -154,7 +154,7 @@ func TestDealt(t *testing.T) {
 // Of many directories without a file, only so many entries are kept back.
 func TestDealerHoldsLittle(t *testing.T) {
 	t.Parallel()
-	s := newDealer([]io.Writer{io.Discard, io.Discard}, newLayerFilter(permissions{}, nil).key)
+	s := newSplitter([]io.Writer{io.Discard, io.Discard}, newLayerFilter(permissions{}, nil).key)
 	s.maxHeld = 10
 	for i := range 1000 {
 		if err := s.WriteEntry(tarstream.Entry{Name: fmt.Sprintf("d%d", i), Kind: tarstream.Dir, Mode: 0o755}); err != nil {
@@ -172,7 +172,8 @@ func TestDealerHoldsLittle(t *testing.T) {
 	}
 }
 
-// The parts are even, and hardly a file lies where a merge must write it again: in a directory of several parts, and not in the first.
+// The parts are even, and hardly a file lies where a merge must write it again: in a directory of
+// several parts, and not in the first.
 func TestDealtEvenly(t *testing.T) {
 	t.Parallel()
 	var entries []tarstream.Entry
