@@ -55,7 +55,12 @@ type endpoint struct {
 func (p *program) app() *cli.App {
 	g := &p.global
 	// The library has these as globals.
-	cli.VersionFlag = &cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version", DisableDefaultText: true}
+	cli.VersionFlag = &cli.BoolFlag{
+		Name:               "version",
+		Aliases:            []string{"v"},
+		Usage:              "print the version",
+		DisableDefaultText: true,
+	}
 	cli.VersionPrinter = func(c *cli.Context) { _, _ = fmt.Fprintln(c.App.Writer, c.App.Name, c.App.Version) }
 	cli.HelpPrinter = func(w io.Writer, text string, data any) {
 		var b bytes.Buffer
@@ -75,23 +80,92 @@ func (p *program) app() *cli.App {
 		Action:          cli.ShowAppHelp,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "repo", Usage: "use the OSTree repository at `PATH`", Destination: &g.repo},
-			&cli.BoolFlag{Name: "debug", Usage: "show each command on standard error as it starts", Destination: &g.debug},
+			&cli.BoolFlag{
+				Name:        "debug",
+				Usage:       "show each command on standard error as it starts",
+				Destination: &g.debug,
+			},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress", Destination: &g.quiet},
-			&cli.StringFlag{Name: "log-commands", Usage: "append each command that runs to `FILE`, for a shell to run again", EnvVars: []string{"OSTREE_IMAGE_LOG"}, Destination: &g.logCommands},
-			&cli.StringFlag{Name: "record", Usage: "keep in `DIR` all that is needed to run the same commands again elsewhere", Destination: &g.record},
-			&cli.StringFlag{Name: "tmpdir", Usage: "stage blobs below `DIR` (default: the repository's tmp/)", EnvVars: []string{"TMPDIR"}, Destination: &g.tmpdir},
-			&cli.DurationFlag{Name: "command-timeout", Usage: "stop a command that runs longer than `DURATION`, such as 10m", DefaultText: "never", Destination: &g.timeout},
-			&cli.DurationFlag{Name: "lock-timeout", Usage: "wait for a repository that another run has locked at most `DURATION`; 0s not at all, -1s without limit", Value: defaultLockTimeout, Destination: &g.lockWait},
-			&cli.StringFlag{Name: "ostree", Usage: "run `PROGRAM` as ostree", Value: "ostree", EnvVars: []string{"OSTREE_IMAGE_OSTREE"}, Destination: &g.ostree},
-			&cli.StringFlag{Name: "tar", Usage: "run `PROGRAM` as tar", Value: "tar", EnvVars: []string{"OSTREE_IMAGE_TAR"}, Destination: &g.tar},
+			&cli.StringFlag{
+				Name:        "log-commands",
+				Usage:       "append each command that runs to `FILE`, for a shell to run again",
+				EnvVars:     []string{"OSTREE_IMAGE_LOG"},
+				Destination: &g.logCommands,
+			},
+			&cli.StringFlag{
+				Name:        "record",
+				Usage:       "keep in `DIR` all that is needed to run the same commands again elsewhere",
+				Destination: &g.record,
+			},
+			&cli.StringFlag{
+				Name:        "tmpdir",
+				Usage:       "stage blobs below `DIR` (default: the repository's tmp/)",
+				EnvVars:     []string{"TMPDIR"},
+				Destination: &g.tmpdir,
+			},
+			&cli.DurationFlag{
+				Name:        "command-timeout",
+				Usage:       "stop a command that runs longer than `DURATION`, such as 10m",
+				DefaultText: "never",
+				Destination: &g.timeout,
+			},
+			&cli.DurationFlag{
+				Name:        "lock-timeout",
+				Usage:       "wait for a repository that another run has locked at most `DURATION`; 0s not at all, -1s without limit",
+				Value:       defaultLockTimeout,
+				Destination: &g.lockWait,
+			},
+			&cli.StringFlag{
+				Name:        "ostree",
+				Usage:       "run `PROGRAM` as ostree",
+				Value:       "ostree",
+				EnvVars:     []string{"OSTREE_IMAGE_OSTREE"},
+				Destination: &g.ostree,
+			},
+			&cli.StringFlag{
+				Name:        "tar",
+				Usage:       "run `PROGRAM` as tar",
+				Value:       "tar",
+				EnvVars:     []string{"OSTREE_IMAGE_TAR"},
+				Destination: &g.tar,
+			},
 			&cli.StringFlag{Name: "policy", Usage: "read the signature policy from `FILE`", Destination: &g.policyFile},
-			&cli.BoolFlag{Name: "insecure-policy", Usage: "accept every image, whatever the signature policy says", Destination: &g.insecurePolicy},
-			&cli.StringFlag{Name: "override-os", Usage: "want images for `OS` instead of this machine's", Destination: &g.os},
-			&cli.StringFlag{Name: "override-arch", Usage: "want images for `ARCH` instead of this machine's", Destination: &g.arch},
-			&cli.StringFlag{Name: "override-variant", Usage: "want images for the architecture's `VARIANT` instead of this machine's", Destination: &g.variant},
-			&cli.StringFlag{Name: "registries-conf", Usage: "read the registries' configuration from `FILE`", Destination: &g.registriesConf},
-			&cli.StringFlag{Name: "registries.d", Usage: "read where registries keep signatures from `DIR`", Destination: &g.registriesD},
-			&cli.StringFlag{Name: "authfile", Usage: "read credentials from `FILE`", EnvVars: []string{"REGISTRY_AUTH_FILE"}, Destination: &g.authFile},
+			&cli.BoolFlag{
+				Name:        "insecure-policy",
+				Usage:       "accept every image, whatever the signature policy says",
+				Destination: &g.insecurePolicy,
+			},
+			&cli.StringFlag{
+				Name:        "override-os",
+				Usage:       "want images for `OS` instead of this machine's",
+				Destination: &g.os,
+			},
+			&cli.StringFlag{
+				Name:        "override-arch",
+				Usage:       "want images for `ARCH` instead of this machine's",
+				Destination: &g.arch,
+			},
+			&cli.StringFlag{
+				Name:        "override-variant",
+				Usage:       "want images for the architecture's `VARIANT` instead of this machine's",
+				Destination: &g.variant,
+			},
+			&cli.StringFlag{
+				Name:        "registries-conf",
+				Usage:       "read the registries' configuration from `FILE`",
+				Destination: &g.registriesConf,
+			},
+			&cli.StringFlag{
+				Name:        "registries.d",
+				Usage:       "read where registries keep signatures from `DIR`",
+				Destination: &g.registriesD,
+			},
+			&cli.StringFlag{
+				Name:        "authfile",
+				Usage:       "read credentials from `FILE`",
+				EnvVars:     []string{"REGISTRY_AUTH_FILE"},
+				Destination: &g.authFile,
+			},
 		},
 		Commands: []*cli.Command{
 			p.copyCommand(), p.pullCommand(), p.pushCommand(),

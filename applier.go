@@ -120,9 +120,13 @@ func (a *applier) finish() error {
 		if err != nil {
 			return disagreement(err)
 		}
-		if len(names) == 0 && !slices.ContainsFunc(a.devices, func(dir string) bool { return strings.HasPrefix(dir, real+"/") }) {
+		if len(names) == 0 &&
+			!slices.ContainsFunc(a.devices, func(dir string) bool { return strings.HasPrefix(dir, real+"/") }) {
 			err = a.root.removeAll(real, nil)
-		} else if strings.HasPrefix(path.Base(real), whiteoutPrefix) {
+		} else if strings.HasPrefix(
+			path.Base(real),
+			whiteoutPrefix,
+		) {
 			a.root.times.plainDir(real)
 			err = a.root.describe(real, a.root.plainMeta())
 		}

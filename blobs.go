@@ -131,8 +131,15 @@ func (s *blobStore) blob(ctx context.Context, d digest.Digest) (*storedBlob, err
 		return nil, errors.WithMessagef(err, "blob %s", d)
 	}
 	b := &storedBlob{
-		digest: d, spec: spec, size: -1, tarSize: -1, record: info.Metadata[imageref.KeyTarSplit], hasFile: map[string]bool{},
-		commit: info.Checksum, binding: info.CheckBinding(imageref.BlobRef(d)), tree: treesum.Root{Tree: info.Root, Meta: info.RootMeta},
+		digest:  d,
+		spec:    spec,
+		size:    -1,
+		tarSize: -1,
+		record:  info.Metadata[imageref.KeyTarSplit],
+		hasFile: map[string]bool{},
+		commit:  info.Checksum,
+		binding: info.CheckBinding(imageref.BlobRef(d)),
+		tree:    treesum.Root{Tree: info.Root, Meta: info.RootMeta},
 	}
 	if b.size, err = sizeOf(info, imageref.KeySize); err != nil {
 		return nil, errors.WithMessagef(err, "blob %s", d)
@@ -213,7 +220,10 @@ func (s *blobStore) open(ctx context.Context, b *storedBlob) (io.ReadCloser, err
 	case b.diffID == b.digest && b.hasRecord():
 		return s.openTar(ctx, b)
 	default:
-		return nil, errors.Errorf("blob %s: compressed bytes are not stored; re-import with --preserve-digests, or export with --remove-signatures", b.digest)
+		return nil, errors.Errorf(
+			"blob %s: compressed bytes are not stored; re-import with --preserve-digests, or export with --remove-signatures",
+			b.digest,
+		)
 	}
 	if err != nil {
 		return nil, err
@@ -224,7 +234,10 @@ func (s *blobStore) open(ctx context.Context, b *storedBlob) (io.ReadCloser, err
 // openTar returns the layer's tar stream. It ends well only if it matches the diffID.
 func (s *blobStore) openTar(ctx context.Context, b *storedBlob) (io.ReadCloser, error) {
 	if b.diffID == "" || !b.canRebuild() {
-		return nil, errors.Errorf("layer %s was stored without what its exact bytes need (tar-split data), as the ostree transport did in 2017; it can be checked out, not exported", b.digest)
+		return nil, errors.Errorf(
+			"layer %s was stored without what its exact bytes need (tar-split data), as the ostree transport did in 2017; it can be checked out, not exported",
+			b.digest,
+		)
 	}
 	if !b.hasRecord() {
 		return s.openBlobTar(ctx, b)
@@ -243,12 +256,18 @@ func (s *blobStore) recordRebuild(b *storedBlob) {
 	repo := s.repo.run.journal.path(s.repo.path)
 	split := "ostree cat --repo=" + repo + " " + shellquote.Word(b.side) + " /" + imageref.FileTarSplit
 	if b.record != "" {
-		split = "ostree show --repo=" + repo + " --print-metadata-key=" + imageref.KeyTarSplit + " " + shellquote.Word(b.spec) + ` | tr -d "'" | base64 -d`
+		split = "ostree show --repo=" + repo + " --print-metadata-key=" + imageref.KeyTarSplit + " " + shellquote.Word(
+			b.spec,
+		) + ` | tr -d "'" | base64 -d`
 	}
 	s.repo.run.journal.recorded("put layer "+b.digest.String()+" together, where the program tar-split is", fmt.Sprintf(
 		`! command -v tar-split >/dev/null || { ostree checkout --repo=%[4]s --user-mode %[1]s "$WORK"/rebuilt; %[2]s >"$WORK"/split; `+
 			`tar-split asm --input "$WORK"/split --path "$WORK"/rebuilt --output - | sha256sum | grep -q %[3]s; rm -rf "$WORK"/rebuilt "$WORK"/split; }`,
-		shellquote.Word(b.spec), split, b.diffID.Encoded(), repo))
+		shellquote.Word(b.spec),
+		split,
+		b.diffID.Encoded(),
+		repo,
+	))
 }
 
 // openBlobTar returns the tar stream of a layer that is kept as it came. It ends well only if it
@@ -310,7 +329,8 @@ func badRecord(b *storedBlob, err error) error {
 func badData(err error, format string, args ...any) error {
 	var terr *proc.ToolError
 	var check errdefs.CheckError
-	if errors.As(err, &terr) || errors.As(err, &check) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.As(err, &terr) || errors.As(err, &check) || errors.Is(err, context.Canceled) ||
+		errors.Is(err, context.DeadlineExceeded) {
 		return errors.WithMessagef(damage(err), format, args...)
 	}
 	return errdefs.Checkf(format+": %s", append(args, err)...)

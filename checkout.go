@@ -33,7 +33,13 @@ const (
 // Each layer is checked out by ostree into a directory of its own. The first becomes the root; what
 // each other layer holds is then moved into it, entry by entry as the layer names them, by a
 // rootFS, which nothing in an image can lead out of the root.
-func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *types.SystemContext, o ostree.CheckoutOptions) error {
+func checkoutImage(
+	ctx context.Context,
+	ref ostreeReference,
+	dir string,
+	sys *types.SystemContext,
+	o ostree.CheckoutOptions,
+) error {
 	if o.RequireHardlinks && o.ForceCopy {
 		return errdefs.Usagef("checkout: --require-hardlinks and --force-copy are mutually exclusive")
 	}
@@ -53,13 +59,23 @@ func checkoutImage(ctx context.Context, ref ostreeReference, dir string, sys *ty
 }
 
 // checkoutLayers is checkoutImage for layers of a repository of the given mode.
-func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers []*storedBlob, mode, dir string, o ostree.CheckoutOptions) (err error) {
+func checkoutLayers(
+	ctx context.Context,
+	store *blobStore,
+	s *settings,
+	layers []*storedBlob,
+	mode, dir string,
+	o ostree.CheckoutOptions,
+) (err error) {
 	if os.Geteuid() != 0 && mode != ostree.Bare && !o.UserMode {
 		o.UserMode = true
 		s.warnf("not root, repository of mode %s: files belong to you, as with --user-mode", mode)
 	}
 	if o.RequireHardlinks {
-		s.warnf("the files of %s are those of the repository: what writes into one changes it there and in every other image that has it", dir)
+		s.warnf(
+			"the files of %s are those of the repository: what writes into one changes it there and in every other image that has it",
+			dir,
+		)
 	}
 	target, err := openTarget(dir, s.runner)
 	if err != nil {
@@ -87,7 +103,10 @@ func checkoutLayers(ctx context.Context, store *blobStore, s *settings, layers [
 	if err := c.build(ctx, layers); err != nil {
 		return proc.NoRoom(err, filepath.Dir(target.work.path))
 	}
-	j.shell("the tree is finished", fmt.Sprintf("rmdir %[2]s 2>/dev/null || : ; mv %[1]s %[2]s", j.path(c.root()), j.path(target.dir)))
+	j.shell(
+		"the tree is finished",
+		fmt.Sprintf("rmdir %[2]s 2>/dev/null || : ; mv %[1]s %[2]s", j.path(c.root()), j.path(target.dir)),
+	)
 	return target.publish(c.root())
 }
 
@@ -114,7 +133,11 @@ func (s *source) rootLayers(ctx context.Context, sys *types.SystemContext, mode 
 	}
 	for _, info := range named[1:] {
 		if !imageref.IsLayerType(info.MediaType) {
-			return nil, errors.Errorf("image %s has a layer of type %s, which is no file system", s.ref.image, info.MediaType)
+			return nil, errors.Errorf(
+				"image %s has a layer of type %s, which is no file system",
+				s.ref.image,
+				info.MediaType,
+			)
 		}
 	}
 	layers, err := s.layers(ctx, named[1:])
@@ -204,7 +227,12 @@ func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return c.withRoot("times.sh", "set the times", "", func(root *rootFS) error { return c.times.setTimes(buildCtx, root) })
+	return c.withRoot(
+		"times.sh",
+		"set the times",
+		"",
+		func(root *rootFS) error { return c.times.setTimes(buildCtx, root) },
+	)
 }
 
 // withRoot calls f with the tree, and writes what it does into a script of the record. variables
@@ -232,7 +260,8 @@ func (c *checkout) withRoot(script, why, variables string, f func(root *rootFS) 
 
 // fetch has layer i checked out, and reads meanwhile what it names.
 func (c *checkout) fetch(ctx context.Context, b *storedBlob, i int) (entries []layerEntry, err error) {
-	if !c.options.RequireHardlinks && os.Geteuid() == 0 && runtime.GOMAXPROCS(0) > 1 && named(b) && b.tarSize >= c.settings.divideFrom {
+	if !c.options.RequireHardlinks && os.Geteuid() == 0 && runtime.GOMAXPROCS(0) > 1 && named(b) &&
+		b.tarSize >= c.settings.divideFrom {
 		return c.fetchDivided(ctx, b, i)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -264,40 +293,48 @@ func (c *checkout) apply(ctx context.Context, b *storedBlob, i int, entries []la
 	if replaces {
 		trees += fmt.Sprintf("REPLACED=%s ", j.path(c.replacedDir(i)))
 	}
-	return c.withRoot(fmt.Sprintf("layer-%d.sh", i), "apply layer "+b.digest.String(), trees, func(root *rootFS) (err error) {
-		a := &applier{root: root, layer: root, base: i == 0, settings: c.settings}
-		for _, t := range []struct {
-			tree   **rootFS
-			name   string
-			dir    string
-			wanted bool
-		}{
-			{&a.layer, treeLayer, c.layerDir(i), i > 0},
-			{&a.replaced, treeReplaced, c.replacedDir(i), replaces},
-		} {
-			if !t.wanted {
-				continue
-			}
-			tree, err := openRootFS(t.dir, root.asRoot)
-			if err != nil {
-				return err
-			}
-			tree.name, *t.tree = t.name, tree
-			defer func() {
-				_ = tree.Close()
-				if rerr := removeTree(t.dir); err == nil {
-					err = rerr
+	return c.withRoot(
+		fmt.Sprintf("layer-%d.sh", i),
+		"apply layer "+b.digest.String(),
+		trees,
+		func(root *rootFS) (err error) {
+			a := &applier{root: root, layer: root, base: i == 0, settings: c.settings}
+			for _, t := range []struct {
+				tree   **rootFS
+				name   string
+				dir    string
+				wanted bool
+			}{
+				{&a.layer, treeLayer, c.layerDir(i), i > 0},
+				{&a.replaced, treeReplaced, c.replacedDir(i), replaces},
+			} {
+				if !t.wanted {
+					continue
 				}
-			}()
-		}
-		if !named(b) {
-			c.settings.warnf("layer %s was stored without its tar-split data: every directory of its tree counts as one that it names", b.digest)
-			if entries, err = treeEntries(a.layer); err != nil {
-				return err
+				tree, err := openRootFS(t.dir, root.asRoot)
+				if err != nil {
+					return err
+				}
+				tree.name, *t.tree = t.name, tree
+				defer func() {
+					_ = tree.Close()
+					if rerr := removeTree(t.dir); err == nil {
+						err = rerr
+					}
+				}()
 			}
-		}
-		return a.applyAll(ctx, entries)
-	})
+			if !named(b) {
+				c.settings.warnf(
+					"layer %s was stored without its tar-split data: every directory of its tree counts as one that it names",
+					b.digest,
+				)
+				if entries, err = treeEntries(a.layer); err != nil {
+					return err
+				}
+			}
+			return a.applyAll(ctx, entries)
+		},
+	)
 }
 
 // applyAll applies all that a layer names.

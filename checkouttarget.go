@@ -160,7 +160,14 @@ func canReplace(dir string, info os.FileInfo) bool {
 		return false
 	}
 	var at unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &at); err == nil && at.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+	if err := unix.Statx(
+		unix.AT_FDCWD,
+		dir,
+		unix.AT_SYMLINK_NOFOLLOW,
+		0,
+		&at,
+	); err == nil &&
+		at.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 {
 		return at.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0
 	}
 	parent, err := os.Stat(filepath.Dir(dir)) // before Linux 5.8

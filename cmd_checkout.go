@@ -9,15 +9,33 @@ import (
 func (p *program) checkoutCommand() *cli.Command {
 	var o ostree.CheckoutOptions
 	return &cli.Command{
-		Name: "checkout", Category: "Images", Usage: "make DIR the root file system of an image",
+		Name:        "checkout",
+		Category:    "Images",
+		Usage:       "make DIR the root file system of an image",
 		ArgsUsage:   "NAME DIR",
 		Description: "ostree-image checkout debian:12 /srv/debian\nostree-image checkout --user-mode debian:12 ./rootfs",
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "user-mode", Aliases: []string{"U"}, Usage: "set no owners and no attributes", Destination: &o.UserMode},
-			&cli.BoolFlag{Name: "require-hardlinks", Aliases: []string{"H"}, Usage: "take the repository's own files as hard links, which must not be written; fail rather than copy one", Destination: &o.RequireHardlinks},
-			&cli.BoolFlag{Name: "force-copy", Aliases: []string{"C"}, Usage: "copy each file, as is done without --require-hardlinks", Destination: &o.ForceCopy},
+			&cli.BoolFlag{
+				Name:        "user-mode",
+				Aliases:     []string{"U"},
+				Usage:       "set no owners and no attributes",
+				Destination: &o.UserMode,
+			},
+			&cli.BoolFlag{
+				Name:        "require-hardlinks",
+				Aliases:     []string{"H"},
+				Usage:       "take the repository's own files as hard links, which must not be written; fail rather than copy one",
+				Destination: &o.RequireHardlinks,
+			},
+			&cli.BoolFlag{
+				Name:        "force-copy",
+				Aliases:     []string{"C"},
+				Usage:       "copy each file, as is done without --require-hardlinks",
+				Destination: &o.ForceCopy,
+			},
 		},
-		Before: wantArgs(2, 2), Action: func(c *cli.Context) error { return p.checkout(c, o) },
+		Before: wantArgs(2, 2),
+		Action: func(c *cli.Context) error { return p.checkout(c, o) },
 	}
 }
 

@@ -61,10 +61,13 @@ complete -c ostree-image -f -n 'test -n "$(__ostree_image_complete)"' -a '(__ost
 
 func (p *program) completionCommand() *cli.Command {
 	return &cli.Command{
-		Name: "completion", Category: "Help", Usage: "print a script with which a shell completes commands, options and names",
+		Name:        "completion",
+		Category:    "Help",
+		Usage:       "print a script with which a shell completes commands, options and names",
 		ArgsUsage:   "bash|zsh|fish",
 		Description: "ostree-image completion bash >/etc/bash_completion.d/ostree-image\nostree-image completion fish | source",
-		Before:      wantArgs(1, 1), Action: func(c *cli.Context) error {
+		Before:      wantArgs(1, 1),
+		Action: func(c *cli.Context) error {
 			script, ok := completionScripts[c.Args().First()]
 			if !ok {
 				return errdefs.Usagef("completion: unknown shell %q: it is bash, zsh or fish", c.Args().First())

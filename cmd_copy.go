@@ -153,36 +153,124 @@ func (p *program) push(c *cli.Context) error {
 func (p *program) copyFlags() []cli.Flag {
 	g := &p.global
 	flags := []cli.Flag{
-		&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "copy all instances of a multi-architecture image", Destination: &g.all},
-		&cli.StringFlag{Name: "multi-arch", Usage: "of an index copy `WHICH`: system, all or index-only", DefaultText: "system", Destination: &g.multiArch},
-		&cli.StringSliceFlag{Name: "platform", Usage: "of an index copy the instances for `OS/ARCH`; may be given several times", Destination: &g.platforms},
-		&cli.BoolFlag{Name: "tls-verify", Usage: "want HTTPS and a valid certificate of the registry, on either side", Value: true, Destination: &g.tlsVerify},
-		&cli.StringFlag{Name: "dest-compress-format", Category: "Destination", Usage: "have the destination compress layers with `FORMAT`, such as gzip or zstd", Destination: &g.compressFormat},
-		&cli.IntFlag{Name: "dest-compress-level", Category: "Destination", Usage: "compress them with the `LEVEL`", DefaultText: "the format's own", Destination: &g.compressLevel},
-		&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "convert the manifest to `TYPE`: oci, v2s1 or v2s2", Destination: &g.format},
+		&cli.BoolFlag{
+			Name:        "all",
+			Aliases:     []string{"a"},
+			Usage:       "copy all instances of a multi-architecture image",
+			Destination: &g.all,
+		},
+		&cli.StringFlag{
+			Name:        "multi-arch",
+			Usage:       "of an index copy `WHICH`: system, all or index-only",
+			DefaultText: "system",
+			Destination: &g.multiArch,
+		},
+		&cli.StringSliceFlag{
+			Name:        "platform",
+			Usage:       "of an index copy the instances for `OS/ARCH`; may be given several times",
+			Destination: &g.platforms,
+		},
+		&cli.BoolFlag{
+			Name:        "tls-verify",
+			Usage:       "want HTTPS and a valid certificate of the registry, on either side",
+			Value:       true,
+			Destination: &g.tlsVerify,
+		},
+		&cli.StringFlag{
+			Name:        "dest-compress-format",
+			Category:    "Destination",
+			Usage:       "have the destination compress layers with `FORMAT`, such as gzip or zstd",
+			Destination: &g.compressFormat,
+		},
+		&cli.IntFlag{
+			Name:        "dest-compress-level",
+			Category:    "Destination",
+			Usage:       "compress them with the `LEVEL`",
+			DefaultText: "the format's own",
+			Destination: &g.compressLevel,
+		},
+		&cli.StringFlag{
+			Name:        "format",
+			Aliases:     []string{"f"},
+			Usage:       "convert the manifest to `TYPE`: oci, v2s1 or v2s2",
+			Destination: &g.format,
+		},
 		&cli.BoolFlag{Name: "preserve-digests", Usage: "keep the manifest's digest, or fail", Destination: &g.preserve},
-		&cli.BoolFlag{Name: "remove-signatures", Usage: "leave the image's signatures behind", Destination: &g.removeSignatures},
+		&cli.BoolFlag{
+			Name:        "remove-signatures",
+			Usage:       "leave the image's signatures behind",
+			Destination: &g.removeSignatures,
+		},
 		&cli.StringFlag{
 			Name: "sign-by-sigstore-private-key", Destination: &g.sigstoreKey,
 			Usage: "add a sigstore signature by the private key in `FILE`",
 		},
-		&cli.StringFlag{Name: "sign-passphrase-file", Usage: "read that key's passphrase from `FILE`", Destination: &g.passphraseFile},
-		&cli.StringFlag{Name: "digestfile", Usage: "write the digest of the copied manifest to `FILE`", Destination: &g.digestFile},
-		&cli.IntFlag{Name: "retry-times", Usage: "try again up to `N` times when a copy fails", Destination: &g.retries},
-		&cli.UintFlag{Name: "image-parallel-copies", Usage: "copy at most `N` blobs at a time", DefaultText: "6", Destination: &g.parallel},
+		&cli.StringFlag{
+			Name:        "sign-passphrase-file",
+			Usage:       "read that key's passphrase from `FILE`",
+			Destination: &g.passphraseFile,
+		},
+		&cli.StringFlag{
+			Name:        "digestfile",
+			Usage:       "write the digest of the copied manifest to `FILE`",
+			Destination: &g.digestFile,
+		},
+		&cli.IntFlag{
+			Name:        "retry-times",
+			Usage:       "try again up to `N` times when a copy fails",
+			Destination: &g.retries,
+		},
+		&cli.UintFlag{
+			Name:        "image-parallel-copies",
+			Usage:       "copy at most `N` blobs at a time",
+			DefaultText: "6",
+			Destination: &g.parallel,
+		},
 	}
 	for _, side := range []struct {
 		prefix, what, category string
 		e                      *endpoint
 	}{{"src", "source", "Source", &g.source}, {"dest", "destination", "Destination", &g.destination}} {
 		e := side.e
-		flags = append(flags,
-			&cli.BoolFlag{Name: side.prefix + "-tls-verify", Category: side.category, Usage: "require HTTPS and verify the certificates of the " + side.what, Value: true, Destination: &e.tlsVerify},
-			&cli.StringFlag{Name: side.prefix + "-creds", Category: side.category, Usage: "log in at the " + side.what + " as `USER[:PASSWORD]`", Destination: &e.creds},
-			&cli.BoolFlag{Name: side.prefix + "-no-creds", Category: side.category, Usage: "use no credentials at the " + side.what, Destination: &e.noCreds},
-			&cli.StringFlag{Name: side.prefix + "-cert-dir", Category: side.category, Usage: "use the certificates in `DIR` for the " + side.what, Destination: &e.certDir},
-			&cli.StringFlag{Name: side.prefix + "-authfile", Category: side.category, Usage: "read the credentials for the " + side.what + " from `FILE`", Destination: &e.authFile},
-			&cli.StringFlag{Name: side.prefix + "-registry-token", Category: side.category, Usage: "use the bearer `TOKEN` at the " + side.what, Destination: &e.registryToken},
+		flags = append(
+			flags,
+			&cli.BoolFlag{
+				Name:        side.prefix + "-tls-verify",
+				Category:    side.category,
+				Usage:       "require HTTPS and verify the certificates of the " + side.what,
+				Value:       true,
+				Destination: &e.tlsVerify,
+			},
+			&cli.StringFlag{
+				Name:        side.prefix + "-creds",
+				Category:    side.category,
+				Usage:       "log in at the " + side.what + " as `USER[:PASSWORD]`",
+				Destination: &e.creds,
+			},
+			&cli.BoolFlag{
+				Name:        side.prefix + "-no-creds",
+				Category:    side.category,
+				Usage:       "use no credentials at the " + side.what,
+				Destination: &e.noCreds,
+			},
+			&cli.StringFlag{
+				Name:        side.prefix + "-cert-dir",
+				Category:    side.category,
+				Usage:       "use the certificates in `DIR` for the " + side.what,
+				Destination: &e.certDir,
+			},
+			&cli.StringFlag{
+				Name:        side.prefix + "-authfile",
+				Category:    side.category,
+				Usage:       "read the credentials for the " + side.what + " from `FILE`",
+				Destination: &e.authFile,
+			},
+			&cli.StringFlag{
+				Name:        side.prefix + "-registry-token",
+				Category:    side.category,
+				Usage:       "use the bearer `TOKEN` at the " + side.what,
+				Destination: &e.registryToken,
+			},
 		)
 	}
 	return flags
@@ -192,12 +280,47 @@ func (p *program) copyFlags() []cli.Flag {
 func (p *program) importFlags() []cli.Flag {
 	g := &p.global
 	return []cli.Flag{
-		&cli.StringFlag{Name: "unpack", Category: "Import", Usage: "turn layers into commits with `ENGINE`: auto, stream or tar", Value: string(engineAuto), Destination: &g.unpack},
-		&cli.StringFlag{Name: "max-layer-size", Category: "Import", Usage: "refuse a layer of more than `SIZE` unpacked", Value: "32GiB", Destination: &g.maxLayerSize},
-		&cli.IntFlag{Name: "max-layer-files", Category: "Import", Usage: "refuse a layer of more than `N` files", Value: 2_000_000, Destination: &g.limits.files},
-		&cli.StringFlag{Name: "max-manifest-size", Category: "Import", Usage: "refuse a manifest of more than `SIZE`", Value: "4MiB", Destination: &g.maxManifestSize},
-		&cli.StringFlag{Name: "timestamp", Category: "Import", Usage: "give all commits the time `now|SECONDS` (default: the same for the same image)", EnvVars: []string{"SOURCE_DATE_EPOCH"}, Destination: &g.timestamp},
-		&cli.StringFlag{Name: "gpg-sign", Category: "Import", Usage: "sign each commit with the GPG key `KEY-ID`", Destination: &g.gpgSign},
+		&cli.StringFlag{
+			Name:        "unpack",
+			Category:    "Import",
+			Usage:       "turn layers into commits with `ENGINE`: auto, stream or tar",
+			Value:       string(engineAuto),
+			Destination: &g.unpack,
+		},
+		&cli.StringFlag{
+			Name:        "max-layer-size",
+			Category:    "Import",
+			Usage:       "refuse a layer of more than `SIZE` unpacked",
+			Value:       "32GiB",
+			Destination: &g.maxLayerSize,
+		},
+		&cli.IntFlag{
+			Name:        "max-layer-files",
+			Category:    "Import",
+			Usage:       "refuse a layer of more than `N` files",
+			Value:       2_000_000,
+			Destination: &g.limits.files,
+		},
+		&cli.StringFlag{
+			Name:        "max-manifest-size",
+			Category:    "Import",
+			Usage:       "refuse a manifest of more than `SIZE`",
+			Value:       "4MiB",
+			Destination: &g.maxManifestSize,
+		},
+		&cli.StringFlag{
+			Name:        "timestamp",
+			Category:    "Import",
+			Usage:       "give all commits the time `now|SECONDS` (default: the same for the same image)",
+			EnvVars:     []string{"SOURCE_DATE_EPOCH"},
+			Destination: &g.timestamp,
+		},
+		&cli.StringFlag{
+			Name:        "gpg-sign",
+			Category:    "Import",
+			Usage:       "sign each commit with the GPG key `KEY-ID`",
+			Destination: &g.gpgSign,
+		},
 		&cli.StringFlag{
 			Name: "sign", Category: "Import", Destination: &g.sign,
 			Usage: "sign each commit with the secret `KEY`, where ostree can; " +
@@ -207,8 +330,19 @@ func (p *program) importFlags() []cli.Flag {
 			Name: "keys-file", Category: "Import", Destination: &g.keysFile,
 			Usage: "sign each commit with the secret keys in `FILE`, a line each",
 		},
-		&cli.StringFlag{Name: "sign-type", Category: "Import", Usage: "the `KIND` of that signature", Value: "ed25519", Destination: &g.signType},
-		&cli.StringFlag{Name: "gpg-homedir", Category: "Import", Usage: "look for that key in `DIR`", Destination: &g.homedir},
+		&cli.StringFlag{
+			Name:        "sign-type",
+			Category:    "Import",
+			Usage:       "the `KIND` of that signature",
+			Value:       "ed25519",
+			Destination: &g.signType,
+		},
+		&cli.StringFlag{
+			Name:        "gpg-homedir",
+			Category:    "Import",
+			Usage:       "look for that key in `DIR`",
+			Destination: &g.homedir,
+		},
 		&cli.DurationFlag{
 			Name: "idle-timeout", Category: "Import", Value: defaultIdleTimeout, Destination: &g.idleTimeout,
 			Usage: "give up where a registry has sent nothing for `DURATION`; 0s never",
@@ -321,7 +455,9 @@ func compressWith(sys *types.SystemContext, format string, level int, levelGiven
 func sigstoreKey(key, passphraseFile string) (file string, passphrase []byte, err error) {
 	if key == "" {
 		if passphraseFile != "" {
-			return "", nil, errdefs.Usagef("--sign-passphrase-file is for --sign-by-sigstore-private-key, which is not given")
+			return "", nil, errdefs.Usagef(
+				"--sign-passphrase-file is for --sign-by-sigstore-private-key, which is not given",
+			)
 		}
 		return "", nil, nil
 	}

@@ -26,18 +26,40 @@ type loginOptions struct {
 func (p *program) loginCommand() *cli.Command {
 	var o loginOptions
 	return &cli.Command{
-		Name: "login", Category: "Registries", Usage: "check credentials for a registry, and keep them",
+		Name:        "login",
+		Category:    "Registries",
+		Usage:       "check credentials for a registry, and keep them",
 		ArgsUsage:   "REGISTRY",
 		Description: "ostree-image login quay.io\nostree-image login --username me --password-stdin registry.example.com <secret",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "username", Aliases: []string{"u"}, Usage: "log in as `USER` (default: ask)", Destination: &o.username},
-			&cli.StringFlag{Name: "password", Aliases: []string{"p"}, Usage: "use the `PASSWORD`, which all users can see in the list of processes", Destination: &o.password},
-			&cli.BoolFlag{Name: "password-stdin", Usage: "read the password from standard input", Destination: &o.passwordStdin},
-			&cli.BoolFlag{Name: "tls-verify", Usage: "want HTTPS and a valid certificate of the registry", Value: true, Destination: &o.tlsVerify},
+			&cli.StringFlag{
+				Name:        "username",
+				Aliases:     []string{"u"},
+				Usage:       "log in as `USER` (default: ask)",
+				Destination: &o.username,
+			},
+			&cli.StringFlag{
+				Name:        "password",
+				Aliases:     []string{"p"},
+				Usage:       "use the `PASSWORD`, which all users can see in the list of processes",
+				Destination: &o.password,
+			},
+			&cli.BoolFlag{
+				Name:        "password-stdin",
+				Usage:       "read the password from standard input",
+				Destination: &o.passwordStdin,
+			},
+			&cli.BoolFlag{
+				Name:        "tls-verify",
+				Usage:       "want HTTPS and a valid certificate of the registry",
+				Value:       true,
+				Destination: &o.tlsVerify,
+			},
 			&cli.StringFlag{Name: "cert-dir", Usage: "use the certificates in `DIR`", Destination: &o.certDir},
 			&cli.BoolFlag{Name: "get-login", Usage: "only print who is logged in there", Destination: &o.getLogin},
 		},
-		Before: wantArgs(1, 1), Action: func(c *cli.Context) error { return p.login(c, o, os.Stdin) },
+		Before: wantArgs(1, 1),
+		Action: func(c *cli.Context) error { return p.login(c, o, os.Stdin) },
 	}
 }
 
@@ -138,11 +160,16 @@ type logoutOptions struct{ all bool }
 func (p *program) logoutCommand() *cli.Command {
 	var o logoutOptions
 	return &cli.Command{
-		Name: "logout", Category: "Registries", Usage: "forget the credentials for a registry",
+		Name:        "logout",
+		Category:    "Registries",
+		Usage:       "forget the credentials for a registry",
 		ArgsUsage:   "[REGISTRY]",
 		Description: "ostree-image logout quay.io\nostree-image logout --all",
-		Flags:       []cli.Flag{&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "forget all credentials", Destination: &o.all}},
-		Before:      wantArgs(0, 1), Action: func(c *cli.Context) error { return p.logout(c, o) },
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "forget all credentials", Destination: &o.all},
+		},
+		Before: wantArgs(0, 1),
+		Action: func(c *cli.Context) error { return p.logout(c, o) },
 	}
 }
 

@@ -15,14 +15,17 @@ type pruneOptions struct {
 func (p *program) pruneCommand() *cli.Command {
 	var o pruneOptions
 	return &cli.Command{
-		Name: "prune", Category: "Repository", Usage: "remove the blobs that no image needs, and all commits that no ref names",
+		Name:     "prune",
+		Category: "Repository",
+		Usage:    "remove the blobs that no image needs, and all commits that no ref names",
 		Description: "ostree-image prune\nostree-image prune --dry-run --format=json\n\n" +
 			"Commits that no ref names go whoever made them; standard error says how many before, and with --dry-run which.",
 		Flags: []cli.Flag{
 			formatFlag(&o.format, "table"),
 			&cli.BoolFlag{Name: "dry-run", Usage: "only show what would be removed", Destination: &o.dryRun},
 		},
-		Before: wantArgs(0, 0), Action: func(c *cli.Context) error { return p.prune(c, o) },
+		Before: wantArgs(0, 0),
+		Action: func(c *cli.Context) error { return p.prune(c, o) },
 	}
 }
 

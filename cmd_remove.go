@@ -20,7 +20,10 @@ type removeOptions struct {
 func (p *program) removeCommand() *cli.Command {
 	var o removeOptions
 	return &cli.Command{
-		Name: "remove", Category: "Images", Aliases: []string{"rm"}, Usage: "remove images, and the blobs that no image needs any more",
+		Name:      "remove",
+		Category:  "Images",
+		Aliases:   []string{"rm"},
+		Usage:     "remove images, and the blobs that no image needs any more",
 		ArgsUsage: "NAME…",
 		Description: "ostree-image remove debian:12\nostree-image remove --no-prune debian:11 debian:12\nostree-image remove --all\n\n" +
 			"Only commits of these images and blobs go, and the objects that no commit needs then.\n" +
@@ -30,7 +33,8 @@ func (p *program) removeCommand() *cli.Command {
 			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "remove all images", Destination: &o.all},
 			&cli.BoolFlag{Name: "force", Usage: "do not fail where an image is not there", Destination: &o.force},
 		},
-		Before: wantArgs(0, -1), Action: func(c *cli.Context) error { return p.remove(c, o) },
+		Before: wantArgs(0, -1),
+		Action: func(c *cli.Context) error { return p.remove(c, o) },
 	}
 }
 
@@ -75,7 +79,11 @@ func (p *program) removal(ctx context.Context, text string) (image removal, repo
 	}
 	ref, names, err := p.imageNames(ctx, text)
 	if len(names) > 1 {
-		return image, "", errdefs.Usagef("%s has the names %s: say which of them to remove", text, strings.Join(names, ", "))
+		return image, "", errdefs.Usagef(
+			"%s has the names %s: say which of them to remove",
+			text,
+			strings.Join(names, ", "),
+		)
 	}
 	if len(names) == 1 {
 		ref, err = newReference(ref.transport, names[0], ref.repo)

@@ -52,10 +52,16 @@ func (s *settings) tagImage(ctx context.Context, source, destination ostreeRefer
 
 func (p *program) untagCommand() *cli.Command {
 	return &cli.Command{
-		Name: "untag", Category: "Images", Usage: "take names from images of the repository",
+		Name:      "untag",
+		Category:  "Images",
+		Usage:     "take names from images of the repository",
 		ArgsUsage: "NAME…",
 		Description: "ostree-image untag debian:latest\nostree-image untag debian:11 debian:12\n\n" +
 			"What no image needs then stays until prune.",
-		Before: wantArgs(1, -1), Action: func(c *cli.Context) error { return p.remove(c, removeOptions{noPrune: true}) },
+		Before: wantArgs(
+			1,
+			-1,
+		),
+		Action: func(c *cli.Context) error { return p.remove(c, removeOptions{noPrune: true}) },
 	}
 }

@@ -25,8 +25,16 @@ func (p *program) verifyCommand() *cli.Command {
 		Description: "ostree-image verify\nostree-image verify --format=json debian:12",
 		Flags: []cli.Flag{
 			formatFlag(&o.format, "table"),
-			&cli.BoolFlag{Name: "gpg-verify", Usage: "want a good GPG signature on each commit", Destination: &o.gpgVerify},
-			&cli.StringFlag{Name: "gpg-homedir", Usage: "accept the keys in the *.gpg files of `DIR`", Destination: &o.gpgHomedir},
+			&cli.BoolFlag{
+				Name:        "gpg-verify",
+				Usage:       "want a good GPG signature on each commit",
+				Destination: &o.gpgVerify,
+			},
+			&cli.StringFlag{
+				Name:        "gpg-homedir",
+				Usage:       "accept the keys in the *.gpg files of `DIR`",
+				Destination: &o.gpgHomedir,
+			},
 		},
 		Before: wantArgs(0, -1), Action: func(c *cli.Context) error { return p.verify(c, o) },
 	}
@@ -38,7 +46,9 @@ func (p *program) verify(c *cli.Context, o verifyOptions) error {
 		return err
 	}
 	if o.gpgVerify != (o.gpgHomedir != "") {
-		return errdefs.Usagef("verify: --gpg-verify and --gpg-homedir go together: the one asks for signatures, the other says by whom")
+		return errdefs.Usagef(
+			"verify: --gpg-verify and --gpg-homedir go together: the one asks for signatures, the other says by whom",
+		)
 	} else if o.gpgVerify {
 		p.settings.gpgVerify = true
 		if p.settings.gpgHomedir, err = filepath.Abs(o.gpgHomedir); err != nil {

@@ -26,7 +26,16 @@ func (p *program) version(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(p.stdout, "ostree-image %s (%s, %s/%s)\nostree %s (%s)\ntar %s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH,
-		features.Version, strings.Join(features.Features, " "), tar)
+	_, err = fmt.Fprintf(
+		p.stdout,
+		"ostree-image %s (%s, %s/%s)\nostree %s (%s)\ntar %s\n",
+		version,
+		runtime.Version(),
+		runtime.GOOS,
+		runtime.GOARCH,
+		features.Version,
+		strings.Join(features.Features, " "),
+		tar,
+	)
 	return errors.Wrap(err, "writing the result")
 }

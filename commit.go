@@ -42,7 +42,13 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 		}
 	}
 	unchanged := d.staging == nil && len(d.partial) == 0 && !hasLeftovers(d.refs)
-	if unchanged && d.isStored(ctx, d.refs, top, d.known.own) { // whatever others do, it was there, with all that it needs, a moment ago
+	if unchanged &&
+		d.isStored(
+			ctx,
+			d.refs,
+			top,
+			d.known.own,
+		) { // whatever others do, it was there, with all that it needs, a moment ago
 		d.sweep()
 		return d.sync(d.ref.ref()) // the run that brought it may have been ended before
 	}
@@ -76,7 +82,8 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 		return err
 	}
 	for _, blob := range need {
-		if d.isReused(blob) && (!whole[imageref.BlobRef(blob)] || d.refs[imageref.SidecarRef(blob)] && !whole[imageref.SidecarRef(blob)]) {
+		if d.isReused(blob) &&
+			(!whole[imageref.BlobRef(blob)] || d.refs[imageref.SidecarRef(blob)] && !whole[imageref.SidecarRef(blob)]) {
 			return &vanishedError{blob}
 		}
 	}
@@ -189,7 +196,11 @@ func (d *destination) putArtifacts() error {
 			return errors.WithMessage(b.noTar, "importing")
 		}
 		var err error
-		b.ref, b.commit, err = d.putContent(d.staging, b.info, treeFile{name: imageref.FileContent, from: b.staged.path, input: b.staged.name()})
+		b.ref, b.commit, err = d.putContent(
+			d.staging,
+			b.info,
+			treeFile{name: imageref.FileContent, from: b.staged.path, input: b.staged.name()},
+		)
 		if err != nil {
 			return err
 		}
@@ -242,7 +253,12 @@ func (d *destination) checkLayers(ctx context.Context) error {
 		}
 		config := d.configs[blobs[0].Digest]
 		if want := blobs[0].Size; config != nil && want != int64(len(config)) {
-			return errdefs.Checkf("config %s has %d bytes, and the manifest names %d", blobs[0].Digest, len(config), want)
+			return errdefs.Checkf(
+				"config %s has %d bytes, and the manifest names %d",
+				blobs[0].Digest,
+				len(config),
+				want,
+			)
 		}
 		proofs, err := imageref.DiffIDs(config, blobs)
 		if err != nil {
@@ -255,7 +271,12 @@ func (d *destination) checkLayers(ctx context.Context) error {
 			case b == nil || !imageref.IsLayerType(info.MediaType):
 			case b.layer != nil:
 				if size := b.layer.blob.size(); info.Size >= 0 && info.Size != size {
-					return errdefs.Checkf("layer %s has %d bytes, and the manifest names %d", info.Digest, size, info.Size)
+					return errdefs.Checkf(
+						"layer %s has %d bytes, and the manifest names %d",
+						info.Digest,
+						size,
+						info.Size,
+					)
 				}
 				if err := checkDiffID(info.Digest, b.layer.diffID, proofs, i); err != nil {
 					return err
@@ -298,7 +319,12 @@ func (d *destination) timestampOf(config []byte) int64 {
 
 // isStored tells whether the repository holds this very image under its name. info is the commit of
 // that name, where it is known.
-func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *destinationManifest, info *ostree.Commit) bool {
+func (d *destination) isStored(
+	ctx context.Context,
+	refs map[string]bool,
+	top *destinationManifest,
+	info *ostree.Commit,
+) bool {
 	if !refs[d.ref.ref()] || len(top.signatures) > 0 {
 		return false
 	}
@@ -311,5 +337,7 @@ func (d *destination) isStored(ctx context.Context, refs map[string]bool, top *d
 	}
 	text := info.Metadata[imageref.KeyManifest]
 	return info.CheckBinding(d.ref.ref()) == nil && info.Timestamp == uint64(d.imageTimestamp(top)) && info.Metadata[imageref.KeyDigest] == d.top.String() &&
-		info.Metadata[imageref.KeySignatures] == "0" && (text == "" || text == string(top.blob)) && d.hasTree(*info, d.imageFiles())
+		info.Metadata[imageref.KeySignatures] == "0" &&
+		(text == "" || text == string(top.blob)) &&
+		d.hasTree(*info, d.imageFiles())
 }

@@ -274,7 +274,12 @@ func (s *settings) checkManifestFile(path string) error {
 	if err != nil || s.maxManifest == 0 || info.Size() <= s.maxManifest {
 		return nil
 	}
-	return errors.Errorf("the manifest %s has %d bytes, more than %d, the limit of --max-manifest-size", path, info.Size(), s.maxManifest)
+	return errors.Errorf(
+		"the manifest %s has %d bytes, more than %d, the limit of --max-manifest-size",
+		path,
+		info.Size(),
+		s.maxManifest,
+	)
 }
 
 // layoutBlob returns where an OCI layout has a blob.
@@ -336,18 +341,27 @@ func explainCopy(err error) error {
 		return open.err
 	case isMissingSource(err):
 		return errdefs.NotFoundError{Text: err.Error()}
-	case errors.As(err, &rejected), errors.As(err, &invalid), strings.Contains(err.Error(), "does not match expected sha"),
+	case errors.As(err, &rejected),
+		errors.As(err, &invalid),
+		strings.Contains(err.Error(), "does not match expected sha"),
 		strings.Contains(err.Error(), "Digest did not match"),
 		strings.Contains(err.Error(), "Digest of source image's manifest would not match destination reference"),
 		strings.Contains(err.Error(), "does not match provided manifest digest"):
 		return errdefs.CheckError{Text: err.Error()}
 	}
 	if strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
-		return errors.WithMessage(err, "the registry speaks no HTTPS; if it is to be trusted all the same, use --tls-verify=false")
+		return errors.WithMessage(
+			err,
+			"the registry speaks no HTTPS; if it is to be trusted all the same, use --tls-verify=false",
+		)
 	}
-	if strings.Contains(err.Error(), "Cannot write sigstore signature") || strings.Contains(err.Error(), "unsupported signature format") ||
+	if strings.Contains(err.Error(), "Cannot write sigstore signature") ||
+		strings.Contains(err.Error(), "unsupported signature format") ||
 		strings.Contains(err.Error(), "sigstore-json") {
-		return errors.WithMessage(err, "the image has sigstore signatures, which ostree: cannot hold; leave them behind with --remove-signatures")
+		return errors.WithMessage(
+			err,
+			"the image has sigstore signatures, which ostree: cannot hold; leave them behind with --remove-signatures",
+		)
 	}
 	return err
 }
@@ -393,7 +407,11 @@ func pullName(source types.ImageReference, sys *types.SystemContext) (string, er
 			return name, nil
 		}
 	}
-	return "", errdefs.Usagef("%s:%s has no name of its own; give a NAME to store it under", source.Transport().Name(), source.StringWithinTransport())
+	return "", errdefs.Usagef(
+		"%s:%s has no name of its own; give a NAME to store it under",
+		source.Transport().Name(),
+		source.StringWithinTransport(),
+	)
 }
 
 // archiveName returns the first tag of the only image of an archive, "" where there is none.

@@ -26,8 +26,14 @@ func (e *damageError) Unwrap() []error { return []error{errdefs.CheckError{Text:
 // damageSigns are what ostree says of objects that are missing or broken. A broken commit can end
 // it with a signal, too.
 var damageSigns = []string{
-	"No such metadata object", "Couldn't find file object", "Corrupted ", "Invalid ", "File header size", "Need more input",
-	"No such file or directory: /", "Can't open directory",
+	"No such metadata object",
+	"Couldn't find file object",
+	"Corrupted ",
+	"Invalid ",
+	"File header size",
+	"Need more input",
+	"No such file or directory: /",
+	"Can't open directory",
 }
 
 // damage tells an error that says that the repository is damaged from all others.
@@ -38,8 +44,18 @@ func damage(err error) error {
 	var access *errdefs.AccessError
 	var terr *proc.ToolError
 	switch {
-	case err == nil, errors.As(err, &check), errors.As(err, &notFound), errors.As(err, &missing), errors.As(err, &access),
-		errors.Is(err, os.ErrClosed), errors.Is(err, io.ErrClosedPipe), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case err == nil,
+		errors.As(err, &check),
+		errors.As(err, &notFound),
+		errors.As(err, &missing),
+		errors.As(err, &access),
+		errors.Is(
+			err,
+			os.ErrClosed,
+		),
+		errors.Is(err, io.ErrClosedPipe),
+		errors.Is(err, context.Canceled),
+		errors.Is(err, context.DeadlineExceeded):
 		return err
 	case errors.As(err, &terr):
 		for _, sign := range damageSigns {
@@ -47,7 +63,8 @@ func damage(err error) error {
 				return &damageError{err}
 			}
 		}
-		if text := terr.Err.Error(); strings.Contains(text, syscall.SIGSEGV.String()) || strings.Contains(text, syscall.SIGABRT.String()) {
+		if text := terr.Err.Error(); strings.Contains(text, syscall.SIGSEGV.String()) ||
+			strings.Contains(text, syscall.SIGABRT.String()) {
 			return &damageError{err}
 		}
 	}

@@ -220,7 +220,11 @@ func (d *destination) stagingArea() (*staging, error) {
 // PutManifest takes the image's manifest, or that of one instance of an index.
 func (d *destination) PutManifest(_ context.Context, blob []byte, instance *digest.Digest) error {
 	if limit := d.settings.maxManifest; limit > 0 && int64(len(blob)) > limit {
-		return errors.Errorf("the manifest has %d bytes, more than %d, the limit of --max-manifest-size", len(blob), limit)
+		return errors.Errorf(
+			"the manifest has %d bytes, more than %d, the limit of --max-manifest-size",
+			len(blob),
+			limit,
+		)
 	}
 	mimeType := manifest.GuessMIMEType(blob)
 	switch mimeType {
@@ -230,7 +234,9 @@ func (d *destination) PutManifest(_ context.Context, blob []byte, instance *dige
 			return errors.New("an index within an index cannot be stored")
 		}
 	default:
-		return types.ManifestTypeRejectedError{Err: errors.Errorf("a manifest of type %q cannot be stored; use --format oci or v2s2", mimeType)}
+		return types.ManifestTypeRejectedError{
+			Err: errors.Errorf("a manifest of type %q cannot be stored; use --format oci or v2s2", mimeType),
+		}
 	}
 	sum := digest.FromBytes(blob)
 	if instance != nil && *instance != sum {
@@ -286,8 +292,15 @@ func checkPlatform(config []byte, sys *types.SystemContext) error {
 		wantArch = sys.ArchitectureChoice
 	}
 	if image.OS != "" && image.OS != wantOS || image.Architecture != "" && image.Architecture != wantArch {
-		return errors.Errorf("the image is for %s/%s, and %s/%s is wanted; to store it all the same, use --override-os=%s --override-arch=%s",
-			image.OS, image.Architecture, wantOS, wantArch, image.OS, image.Architecture)
+		return errors.Errorf(
+			"the image is for %s/%s, and %s/%s is wanted; to store it all the same, use --override-os=%s --override-arch=%s",
+			image.OS,
+			image.Architecture,
+			wantOS,
+			wantArch,
+			image.OS,
+			image.Architecture,
+		)
 	}
 	return nil
 }

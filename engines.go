@@ -23,7 +23,12 @@ type layerWriter interface {
 	abort() error
 }
 
-func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string, opening *openingWriter) (layerWriter, error) {
+func (st *staging) startEngine(
+	ctx context.Context,
+	b *stagedBlob,
+	input string,
+	opening *openingWriter,
+) (layerWriter, error) {
 	if st.engine == engineStream {
 		alone := opening != nil
 		held := &spool.Buffered{}
@@ -33,12 +38,22 @@ func (st *staging) startEngine(ctx context.Context, b *stagedBlob, input string,
 			held.Dir = st.work.path // which has room for the files, too
 		}
 		large := b.want.Size > surelyLarge && held.Dir == ""
-		return &streamEngine{alone: alone, large: large, input: input, held: held, start: func() (*streamCommit, error) {
-			if err := st.ready(ctx); err != nil {
-				return nil, err
-			}
-			return st.repo.commitStream(ctx, ostree.CommitOptions{Why: "commit the files of layer " + b.name()}, input)
-		}}, nil
+		return &streamEngine{
+			alone: alone,
+			large: large,
+			input: input,
+			held:  held,
+			start: func() (*streamCommit, error) {
+				if err := st.ready(ctx); err != nil {
+					return nil, err
+				}
+				return st.repo.commitStream(
+					ctx,
+					ostree.CommitOptions{Why: "commit the files of layer " + b.name()},
+					input,
+				)
+			},
+		}, nil
 	}
 	dir := st.treeDir(b)
 	st.settings.journal.step("a directory for the files of layer "+b.name(), "mkdir", dir)
@@ -165,11 +180,17 @@ func (e *tarEngine) finish() (tree layerTree, err error) {
 	}
 	if perms.uid != 0 {
 		j.shell("make the extracted files readable", fmt.Sprintf(
-			`find %[1]s -type d ! -perm -0700 -exec chmod u+rwx {} \; ; find %[1]s -type f ! -perm -0400 -exec chmod u+r {} \;`, j.path(e.dir)))
+			`find %[1]s -type d ! -perm -0700 -exec chmod u+rwx {} \; ; find %[1]s -type f ! -perm -0400 -exec chmod u+r {} \;`,
+			j.path(e.dir),
+		))
 	}
 	if len(overrides) > 0 {
 		options.StatOverride = e.dir + ".modes"
-		if err := e.st.settings.journal.writeFile(options.StatOverride, []byte(strings.Join(overrides, "\n")+"\n"), "the modes that they have in the layer"); err != nil {
+		if err := e.st.settings.journal.writeFile(
+			options.StatOverride,
+			[]byte(strings.Join(overrides, "\n")+"\n"),
+			"the modes that they have in the layer",
+		); err != nil {
 			return tree, err
 		}
 	}

@@ -42,7 +42,10 @@ var errNoRef = errors.New("no such ref")
 // ostreeVersion asks the program for its version and features. One that is too old is a
 // *missingToolError.
 func ostreeVersion(ctx context.Context, r *runner) (ostree.Features, error) {
-	out, err := r.Output(ctx, proc.Command{Tool: proc.OSTree, Args: []string{"--version"}, Why: "which ostree this is", Read: true})
+	out, err := r.Output(
+		ctx,
+		proc.Command{Tool: proc.OSTree, Args: []string{"--version"}, Why: "which ostree this is", Read: true},
+	)
 	if err != nil {
 		return ostree.Features{}, err
 	}
@@ -51,7 +54,10 @@ func ostreeVersion(ctx context.Context, r *runner) (ostree.Features, error) {
 		return f, errors.WithMessagef(err, "asking %s for its version", r.Programs[proc.OSTree])
 	}
 	if ostree.CompareVersions(f.Version, proc.OldestOSTree) < 0 {
-		return f, &errdefs.MissingToolError{Tool: r.Programs[proc.OSTree], Why: "version " + f.Version + " is too old: " + proc.Packages[proc.OSTree]}
+		return f, &errdefs.MissingToolError{
+			Tool: r.Programs[proc.OSTree],
+			Why:  "version " + f.Version + " is too old: " + proc.Packages[proc.OSTree],
+		}
 	}
 	return f, nil
 }
@@ -72,9 +78,16 @@ func (r *repository) explain(err error) error {
 		return r.vanished()
 	case strings.Contains(s, "opendir(objects): No such file or directory"),
 		strings.Contains(s, "openat(config): No such file or directory"):
-		return errdefs.NotFoundf("%s is no OSTree repository; create one elsewhere with: ostree init --repo=PATH --mode=bare-user", r.path)
+		return errdefs.NotFoundf(
+			"%s is no OSTree repository; create one elsewhere with: ostree init --repo=PATH --mode=bare-user",
+			r.path,
+		)
 	case strings.Contains(s, "opening repo: opendir(") && strings.Contains(s, "No such file or directory"):
-		return errdefs.NotFoundf("no repository at %s; create it with: ostree init --repo=%s --mode=bare-user", r.path, r.path)
+		return errdefs.NotFoundf(
+			"no repository at %s; create it with: ostree init --repo=%s --mode=bare-user",
+			r.path,
+			r.path,
+		)
 	case strings.Contains(s, "opening repo: opendir(") && strings.Contains(s, "Not a directory"):
 		return errdefs.NotFoundf("%s is no OSTree repository", r.path)
 	case strings.Contains(s, "Refspec '") && strings.Contains(s, "' not found"):
@@ -92,7 +105,12 @@ func (r *repository) vanished() error {
 }
 
 func (r *repository) command(why string, verb string, args ...string) proc.Command {
-	return proc.Command{Tool: proc.OSTree, Args: append([]string{verb, "--repo=" + r.path}, args...), Why: why, Hidden: r.hidden}
+	return proc.Command{
+		Tool:   proc.OSTree,
+		Args:   append([]string{verb, "--repo=" + r.path}, args...),
+		Why:    why,
+		Hidden: r.hidden,
+	}
 }
 
 // reads tells the record that commits are about to be read.
@@ -120,7 +138,8 @@ func (r *repository) mayNotWrite(err error) error {
 	if errors.As(err, &access) {
 		return err
 	}
-	if errors.As(err, &terr) && (strings.Contains(terr.Stderr, "Permission denied") || strings.Contains(terr.Stderr, "Read-only file system")) {
+	if errors.As(err, &terr) &&
+		(strings.Contains(terr.Stderr, "Permission denied") || strings.Contains(terr.Stderr, "Read-only file system")) {
 		return errors.WithMessagef(err, "the repository %s cannot be written", r.path)
 	}
 	return err
@@ -458,7 +477,13 @@ func (r *repository) diff(ctx context.Context, from, to string) (string, error) 
 // ostree says of signatures is the last that it prints, and what comes before may be made to look
 // like it, so a commit must have some at all.
 func (r *repository) signed(ctx context.Context, commit, home string) (bool, error) {
-	_, err := r.query(ctx, "whether "+commit+" is signed", "show", "--print-detached-metadata-key=ostree.gpgsigs", commit)
+	_, err := r.query(
+		ctx,
+		"whether "+commit+" is signed",
+		"show",
+		"--print-detached-metadata-key=ostree.gpgsigs",
+		commit,
+	)
 	var terr *proc.ToolError
 	if errors.As(err, &terr) && terr.ExitCode == 1 {
 		return false, nil
@@ -471,7 +496,8 @@ func (r *repository) signed(ctx context.Context, commit, home string) (bool, err
 	}
 	text := string(out)
 	verdict := text[max(0, strings.LastIndex(text, "\nFound ")):]
-	return strings.Contains(verdict, "\n  Good signature from ") && !strings.Contains(verdict, "\n  BAD signature "), nil
+	return strings.Contains(verdict, "\n  Good signature from ") &&
+		!strings.Contains(verdict, "\n  BAD signature "), nil
 }
 
 // init makes the directory a repository of the given mode.
@@ -480,7 +506,12 @@ func (r *repository) init(ctx context.Context, mode string) error {
 }
 
 // commitTree commits a directory and returns the commit's checksum.
-func (r *repository) commitTree(ctx context.Context, dir string, t ostree.TreeOptions, o ostree.CommitOptions) (string, error) {
+func (r *repository) commitTree(
+	ctx context.Context,
+	dir string,
+	t ostree.TreeOptions,
+	o ostree.CommitOptions,
+) (string, error) {
 	return r.commit(ctx, o, ostree.TreeArgs(dir, t)...)
 }
 
@@ -587,7 +618,11 @@ func (r *repository) pullLocal(ctx context.Context, source string, fsync bool, w
 // explainPath explains an error of opening the repository's directory.
 func (r *repository) explainPath(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return errdefs.NotFoundf("no repository at %s; create it with: ostree init --repo=%s --mode=bare-user", r.path, r.path)
+		return errdefs.NotFoundf(
+			"no repository at %s; create it with: ostree init --repo=%s --mode=bare-user",
+			r.path,
+			r.path,
+		)
 	}
 	return err
 }
@@ -616,7 +651,10 @@ func (r *repository) prune(ctx context.Context) error {
 	if err := r.pruneCommitObjects(ctx); err != nil {
 		return err
 	}
-	return again(ctx, func() error { return r.perform(ctx, "remove what no commit needs any more", "prune", "--refs-only") })
+	return again(
+		ctx,
+		func() error { return r.perform(ctx, "remove what no commit needs any more", "prune", "--refs-only") },
+	)
 }
 
 // pruneCommitObjects deletes the commits that no ref names, and nothing that they need.
@@ -640,7 +678,11 @@ func isKept(ref string) bool { return strings.HasPrefix(ref, keptPrefix+"/") }
 // changed configuration for it, so the others get refs for as long as it takes, which the next
 // removal takes away where this one is killed. A commit that gets there without a ref meanwhile is
 // not safe, as it never is from a prune.
-func (r *repository) pruneCommits(ctx context.Context, commits map[string]bool, prune func(context.Context) error) error {
+func (r *repository) pruneCommits(
+	ctx context.Context,
+	commits map[string]bool,
+	prune func(context.Context) error,
+) error {
 	others, err := r.unnamedCommits(ctx)
 	if err != nil {
 		return err
@@ -715,7 +757,11 @@ func (r *repository) unnamedOnce(ctx context.Context) (commits []string, err err
 		return nil, r.mayNotWrite(r.explain(err))
 	}
 	if total != len(commits) {
-		return nil, errors.Errorf("ostree prune: it names %d commits without a ref, and says that there are %d", len(commits), total)
+		return nil, errors.Errorf(
+			"ostree prune: it names %d commits without a ref, and says that there are %d",
+			len(commits),
+			total,
+		)
 	}
 	return commits, nil
 }
@@ -746,8 +792,11 @@ func (r *repository) list(ctx context.Context, rev string, most func() (int, err
 			}
 		}
 		if n > limit {
-			return errdefs.Checkf("the tree of %s has more than %d files and directories, which is more than it may have",
-				rev, limit)
+			return errdefs.Checkf(
+				"the tree of %s has more than %d files and directories, which is more than it may have",
+				rev,
+				limit,
+			)
 		}
 		f(lines.Text())
 	}

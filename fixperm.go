@@ -79,7 +79,10 @@ func (p permissions) exceptions(mode string, engine engineName) string {
 	if p.asOwn {
 		texts = append(texts, fmt.Sprintf("all files belong to %d:%d and have no file capabilities", p.uid, p.gid))
 	} else if p.uid != 0 && engine == engineTar && mode != ostree.BareUserOnly {
-		texts = append(texts, "the tar engine keeps no owners and no file capabilities, and a name with a newline keeps the mode it has on disk")
+		texts = append(
+			texts,
+			"the tar engine keeps no owners and no file capabilities, and a name with a newline keeps the mode it has on disk",
+		)
 	}
 	if p.readable {
 		texts = append(texts, "files that their owner cannot read become readable for the owner")
@@ -235,7 +238,13 @@ func (p permissions) fixTree(dir string) (overrides []string, err error) {
 	if !info.IsDir() {
 		return nil, errors.Errorf("%s is no directory", dir)
 	}
-	if err := p.open(func(m fs.FileMode) error { return os.Chmod(dir, m) }, "/", info.Mode(), 0o700, &overrides); err != nil {
+	if err := p.open(
+		func(m fs.FileMode) error { return os.Chmod(dir, m) },
+		"/",
+		info.Mode(),
+		0o700,
+		&overrides,
+	); err != nil {
 		return nil, err
 	}
 	root, err := os.OpenRoot(dir)
@@ -299,7 +308,12 @@ func readNames(root *os.Root, name string) ([]string, error) {
 }
 
 // open adds the bits to a mode where they are missing, and notes the mode that what is at path had.
-func (p permissions) open(chmod func(fs.FileMode) error, path string, mode, bits fs.FileMode, overrides *[]string) error {
+func (p permissions) open(
+	chmod func(fs.FileMode) error,
+	path string,
+	mode, bits fs.FileMode,
+	overrides *[]string,
+) error {
 	if p.uid == 0 || mode&bits == bits {
 		return nil
 	}

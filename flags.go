@@ -60,14 +60,26 @@ func (p *program) systemContext(e endpoint, tlsGiven bool) (*types.SystemContext
 
 // formatFlag is the option of what prints a table or JSON.
 func formatFlag(format *string, value string) cli.Flag {
-	return &cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "print as `FORMAT`: table, json or a Go template, such as {{.Name}}", Value: value, Destination: format}
+	return &cli.StringFlag{
+		Name:        "format",
+		Aliases:     []string{"f"},
+		Usage:       "print as `FORMAT`: table, json or a Go template, such as {{.Name}}",
+		Value:       value,
+		Destination: format,
+	}
 }
 
 // wantArgs checks how many arguments a command gets; most is -1 for any number.
 func wantArgs(least, most int) cli.BeforeFunc {
 	return func(c *cli.Context) error {
 		if n := c.NArg(); n < least || most >= 0 && n > most {
-			return errdefs.Usagef("%s: %d arguments given; usage: ostree-image %s %s", c.Command.Name, n, c.Command.Name, c.Command.ArgsUsage)
+			return errdefs.Usagef(
+				"%s: %d arguments given; usage: ostree-image %s %s",
+				c.Command.Name,
+				n,
+				c.Command.Name,
+				c.Command.ArgsUsage,
+			)
 		}
 		return nil
 	}
@@ -136,7 +148,12 @@ func (p *program) imageNames(ctx context.Context, name string) (ref ostreeRefere
 			first = sum
 		}
 		if sum != first {
-			return ref, nil, errdefs.Usagef("%s is the beginning of the digests of several images, such as %s and %s", text, names[0], all[i])
+			return ref, nil, errdefs.Usagef(
+				"%s is the beginning of the digests of several images, such as %s and %s",
+				text,
+				names[0],
+				all[i],
+			)
 		}
 		if !slices.Contains(names, all[i]) {
 			names = append(names, all[i])
@@ -192,7 +209,12 @@ func sameRepository(c *cli.Context, one, other string) error {
 // registryFlags are the options of a command that may ask one registry.
 func registryFlags(e *endpoint) []cli.Flag {
 	return []cli.Flag{
-		&cli.BoolFlag{Name: "tls-verify", Usage: "want HTTPS and a valid certificate of the registry", Value: true, Destination: &e.tlsVerify},
+		&cli.BoolFlag{
+			Name:        "tls-verify",
+			Usage:       "want HTTPS and a valid certificate of the registry",
+			Value:       true,
+			Destination: &e.tlsVerify,
+		},
 		&cli.StringFlag{Name: "creds", Usage: "use the credentials `USER:PASSWORD`", Destination: &e.creds},
 		&cli.BoolFlag{Name: "no-creds", Usage: "use no credentials", Destination: &e.noCreds},
 		&cli.StringFlag{Name: "cert-dir", Usage: "use the certificates in `DIR`", Destination: &e.certDir},

@@ -72,10 +72,14 @@ func (v *verifier) fsckOf(ctx context.Context, repo *repository) (unknown []stri
 }
 
 // fsckNoise are lines of fsck that follow from others, and what its libraries say.
-var fsckNoise = regexp.MustCompile(`^(Marking commit as partial: |[0-9]+ partial commits (not verified|from fsck-detected corruption)$|\(.*\): GLib)`)
+var fsckNoise = regexp.MustCompile(
+	`^(Marking commit as partial: |[0-9]+ partial commits (not verified|from fsck-detected corruption)$|\(.*\): GLib)`,
+)
 
 // fsckAbout are the forms in which a line of fsck names the commits that it speaks of.
-var fsckAbout = regexp.MustCompile(`^(?:In commits|Object missing in commits) ([0-9a-f, ]+): |^fsck ([0-9a-f]{64})\.commit: |^Object missing: ([0-9a-f]{64})\.commit$`)
+var fsckAbout = regexp.MustCompile(
+	`^(?:In commits|Object missing in commits) ([0-9a-f, ]+): |^fsck ([0-9a-f]{64})\.commit: |^Object missing: ([0-9a-f]{64})\.commit$`,
+)
 
 // fsckCommits returns the commits for which a line of fsck speaks: "In commits A, B: …".
 func fsckCommits(line string) (commits []string, ok bool) {

@@ -37,7 +37,12 @@ func (s *blobStore) headers(ctx context.Context, b *storedBlob, f func(*tar.Head
 	err = streamHeaders(ctx, stream, boundedHeaders(f))
 	var wrong *digestError
 	if errors.As(err, &wrong) {
-		return errdefs.Checkf("layer %s: its tar stream is %s, and its commit says %s", b.digest, wrong.actual, wrong.expected)
+		return errdefs.Checkf(
+			"layer %s: its tar stream is %s, and its commit says %s",
+			b.digest,
+			wrong.actual,
+			wrong.expected,
+		)
 	}
 	if err != nil {
 		return badData(err, "layer %s cannot be read", b.digest)

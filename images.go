@@ -219,7 +219,12 @@ func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, err
 // listImages returns all images of a repository by name, those under a remote too. One that cannot
 // be read is told to broken, with a goneError where it was removed meanwhile, and the rest are
 // still listed. UncompressedSize is only filled in where unpacked is set.
-func (r *repository) listImages(ctx context.Context, parallel int, unpacked bool, broken func(name string, err error)) ([]imageInfo, error) {
+func (r *repository) listImages(
+	ctx context.Context,
+	parallel int,
+	unpacked bool,
+	broken func(name string, err error),
+) ([]imageInfo, error) {
 	store, err := openBlobStore(ctx, r)
 	if err != nil {
 		return nil, err
@@ -256,7 +261,13 @@ func (r *repository) listImages(ctx context.Context, parallel int, unpacked bool
 
 // listAgain reads those images once more whose failures may be those of a repository that changed
 // meanwhile.
-func (r *repository) listAgain(ctx context.Context, reader *imageReader, specs, names []string, images []imageInfo, failures []error) error {
+func (r *repository) listAgain(
+	ctx context.Context,
+	reader *imageReader,
+	specs, names []string,
+	images []imageInfo,
+	failures []error,
+) error {
 	if !slices.ContainsFunc(failures, func(err error) bool { return err != nil }) {
 		return nil
 	}

@@ -55,7 +55,11 @@ func inspectImage(ctx context.Context, ref types.ImageReference, sys *types.Syst
 	return info, errors.WithMessage(err, titleOf(ref))
 }
 
-func inspectSource(ctx context.Context, ref types.ImageReference, sys *types.SystemContext) (info inspectInfo, err error) {
+func inspectSource(
+	ctx context.Context,
+	ref types.ImageReference,
+	sys *types.SystemContext,
+) (info inspectInfo, err error) {
 	src, err := openAny(ctx, ref, sys)
 	if err != nil {
 		return info, err
@@ -87,8 +91,17 @@ func inspectSource(ctx context.Context, ref types.ImageReference, sys *types.Sys
 		return info, err
 	}
 	info = inspectInfo{
-		Digest: sum, Instance: instance, RepoTags: []string{}, Created: data.Created, DockerVersion: data.DockerVersion, Labels: data.Labels,
-		Architecture: data.Architecture, Os: data.Os, Layers: data.Layers, LayersData: data.LayersData, Env: data.Env,
+		Digest:        sum,
+		Instance:      instance,
+		RepoTags:      []string{},
+		Created:       data.Created,
+		DockerVersion: data.DockerVersion,
+		Labels:        data.Labels,
+		Architecture:  data.Architecture,
+		Os:            data.Os,
+		Layers:        data.Layers,
+		LayersData:    data.LayersData,
+		Env:           data.Env,
 	}
 	if r, ok := ref.(ostreeReference); ok {
 		info.Name = r.image
@@ -138,7 +151,10 @@ func inspectArtifact(img types.Image) *types.ImageInspectInfo {
 	info := &types.ImageInspectInfo{}
 	for _, l := range img.LayerInfos() {
 		info.Layers = append(info.Layers, l.Digest.String())
-		info.LayersData = append(info.LayersData, types.ImageInspectLayer{MIMEType: l.MediaType, Digest: l.Digest, Size: l.Size, Annotations: l.Annotations})
+		info.LayersData = append(
+			info.LayersData,
+			types.ImageInspectLayer{MIMEType: l.MediaType, Digest: l.Digest, Size: l.Size, Annotations: l.Annotations},
+		)
 	}
 	return info
 }

@@ -138,7 +138,12 @@ func (j *journal) command(e entry) int {
 // Started writes a command down: see proc.Observer.
 func (j *journal) Started(c proc.Command, hasOutput bool) int {
 	return j.command(entry{
-		why: c.Why, words: append([]string{c.Tool}, c.Args...), input: c.Input, read: c.Read, absent: c.Absent, out: hasOutput,
+		why:    c.Why,
+		words:  append([]string{c.Tool}, c.Args...),
+		input:  c.Input,
+		read:   c.Read,
+		absent: c.Absent,
+		out:    hasOutput,
 	})
 }
 
@@ -230,7 +235,11 @@ func (j *journal) write(e entry) int {
 	// The record holds the stream compressed, and not at all where the command was taken back.
 	input := shellquote.Word(e.input)
 	return j.writeLines(e.why, line+` <"$BLOBS"/`+input+logEnd, fmt.Sprintf(
-		`[ ! -e "$BLOBS"/%[1]s.zst ] || { zstd -dc "$BLOBS"/%[1]s.zst >"$WORK"/%[1]s; %[2]s <"$WORK"/%[1]s%[3]s; rm "$WORK"/%[1]s; }`, input, line, end))
+		`[ ! -e "$BLOBS"/%[1]s.zst ] || { zstd -dc "$BLOBS"/%[1]s.zst >"$WORK"/%[1]s; %[2]s <"$WORK"/%[1]s%[3]s; rm "$WORK"/%[1]s; }`,
+		input,
+		line,
+		end,
+	))
 }
 
 // writeLines writes a line into the log, and one of the same effect into the record.

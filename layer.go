@@ -147,14 +147,22 @@ func (t layerTree) drop() {
 	}
 }
 
-func (st *staging) commitLayer(ctx context.Context, b *stagedBlob, o ostree.CommitOptions, tree layerTree) (sum string, err error) {
+func (st *staging) commitLayer(
+	ctx context.Context,
+	b *stagedBlob,
+	o ostree.CommitOptions,
+	tree layerTree,
+) (sum string, err error) {
 	if err := st.ready(ctx); err != nil {
 		return "", err
 	}
 	if tree.stream == nil {
 		return st.repo.commit(ctx, o, tree.args...)
 	}
-	e := streamEngine{held: tree.stream, start: func() (*streamCommit, error) { return st.repo.commitStream(ctx, o, tree.input) }}
+	e := streamEngine{
+		held:  tree.stream,
+		start: func() (*streamCommit, error) { return st.repo.commitStream(ctx, o, tree.input) },
+	}
 	committed, err := e.finish()
 	return committed.commit, errors.WithMessagef(err, "layer %s", b.name())
 }
@@ -168,10 +176,20 @@ func (st *staging) unpackNonCanonical(ctx context.Context, b *stagedBlob) (tree 
 		return tree, err
 	}
 	if n := len(plan.dangles); n > 0 {
-		st.settings.warnf("layer %s: %d hard links lead to files of layers below, such as %s: empty files keep their places",
-			b.digest, n, ui.Quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))))
+		st.settings.warnf(
+			"layer %s: %d hard links lead to files of layers below, such as %s: empty files keep their places",
+			b.digest,
+			n,
+			ui.Quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))),
+		)
 	}
-	tree, _, err = st.unpack(ctx, b, b.name()+".again.tar", &layerScan{}, func(out entryWriter) normalizedSink { return newPlanFilter(plan, out) })
+	tree, _, err = st.unpack(
+		ctx,
+		b,
+		b.name()+".again.tar",
+		&layerScan{},
+		func(out entryWriter) normalizedSink { return newPlanFilter(plan, out) },
+	)
 	return tree, err
 }
 
@@ -210,7 +228,13 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 // unpack commits the normalized tar stream that makeSink makes of b and returns what its commit is
 // made of. Where the scan finds that the layer is not canonical there is none. input is what the
 // journal calls the stream.
-func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan *layerScan, makeSink func(entryWriter) normalizedSink) (
+func (st *staging) unpack(
+	ctx context.Context,
+	b *stagedBlob,
+	input string,
+	scan *layerScan,
+	makeSink func(entryWriter) normalizedSink,
+) (
 	tree layerTree, plain bool, err error,
 ) {
 	opening := &openingWriter{modes: map[string]uint32{}}
@@ -231,7 +255,12 @@ func (st *staging) unpack(ctx context.Context, b *stagedBlob, input string, scan
 // scanInto reads the layer in b once, makes sink's normalized tar stream of it, and tells whether
 // the layer is not compressed. Where the scan finds the layer odd, the stream is worth nothing, and
 // the error is errNonCanonical.
-func (st *staging) scanInto(ctx context.Context, b *stagedBlob, scan *layerScan, sink normalizedSink) (plain bool, err error) {
+func (st *staging) scanInto(
+	ctx context.Context,
+	b *stagedBlob,
+	scan *layerScan,
+	sink normalizedSink,
+) (plain bool, err error) {
 	scan.sink = sink
 	if plain, err = st.scan(ctx, b, scan); err != nil {
 		return plain, err
@@ -245,7 +274,13 @@ func (st *staging) scanInto(ctx context.Context, b *stagedBlob, scan *layerScan,
 // feed gives the stream that write writes to the engine and returns what its commit is made of.
 // input is what the journal calls the stream. opening keeps the modes that are not in the stream,
 // and is nil where the layer has more than this one.
-func (st *staging) feed(ctx context.Context, b *stagedBlob, input string, opening *openingWriter, write func(io.Writer) error) (
+func (st *staging) feed(
+	ctx context.Context,
+	b *stagedBlob,
+	input string,
+	opening *openingWriter,
+	write func(io.Writer) error,
+) (
 	tree layerTree, err error,
 ) {
 	kept, err := st.settings.journal.record.stream(input)
@@ -325,7 +360,10 @@ func (st *staging) logChecks(l *importedLayer, diffID digest.Digest) {
 		return
 	}
 	st.settings.journal.shell("so does that of its tar stream", fmt.Sprintf(
-		`for z in 'gzip -dc' 'zstd -dc' 'bzip2 -dc' 'xz -dc' cat; do $z <%s 2>/dev/null | sha256sum; done | grep -q %s`, blob, diffID.Encoded()))
+		`for z in 'gzip -dc' 'zstd -dc' 'bzip2 -dc' 'xz -dc' cat; do $z <%s 2>/dev/null | sha256sum; done | grep -q %s`,
+		blob,
+		diffID.Encoded(),
+	))
 }
 
 // keepSidecar commits what a layer's exact bytes need beside its tree: the tar-split record that
@@ -338,13 +376,24 @@ func (st *staging) keepSidecar(ctx context.Context, l *importedLayer, exactBlob 
 	}
 	var files []treeFile
 	if record {
-		files = append(files, treeFile{name: imageref.FileTarSplit, from: l.split.path, input: l.blob.name() + "." + imageref.FileTarSplit})
+		files = append(
+			files,
+			treeFile{
+				name:  imageref.FileTarSplit,
+				from:  l.split.path,
+				input: l.blob.name() + "." + imageref.FileTarSplit,
+			},
+		)
 	}
 	if blob {
 		files = append(files, treeFile{name: imageref.FileBlob, from: l.blob.path, input: l.blob.name()})
 	}
 	sum, err := st.commitFiles(ctx, files, ostree.CommitOptions{
-		Branch: imageref.SidecarRef(l.digest), Timestamp: st.timestamp(), Why: "what the exact bytes of layer " + l.digest.String() + " need",
+		Branch: imageref.SidecarRef(
+			l.digest,
+		),
+		Timestamp: st.timestamp(),
+		Why:       "what the exact bytes of layer " + l.digest.String() + " need",
 	})
 	l.sidecar = sum
 	return err

@@ -141,7 +141,13 @@ func (c *checkout) nonCanonicalEntries(ctx context.Context, b *storedBlob) ([]la
 			return err
 		}
 		if ok {
-			entries, places = append(entries, layerEntry{kind: e.Kind, name: e.Name, link: e.Link, time: fileTimeOf(hdr.ModTime)}), append(places, plan.index)
+			entries, places = append(
+				entries,
+				layerEntry{kind: e.Kind, name: e.Name, link: e.Link, time: fileTimeOf(hdr.ModTime)},
+			), append(
+				places,
+				plan.index,
+			)
 		}
 		return plan.add(hdr)
 	})

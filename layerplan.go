@@ -117,7 +117,11 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 		case target.kind == tarstream.Dir:
 			return errors.Errorf("the hard link %s leads to the directory %s", ui.Quoted(hdr.Name), ui.Quoted(e.Link))
 		case dir.children[base].holds(target):
-			return errors.Errorf("the hard link %s leads to %s, below the directory that it replaces", ui.Quoted(hdr.Name), ui.Quoted(e.Link))
+			return errors.Errorf(
+				"the hard link %s leads to %s, below the directory that it replaces",
+				ui.Quoted(hdr.Name),
+				ui.Quoted(e.Link),
+			)
 		default:
 			dir.children[base] = &planNode{kind: target.kind, inode: target.inode}
 		}
@@ -136,7 +140,12 @@ func (p *layerPlan) parent(name string) (*planNode, string, error) {
 		return nil, "", errors.WithMessagef(err, "placing %s", ui.Quoted(name))
 	}
 	if n := node.pathLength(base); n > maxPathBytes {
-		return nil, "", errors.Errorf("the file name %s has %d bytes once the layer's links are followed, and %d is the most", ui.Quoted(name), n, maxPathBytes)
+		return nil, "", errors.Errorf(
+			"the file name %s has %d bytes once the layer's links are followed, and %d is the most",
+			ui.Quoted(name),
+			n,
+			maxPathBytes,
+		)
 	}
 	return node, base, nil
 }
@@ -160,8 +169,11 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 	todo := strings.Split(dir, "/")
 	for follows := 0; len(todo) > 0; {
 		if p.steps++; p.limits.files > 0 && p.steps > p.limits.steps() {
-			return nil, errors.Errorf("its names lead through more than %d directories and links, which is what --max-layer-files=%d allows",
-				p.limits.steps(), p.limits.files)
+			return nil, errors.Errorf(
+				"its names lead through more than %d directories and links, which is what --max-layer-files=%d allows",
+				p.limits.steps(),
+				p.limits.files,
+			)
 		}
 		part := todo[0]
 		todo = todo[1:]
@@ -180,7 +192,11 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 		case next == nil:
 			next = here.newChild(part)
 			if next.length > maxPathBytes {
-				return nil, errors.Errorf("the path has %d bytes once the layer's links are followed, and %d is the most", next.length, maxPathBytes)
+				return nil, errors.Errorf(
+					"the path has %d bytes once the layer's links are followed, and %d is the most",
+					next.length,
+					maxPathBytes,
+				)
 			}
 			p.made++
 			if err := p.limits.checkImplied(p.made); err != nil {
@@ -225,7 +241,14 @@ func (p *layerPlan) finish() {
 			e = n.inode.entry
 			e.Name = name
 			if target, linked := first[n.inode]; linked && n.kind == tarstream.File {
-				e = tarstream.Entry{Name: name, Kind: tarstream.HardLink, Link: target, Mode: e.Mode, UID: e.UID, GID: e.GID}
+				e = tarstream.Entry{
+					Name: name,
+					Kind: tarstream.HardLink,
+					Link: target,
+					Mode: e.Mode,
+					UID:  e.UID,
+					GID:  e.GID,
+				}
 			} else {
 				first[n.inode] = name
 			}

@@ -58,8 +58,12 @@ func (r *repository) lock(ctx context.Context) (unlock func(), err error) {
 		case err != nil:
 			return nil, errors.Wrapf(err, "locking the repository %s", r.path)
 		case late:
-			return nil, errors.Errorf("the repository %s is locked by %s: gave up after %s; try again later, or wait longer with --lock-timeout",
-				r.path, holder, waited.Round(time.Millisecond))
+			return nil, errors.Errorf(
+				"the repository %s is locked by %s: gave up after %s; try again later, or wait longer with --lock-timeout",
+				r.path,
+				holder,
+				waited.Round(time.Millisecond),
+			)
 		case holder != "":
 			warned = true
 			if r.locking.warn != nil {
@@ -119,7 +123,10 @@ func openLockFile(repo string) (_ *os.File, err error) {
 		mayChmod := os.Geteuid() == 0 || int(st.Uid) == os.Geteuid()
 		switch {
 		case st.Mode&unix.S_IFMT != unix.S_IFREG || !ours:
-			err = errors.Errorf("%s, the lock of the repository, is to be a plain file of the repository's owner; remove it", path)
+			err = errors.Errorf(
+				"%s, the lock of the repository, is to be a plain file of the repository's owner; remove it",
+				path,
+			)
 		case st.Nlink > 1: // a copy of the repository by hard links has the same; or somebody linked another's file here
 		case st.Mode&0o7777 != mode && mayChmod:
 			err = f.Chmod(os.FileMode(mode)) // what others could open they could lock

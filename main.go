@@ -26,7 +26,9 @@ func main() {
 		return
 	}
 	keepFiles()
-	syscall.Umask(syscall.Umask(0o077) | 0o002) // a umask of 000 would let anyone write what ends up in a record or a repository
+	syscall.Umask(
+		syscall.Umask(0o077) | 0o002,
+	) // a umask of 000 would let anyone write what ends up in a record or a repository
 	os.Exit(run(context.Background(), os.Args, os.Stdout, os.Stderr))
 }
 

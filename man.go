@@ -73,7 +73,13 @@ func programPage(app *cli.App, commands []*cli.Command) string {
 	for _, s := range exitStatuses {
 		m.item(roff(s[0]), s[1])
 	}
-	m.seeAlso("ostree(1)", "skopeo(1)", "containers-policy.json(5)", "containers-registries.conf(5)", "containers-transports(5)")
+	m.seeAlso(
+		"ostree(1)",
+		"skopeo(1)",
+		"containers-policy.json(5)",
+		"containers-registries.conf(5)",
+		"containers-transports(5)",
+	)
 	return m.String()
 }
 

@@ -145,7 +145,10 @@ func (f *layerFilter) parents(name string) error {
 // name can ask for two thousand.
 func (l layerLimits) checkImplied(n int) error {
 	if l.files > 0 && n > l.files {
-		return errors.Errorf("its files lie in more than %d directories that it does not name, the limit of --max-layer-files", l.files)
+		return errors.Errorf(
+			"its files lie in more than %d directories that it does not name, the limit of --max-layer-files",
+			l.files,
+		)
 	}
 	return nil
 }
@@ -227,7 +230,12 @@ func normalizedEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok 
 	// it. umoci makes 4294967294 of it, GNU tar root or whoever runs it; a layer that says so is
 	// broken, and is not guessed at.
 	if hdr.Uid < 0 || int64(hdr.Uid) >= 1<<32-1 || hdr.Gid < 0 || int64(hdr.Gid) >= 1<<32-1 {
-		return e, false, errors.Errorf("%s belongs to %d:%d, which no user or group can be", ui.Quoted(hdr.Name), hdr.Uid, hdr.Gid)
+		return e, false, errors.Errorf(
+			"%s belongs to %d:%d, which no user or group can be",
+			ui.Quoted(hdr.Name),
+			hdr.Uid,
+			hdr.Gid,
+		)
 	}
 	e.UID, e.GID, e.Mode = uint32(hdr.Uid), uint32(hdr.Gid), uint32(hdr.Mode&0o7777)
 	switch e.Kind {
@@ -276,11 +284,21 @@ func cleanName(name string) (string, error) {
 	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
 	for part := range strings.SplitSeq(clean, "/") {
 		if len(part) > maxNameBytes {
-			return "", errors.Errorf("the file name %.80q… has a part of %d bytes, and %d is the most", name, len(part), maxNameBytes)
+			return "", errors.Errorf(
+				"the file name %.80q… has a part of %d bytes, and %d is the most",
+				name,
+				len(part),
+				maxNameBytes,
+			)
 		}
 	}
 	if len(clean) > maxPathBytes {
-		return "", errors.Errorf("the file name %.80q… has %d bytes, and %d is the most", name, len(clean), maxPathBytes)
+		return "", errors.Errorf(
+			"the file name %.80q… has %d bytes, and %d is the most",
+			name,
+			len(clean),
+			maxPathBytes,
+		)
 	}
 	if strings.ContainsRune(clean, 0) {
 		return "", errors.Errorf("the file name %s holds a NUL", ui.Quoted(name))
@@ -293,9 +311,18 @@ func checkTarget(name, target string) error {
 	case target == "":
 		return errors.Errorf("the symbolic link %s has no target", ui.Quoted(name))
 	case len(target) > maxPathBytes:
-		return errors.Errorf("the target of the symbolic link %s has %d bytes, and %d is the most", ui.Quoted(name), len(target), maxPathBytes)
+		return errors.Errorf(
+			"the target of the symbolic link %s has %d bytes, and %d is the most",
+			ui.Quoted(name),
+			len(target),
+			maxPathBytes,
+		)
 	case !gvariant.IsText(target):
-		return errors.Errorf("the target %s of the symbolic link %s is not UTF-8, and OSTree holds no other", ui.Quoted(target), ui.Quoted(name))
+		return errors.Errorf(
+			"the target %s of the symbolic link %s is not UTF-8, and OSTree holds no other",
+			ui.Quoted(target),
+			ui.Quoted(name),
+		)
 	}
 	return nil
 }

@@ -43,7 +43,11 @@ func (s *blobStore) proveLayer(ctx context.Context, b *storedBlob, mode string) 
 	}
 	for name := range b.hasFile {
 		if name != imageref.FileTarSplit && name != imageref.FileBlob {
-			return errdefs.Checkf("layer %s: its sidecar commit holds %s, which does not belong there", b.digest, ui.Quoted(name))
+			return errdefs.Checkf(
+				"layer %s: its sidecar commit holds %s, which does not belong there",
+				b.digest,
+				ui.Quoted(name),
+			)
 		}
 	}
 	if b.hasRecord() && b.hasFile[imageref.FileBlob] {
@@ -67,7 +71,12 @@ func (s *blobStore) proveLayer(ctx context.Context, b *storedBlob, mode string) 
 			return err
 		}
 		if size != b.tarSize {
-			return errdefs.Checkf("layer %s: its tar stream has %d bytes, and its commit says %d", b.digest, size, b.tarSize)
+			return errdefs.Checkf(
+				"layer %s: its tar stream has %d bytes, and its commit says %d",
+				b.digest,
+				size,
+				b.tarSize,
+			)
 		}
 		if tree == b.tree {
 			return nil
@@ -132,7 +141,11 @@ func (r *repository) owner() (*syscall.Stat_t, error) {
 // layerTree returns what the layer's tar stream comes to under the rules of perms, and the stream's
 // size in bytes. The stream ends well only if it matches the diffID. A layer that names something
 // twice is read twice.
-func (s *blobStore) layerTree(ctx context.Context, b *storedBlob, perms permissions) (tree treesum.Root, size int64, err error) {
+func (s *blobStore) layerTree(
+	ctx context.Context,
+	b *storedBlob,
+	perms permissions,
+) (tree treesum.Root, size int64, err error) {
 	sum := treesum.NewWriter()
 	var sink normalizedSink = newLayerFilter(perms, sum)
 	scan, err := s.scanLayer(ctx, b, sink)

@@ -56,7 +56,10 @@ func (d *destination) publish(ctx context.Context, refs, whole map[string]bool, 
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if err := d.repo.deleteRefs(ctx, "remove what does not belong to the layers", d.foreignSidecars(refs)...); err != nil {
+	if err := d.repo.deleteRefs(
+		ctx,
+		"remove what does not belong to the layers",
+		d.foreignSidecars(refs)...); err != nil {
 		return err
 	}
 	if err := d.sync(published...); err != nil {
@@ -84,7 +87,10 @@ func (d *destination) rememberProven() {
 	for sum, b := range d.blobs {
 		switch {
 		case b.layer != nil:
-			d.settings.proven.add(provenKey(sum, b.layer.commit, b.layer.sidecar), provenBlob{b.layer.diffID, b.layer.blob.size()})
+			d.settings.proven.add(
+				provenKey(sum, b.layer.commit, b.layer.sidecar),
+				provenBlob{b.layer.diffID, b.layer.blob.size()},
+			)
 		case b.commit != "" && b.ref == imageref.BlobRef(sum):
 			d.settings.proven.add(provenKey(sum, b.commit, ""), provenBlob{sum, b.info.Size})
 		}
@@ -136,7 +142,12 @@ const rollBackLimit = time.Minute
 // there before are removed, those that were name again what they did, and what ostree leaves of a
 // transaction that is ended goes. Objects are left to prune, and so is what cannot be removed: the
 // reason of the failure is what the user must know.
-func (d *destination) rollBack(ctx context.Context, before, running map[string]bool, named map[string]string, published []string) {
+func (d *destination) rollBack(
+	ctx context.Context,
+	before, running map[string]bool,
+	named map[string]string,
+	published []string,
+) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollBackLimit)
 	defer cancel()
 	err := d.repo.dropTransactions(running)
@@ -182,7 +193,13 @@ func among(refs map[string]bool, wanted []string) map[string]bool {
 
 // pullStaged moves refs and what they name from the staging repository into the target, which had
 // the refs before.
-func (d *destination) pullStaged(ctx context.Context, st *staging, before map[string]bool, why string, refs ...string) error {
+func (d *destination) pullStaged(
+	ctx context.Context,
+	st *staging,
+	before map[string]bool,
+	why string,
+	refs ...string,
+) error {
 	err := again(ctx, func() error { return d.repo.pullLocal(ctx, st.repo.path, !d.settings.noFsync, why, refs...) })
 	if err != nil {
 		if _, serr := os.Stat(filepath.Join(st.repo.path, "config")); os.IsNotExist(serr) {
@@ -221,7 +238,10 @@ func (d *destination) stagedRefs(refs map[string]bool) []string {
 		}
 		if l := b.layer; l != nil {
 			list = append(list, imageref.BlobRef(sum))
-			if side := imageref.SidecarRef(sum); l.kept || l.exact && !l.inline && (!refs[side] || d.settings.signs() || d.replaces(sum)) {
+			if side := imageref.SidecarRef(
+				sum,
+			); l.kept ||
+				l.exact && !l.inline && (!refs[side] || d.settings.signs() || d.replaces(sum)) {
 				list = append(list, side)
 			}
 		}

@@ -21,7 +21,13 @@ import (
 
 // PutBlob stages a blob and verifies it. A layer is imported meanwhile and after: what goes wrong
 // there ends the copy, at the latest in Commit.
-func (d *destination) PutBlob(ctx context.Context, stream io.Reader, info types.BlobInfo, _ types.BlobInfoCache, isConfig bool) (types.BlobInfo, error) {
+func (d *destination) PutBlob(
+	ctx context.Context,
+	stream io.Reader,
+	info types.BlobInfo,
+	_ types.BlobInfoCache,
+	isConfig bool,
+) (types.BlobInfo, error) {
 	defer d.idle.work()()
 	if err := d.opened(); err != nil {
 		return types.BlobInfo{}, err
@@ -61,7 +67,12 @@ func (d *destination) putBlob(
 }
 
 // putUnknown puts a blob whose digest nobody knows before it is here.
-func (d *destination) putUnknown(ctx context.Context, stream io.Reader, info types.BlobInfo, isConfig bool) (types.BlobInfo, error) {
+func (d *destination) putUnknown(
+	ctx context.Context,
+	stream io.Reader,
+	info types.BlobInfo,
+	isConfig bool,
+) (types.BlobInfo, error) {
 	st, err := d.stagingArea()
 	if err != nil {
 		return types.BlobInfo{}, err
@@ -109,7 +120,13 @@ func (d *destination) claim(info types.BlobInfo) (b *destinationBlob, mine bool)
 	return b, true
 }
 
-func (d *destination) receive(ctx context.Context, b *destinationBlob, stream io.Reader, info types.BlobInfo, isConfig bool) (_ types.BlobInfo, err error) {
+func (d *destination) receive(
+	ctx context.Context,
+	b *destinationBlob,
+	stream io.Reader,
+	info types.BlobInfo,
+	isConfig bool,
+) (_ types.BlobInfo, err error) {
 	defer func() { err = d.cause(err) }()
 	if isConfig {
 		return d.putConfig(ctx, b, stream, info)
@@ -168,8 +185,15 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 		// cannot be read is no loss.
 		exactBlob, _ = d.repo.hasFile(d.ctx, imageref.BlobRef(staged.want.Digest), imageref.FileContent)
 	}
-	if side := imageref.SidecarRef(staged.want.Digest); (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.want.Digest)) && !exactBlob {
-		exactBlob, _ = d.repo.hasFile(d.ctx, side, imageref.FileBlob) // it is made anew, to be signed or whole, and must not lose what it has
+	if side := imageref.SidecarRef(
+		staged.want.Digest,
+	); (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.want.Digest)) &&
+		!exactBlob {
+		exactBlob, _ = d.repo.hasFile(
+			d.ctx,
+			side,
+			imageref.FileBlob,
+		) // it is made anew, to be signed or whole, and must not lose what it has
 	}
 	bar := d.settings.progress.Importing(staged.want.Digest, staged.want.Size)
 	defer bar.Done()
@@ -217,7 +241,12 @@ func (d *destination) readConfig(stream io.Reader, info types.BlobInfo) ([]byte,
 }
 
 // putConfig takes an image's configuration, and leaves it alone where the repository has it.
-func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream io.Reader, info types.BlobInfo) (types.BlobInfo, error) {
+func (d *destination) putConfig(
+	ctx context.Context,
+	b *destinationBlob,
+	stream io.Reader,
+	info types.BlobInfo,
+) (types.BlobInfo, error) {
 	content, err := d.readConfig(stream, info)
 	if err != nil {
 		return types.BlobInfo{}, err
@@ -227,7 +256,8 @@ func (d *destination) putConfig(ctx context.Context, b *destinationBlob, stream 
 	present := d.refs[imageref.BlobRef(got.Digest)]
 	known := d.known.proved[got.Digest] == provenBlob{got.Digest, got.Size}
 	d.mu.Unlock()
-	if present && !d.settings.signs() && (known || d.holdsContent(ctx, got.Digest, content) || d.isLayerKept(ctx, got.Digest)) {
+	if present && !d.settings.signs() &&
+		(known || d.holdsContent(ctx, got.Digest, content) || d.isLayerKept(ctx, got.Digest)) {
 		b.reused = true
 		return got, nil
 	}
@@ -270,7 +300,8 @@ func (d *destination) keepConfig(ctx context.Context, b *destinationBlob, stream
 // else, and says so. What cannot be read is made anew.
 func (d *destination) holdsContent(ctx context.Context, blob digest.Digest, content []byte) bool {
 	info, err := d.repo.commitInfo(ctx, imageref.BlobRef(blob))
-	return err == nil && info.CheckBinding(imageref.BlobRef(blob)) == nil && info.Metadata[imageref.KeySize] == strconv.Itoa(len(content)) &&
+	return err == nil && info.CheckBinding(imageref.BlobRef(blob)) == nil &&
+		info.Metadata[imageref.KeySize] == strconv.Itoa(len(content)) &&
 		d.hasTree(info, []treeFile{{name: imageref.FileContent, content: content}})
 }
 

@@ -122,7 +122,8 @@ func (s *blobStore) newRebuild(ctx context.Context, commit string, record *recor
 		}
 		r.part.close()
 		var terr *proc.ToolError
-		if err != nil && ctx.Err() == nil && !errors.As(err, &terr) { // a payload whose checksum is not what the data says
+		if err != nil && ctx.Err() == nil &&
+			!errors.As(err, &terr) { // a payload whose checksum is not what the data says
 			err = &damageError{err}
 		}
 		_ = in.CloseWithError(err) // a nil error is io.EOF

@@ -106,7 +106,10 @@ func newRecorder(dir string, run *runner) (rec *recorder, err error) {
 			return nil, errors.Errorf("--record: %s is there, and is no empty directory", dir)
 		}
 		if !ownedByUser(info) {
-			return nil, errors.Errorf("--record: %s belongs to somebody else, who could change what is written there", dir)
+			return nil, errors.Errorf(
+				"--record: %s belongs to somebody else, who could change what is written there",
+				dir,
+			)
 		}
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
@@ -194,7 +197,11 @@ func (rec *recorder) repository(ctx context.Context, repo *repository, variable 
 	if len(rec.repos) > 0 {
 		dir = recordSource
 	}
-	k := &keptRepository{quiet, &repository{path: filepath.Join(rec.dir, dir), run: rec.run, hidden: true}, map[string]bool{}}
+	k := &keptRepository{
+		quiet,
+		&repository{path: filepath.Join(rec.dir, dir), run: rec.run, hidden: true},
+		map[string]bool{},
+	}
 	rec.repos = append(rec.repos, k)
 	if dir == recordSource {
 		rec.write(rec.script, "# 0: the repository that the image comes from, with what the run read there\n"+
@@ -233,7 +240,8 @@ func (rec *recorder) reads(ctx context.Context, path string, revs ...string) {
 	}
 	var fresh []string
 	for _, rev := range revs {
-		if k.pulled[rev] || ostree.ChecksumPattern.MatchString(rev) { // a checksum was learned from a ref, so it is there
+		if k.pulled[rev] ||
+			ostree.ChecksumPattern.MatchString(rev) { // a checksum was learned from a ref, so it is there
 			continue
 		}
 		k.pulled[rev] = true
@@ -376,7 +384,12 @@ func (rec *recorder) stream(name string) (*recordedStream, error) {
 	}
 	s := &recordedStream{rec: rec, name: name, file: f, sum: sha256.New()}
 	s.buf = bufio.NewWriterSize(io.MultiWriter(f, s.sum), copyBuffer)
-	s.zst, err = zstd.NewWriter(s.buf, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(512<<10))
+	s.zst, err = zstd.NewWriter(
+		s.buf,
+		zstd.WithEncoderLevel(zstd.SpeedFastest),
+		zstd.WithEncoderConcurrency(1),
+		zstd.WithWindowSize(512<<10),
+	)
 	return s, errors.WithStack(err)
 }
 
@@ -464,7 +477,13 @@ func (rec *recorder) finish(failure error, status int, secrets []string) error {
 		rec.print("checked\n" + recordEnd + "\n")
 	} else {
 		text := redact(ui.OneLine(failure), secrets)
-		rec.print(fmt.Sprintf("# the run failed here\n{ echo %s >&2; exit %d; }\n", shellquote.Word("ostree-image: "+text), status))
+		rec.print(
+			fmt.Sprintf(
+				"# the run failed here\n{ echo %s >&2; exit %d; }\n",
+				shellquote.Word("ostree-image: "+text),
+				status,
+			),
+		)
 	}
 	rec.mu.Lock()
 	defer rec.mu.Unlock()

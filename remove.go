@@ -171,7 +171,12 @@ func pruneRepository(
 // pruneBlobs removes the refs of the blobs that no image needs, or just names them. The caller
 // holds the lock, and prunes the repository afterwards. broken is why that must leave all objects,
 // nil where it need not.
-func pruneBlobs(ctx context.Context, s *settings, repo *repository, dryRun bool) (blobs []prunedBlob, broken, err error) {
+func pruneBlobs(
+	ctx context.Context,
+	s *settings,
+	repo *repository,
+	dryRun bool,
+) (blobs []prunedBlob, broken, err error) {
 	blobs = []prunedBlob{}
 	refs, err := repo.refs(ctx)
 	if err != nil {
@@ -321,7 +326,10 @@ func neededHex(
 		return needed, nil, err
 	}
 	slices.Sort(unread)
-	return needed, errdefs.Checkf("the blobs that no other image needs stay, and so do all files: %s", strings.Join(unread, "; ")), nil
+	return needed, errdefs.Checkf(
+		"the blobs that no other image needs stay, and so do all files: %s",
+		strings.Join(unread, "; "),
+	), nil
 }
 
 // imageBlobs returns the blobs that an image's manifests name: of the image itself, or of each

@@ -28,7 +28,12 @@ func (c *checkout) replacedDir(i int) string { return c.work.join(fmt.Sprintf("r
 
 // fetchReplaced extracts those of layer i's entries that the layer itself replaces later.
 func (c *checkout) fetchReplaced(ctx context.Context, b *storedBlob, i int, entries []layerEntry) (err error) {
-	sink := &replacedSink{wanted: map[string]bool{}, perms: c.perms, plain: c.options.UserMode, canonical: c.mode == ostree.BareUserOnly}
+	sink := &replacedSink{
+		wanted:    map[string]bool{},
+		perms:     c.perms,
+		plain:     c.options.UserMode,
+		canonical: c.mode == ostree.BareUserOnly,
+	}
 	for _, e := range entries {
 		if e.replaced {
 			sink.wanted[e.source] = true
@@ -55,7 +60,13 @@ func (c *checkout) fetchReplaced(ctx context.Context, b *storedBlob, i int, entr
 			err = rerr
 		}
 	}()
-	p, stdin, err := untar(ctx, c.settings.runner, dir, input, "extract what layer "+b.digest.String()+" itself replaces")
+	p, stdin, err := untar(
+		ctx,
+		c.settings.runner,
+		dir,
+		input,
+		"extract what layer "+b.digest.String()+" itself replaces",
+	)
 	if err != nil {
 		return err
 	}

@@ -60,7 +60,14 @@ type replayer struct {
 // replayRecord runs the commands of a record, or of a .tar.gz of one, in a fresh repository, and
 // compares every ref with what the recorded run wrote. A difference is an error of the kind that a
 // failed check is.
-func replayRecord(ctx context.Context, s *settings, path string, o replayOptions, in io.Reader, out io.Writer) (err error) {
+func replayRecord(
+	ctx context.Context,
+	s *settings,
+	path string,
+	o replayOptions,
+	in io.Reader,
+	out io.Writer,
+) (err error) {
 	if err := checkParent(os.TempDir()); err != nil {
 		return errors.WithMessage(err, "the temporary directory cannot be used")
 	}
@@ -131,7 +138,10 @@ func (r *replayer) checkMissed() error {
 	if len(r.missed) == 0 {
 		return nil
 	}
-	return errdefs.Checkf("commands that only read fail now, though they did not when they were recorded: %s", strings.Trim(fmt.Sprint(r.missed), "[]"))
+	return errdefs.Checkf(
+		"commands that only read fail now, though they did not when they were recorded: %s",
+		strings.Trim(fmt.Sprint(r.missed), "[]"),
+	)
 }
 
 // openRecord returns the directory of a record. An archive is extracted first.
@@ -179,7 +189,10 @@ func (r *replayer) checkMaker(path string, info fs.FileInfo) error {
 	if r.options.trust || r.options.list || ownedByUser(info) && info.Mode().Perm()&0o022 == 0 {
 		return nil
 	}
-	return errors.Errorf("%s belongs to somebody else, or may be written by others, and a record is a program: read it, and run it with --trust", path)
+	return errors.Errorf(
+		"%s belongs to somebody else, or may be written by others, and a record is a program: read it, and run it with --trust",
+		path,
+	)
 }
 
 // checkRecord makes sure that the files of a record are there, plain files, and the user's own.
@@ -224,7 +237,10 @@ func recordWithin(dir string) (string, error) {
 	var found []string
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if info, err := os.Lstat(filepath.Join(path, recordScript)); err == nil && e.IsDir() && info.Mode().IsRegular() {
+		if info, err := os.Lstat(
+			filepath.Join(path, recordScript),
+		); err == nil && e.IsDir() &&
+			info.Mode().IsRegular() {
 			found = append(found, path)
 		}
 	}
@@ -410,7 +426,12 @@ func (r *replayer) step(ctx context.Context, c *recordedCommand) (stop bool, err
 		printed = io.Discard
 	}
 	err = runShell(ctx, r.settings.runner, printed, missedFunction+strings.Join(c.lines, "\n"), map[string]string{
-		"RECORD": r.record, "SOURCE": filepath.Join(r.record, recordSource), "BLOBS": filepath.Join(r.record, recordBlobs), "WORK": r.work, "REPO": r.repo, "OUT": filepath.Join(r.work, "out"),
+		"RECORD": r.record,
+		"SOURCE": filepath.Join(r.record, recordSource),
+		"BLOBS":  filepath.Join(r.record, recordBlobs),
+		"WORK":   r.work,
+		"REPO":   r.repo,
+		"OUT":    filepath.Join(r.work, "out"),
 	})
 	var terr *proc.ToolError
 	if errors.As(err, &terr) && terr.ExitCode == missedStatus {

@@ -18,7 +18,12 @@ import (
 
 // TryReusingBlob finds a blob that is complete in the repository: its size and diffID are known,
 // and its bytes can be given back. A layer that an older layout left without that is imported anew.
-func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _ types.BlobInfoCache, _ bool) (bool, types.BlobInfo, error) {
+func (d *destination) TryReusingBlob(
+	ctx context.Context,
+	info types.BlobInfo,
+	_ types.BlobInfoCache,
+	_ bool,
+) (bool, types.BlobInfo, error) {
 	defer d.idle.work()()
 	if err := info.Digest.Validate(); err != nil {
 		return false, types.BlobInfo{}, errors.Wrapf(err, "blob digest %q", info.Digest)
@@ -31,7 +36,8 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 		d.sizes[info.Digest] = info.Size
 	}
 	b := d.blobs[info.Digest]
-	known, exactBlob := d.refs[imageref.BlobRef(info.Digest)] && !d.partial[imageref.SidecarRef(info.Digest)], d.exactBlob
+	known, exactBlob := d.refs[imageref.BlobRef(info.Digest)] &&
+		!d.partial[imageref.SidecarRef(info.Digest)], d.exactBlob
 	d.mu.Unlock()
 	if b != nil {
 		<-b.done
@@ -59,7 +65,11 @@ func (d *destination) TryReusingBlob(ctx context.Context, info types.BlobInfo, _
 
 // complete tells whether the repository holds all of a blob, and has it proved. It asks one
 // question where it can: each is a process. What is returned has its size, and what was proved.
-func (d *destination) complete(ctx context.Context, info types.BlobInfo, exactBlob bool) (*destinationBlob, bool, error) {
+func (d *destination) complete(
+	ctx context.Context,
+	info types.BlobInfo,
+	exactBlob bool,
+) (*destinationBlob, bool, error) {
 	if info.Size >= 0 && imageref.IsLayerType(info.MediaType) {
 		d.lookUp.Do(func() {
 			known := d.lookUpImages(ctx, info.Digest)
@@ -70,7 +80,11 @@ func (d *destination) complete(ctx context.Context, info types.BlobInfo, exactBl
 		proved := d.known.proved[info.Digest]
 		exact := proved.digest == info.Digest
 		if d.known.layers[info.Digest] && proved.size == info.Size && (exact || !exactBlob) {
-			return &destinationBlob{info: types.BlobInfo{Size: info.Size}, proved: proved.digest, exact: exact}, true, nil
+			return &destinationBlob{
+				info:   types.BlobInfo{Size: info.Size},
+				proved: proved.digest,
+				exact:  exact,
+			}, true, nil
 		}
 	}
 	stored, err := d.store.blob(ctx, info.Digest)
@@ -199,7 +213,9 @@ func (d *destination) findProven(ctx context.Context, blobs []types.BlobInfo, kn
 		if commit == "" || d.partial[imageref.SidecarRef(b.Digest)] {
 			continue
 		}
-		if proved, ok := d.settings.proven.find(provenKey(b.Digest, commit, commits[imageref.SidecarRef(b.Digest)])); ok {
+		if proved, ok := d.settings.proven.find(
+			provenKey(b.Digest, commit, commits[imageref.SidecarRef(b.Digest)]),
+		); ok {
 			known.proved[b.Digest] = proved
 			known.layers[b.Digest] = i > 0
 		}

@@ -230,8 +230,12 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 		}
 	}
 	if most := s.limits.names(); most > 0 && s.names > most {
-		return errors.Errorf("the names and attributes of its first %d files have more than %d bytes, which is what --max-layer-files=%d allows",
-			s.entries, most, s.limits.files)
+		return errors.Errorf(
+			"the names and attributes of its first %d files have more than %d bytes, which is what --max-layer-files=%d allows",
+			s.entries,
+			most,
+			s.limits.files,
+		)
 	}
 	if isSparse(hdr) {
 		most := s.sparseMost
@@ -239,7 +243,12 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 			most = s.limits.sparse()
 		}
 		if s.sparse += hdr.Size; s.sparse > most || s.sparse < 0 {
-			text := fmt.Sprintf("%s is a sparse file of %d bytes, and a layer's sparse files may have no more than %d", ui.Quoted(hdr.Name), hdr.Size, most)
+			text := fmt.Sprintf(
+				"%s is a sparse file of %d bytes, and a layer's sparse files may have no more than %d",
+				ui.Quoted(hdr.Name),
+				hdr.Size,
+				most,
+			)
 			if s.limits.bytes > 0 {
 				text += ", half the limit of --max-layer-size"
 			}
@@ -248,12 +257,21 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 		return nil
 	}
 	switch hdr.Typeflag {
-	case tar.TypeLink, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir, tar.TypeFifo: // they have no payload, whatever they say
+	case tar.TypeLink,
+		tar.TypeSymlink,
+		tar.TypeChar,
+		tar.TypeBlock,
+		tar.TypeDir,
+		tar.TypeFifo: // they have no payload, whatever they say
 		return nil
 	}
 	if s.limits.bytes > 0 && hdr.Size > s.limits.bytes-s.declared {
-		return errors.Errorf("with %s, which has %d bytes, it has more than %d bytes unpacked, the limit of --max-layer-size",
-			ui.Quoted(hdr.Name), hdr.Size, s.limits.bytes)
+		return errors.Errorf(
+			"with %s, which has %d bytes, it has more than %d bytes unpacked, the limit of --max-layer-size",
+			ui.Quoted(hdr.Name),
+			hdr.Size,
+			s.limits.bytes,
+		)
 	}
 	s.declared += hdr.Size
 	return nil
@@ -278,7 +296,8 @@ func (s *layerScan) offer(hdr *tar.Header) (io.Writer, error) {
 
 // isSparse tells whether a file has holes, in any of the ways that GNU tar writes them.
 func isSparse(hdr *tar.Header) bool {
-	return hdr.Typeflag == tar.TypeGNUSparse || hdr.PAXRecords["GNU.sparse.major"] != "" || hdr.PAXRecords["GNU.sparse.map"] != ""
+	return hdr.Typeflag == tar.TypeGNUSparse || hdr.PAXRecords["GNU.sparse.major"] != "" ||
+		hdr.PAXRecords["GNU.sparse.map"] != ""
 }
 
 // pack records an entry. A layer that tar-split cannot record is not exact, and no error.
@@ -314,7 +333,8 @@ func (s *layerScan) readError(err error, n int, read int64) error {
 	}
 	var file *os.PathError
 	reason := errors.WithMessagef(err, "reading the layer after its entry %d", s.entries)
-	if s.entries > 0 || errors.As(err, &file) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if s.entries > 0 || errors.As(err, &file) || errors.Is(err, context.Canceled) ||
+		errors.Is(err, context.DeadlineExceeded) {
 		return reason
 	}
 	return &noTarError{reason} // compressed data that only begin as such

@@ -116,8 +116,10 @@ func (s *settings) checkSigning(ctx context.Context, destination types.ImageRefe
 		return nil
 	}
 	if _, ok := destination.(ostreeReference); !ok {
-		return errdefs.Usagef("--gpg-sign, --sign and --keys-file sign commits, and %s: makes none; --sign-by-sigstore-private-key signs an image",
-			destination.Transport().Name())
+		return errdefs.Usagef(
+			"--gpg-sign, --sign and --keys-file sign commits, and %s: makes none; --sign-by-sigstore-private-key signs an image",
+			destination.Transport().Name(),
+		)
 	}
 	features, err := ostreeVersion(ctx, s.runner)
 	if err != nil {
@@ -200,7 +202,10 @@ func (s *settings) policyContext(sys *types.SystemContext) (*signature.PolicyCon
 	}
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, errors.Wrap(err, "reading the signature policy (name one with --policy, or accept every image with --insecure-policy)")
+			return nil, errors.Wrap(
+				err,
+				"reading the signature policy (name one with --policy, or accept every image with --insecure-policy)",
+			)
 		}
 		return nil, errors.Wrap(err, "reading the signature policy")
 	}

@@ -95,7 +95,11 @@ func (s *source) GetManifest(ctx context.Context, instance *digest.Digest) ([]by
 		return nil, "", damage(err)
 	}
 	if !ok {
-		return nil, "", errdefs.NotFoundf("instance %s of %s is not in the repository; copy the image with --all to have all", *instance, s.ref.image)
+		return nil, "", errdefs.NotFoundf(
+			"instance %s of %s is not in the repository; copy the image with --all to have all",
+			*instance,
+			s.ref.image,
+		)
 	}
 	blob, err := s.store.repo.catFile(ctx, s.commit, path, maxManifestBytes)
 	if err != nil {
@@ -152,7 +156,10 @@ func (r *repository) signatureNumbers(ctx context.Context, info ostree.Commit, d
 	}
 	var numbers []int
 	for _, name := range names {
-		if n, err := strconv.Atoi(strings.TrimPrefix(name, imageref.FileSignature)); err == nil && strings.HasPrefix(name, imageref.FileSignature) {
+		if n, err := strconv.Atoi(
+			strings.TrimPrefix(name, imageref.FileSignature),
+		); err == nil &&
+			strings.HasPrefix(name, imageref.FileSignature) {
 			numbers = append(numbers, n)
 		}
 	}
@@ -219,7 +226,15 @@ func (s *source) LayerInfosForCopy(ctx context.Context, instance *digest.Digest)
 			return nil, err
 		}
 		exact = exact && b.isExact()
-		infos = append(infos, types.BlobInfo{Digest: b.diffID, Size: b.tarSize, MediaType: tarType, Annotations: annotationsOf(named[1+i], b)})
+		infos = append(
+			infos,
+			types.BlobInfo{
+				Digest:      b.diffID,
+				Size:        b.tarSize,
+				MediaType:   tarType,
+				Annotations: annotationsOf(named[1+i], b),
+			},
+		)
 	}
 	if exact && (signedIndex || !imageref.CanChangeLayers(blob, mimeType)) {
 		return nil, nil
@@ -284,7 +299,10 @@ func (s *source) proveLayers(ctx context.Context, named []types.BlobInfo, layers
 // compressedNotes begin the keys of annotations that describe the compressed bytes of a layer:
 // those of zstd:chunked, eStargz and OverlayBD.
 var compressedNotes = []string{
-	"io.github.containers.zstd-chunked.", "containerd.io/snapshot/stargz/", "io.containers.estargz.", "containerd.io/snapshot/overlaybd/",
+	"io.github.containers.zstd-chunked.",
+	"containerd.io/snapshot/stargz/",
+	"io.containers.estargz.",
+	"containerd.io/snapshot/overlaybd/",
 }
 
 // annotationsOf returns the annotations of a layer that goes out as its tar stream.
@@ -348,7 +366,11 @@ func (s *source) blob(ctx context.Context, d digest.Digest) (*storedBlob, error)
 
 // GetBlob returns a config, a layer as the manifest names it, or a layer's tar stream that
 // LayerInfosForCopy named.
-func (s *source) GetBlob(ctx context.Context, info types.BlobInfo, _ types.BlobInfoCache) (io.ReadCloser, int64, error) {
+func (s *source) GetBlob(
+	ctx context.Context,
+	info types.BlobInfo,
+	_ types.BlobInfoCache,
+) (io.ReadCloser, int64, error) {
 	s.mu.Lock()
 	asTar := s.tars[info.Digest]
 	s.mu.Unlock()

@@ -44,7 +44,11 @@ func (st *staging) parts(b *stagedBlob) int {
 // unpackLayer commits the normalized tar stream of b, in as many parts as that is worth, and
 // returns what its commit is made of. Where the scan finds that the layer is not canonical there is
 // nothing.
-func (st *staging) unpackLayer(ctx context.Context, b *stagedBlob, scan *layerScan) (tree layerTree, plain bool, err error) {
+func (st *staging) unpackLayer(
+	ctx context.Context,
+	b *stagedBlob,
+	scan *layerScan,
+) (tree layerTree, plain bool, err error) {
 	filter := newLayerFilter(st.perms, nil)
 	filter.limits = st.settings.limits
 	parts := st.parts(b)
@@ -77,10 +81,16 @@ func (st *staging) unpackSplit(ctx context.Context, b *stagedBlob, scan *layerSc
 	for part, s := range spools {
 		group.Go(func() (err error) {
 			defer s.Leave()
-			trees[part], err = st.feed(ctx, b, fmt.Sprintf("%s.%d.tar", b.name(), part+1), nil, func(w io.Writer) error {
-				_, err := io.Copy(w, s)
-				return err
-			})
+			trees[part], err = st.feed(
+				ctx,
+				b,
+				fmt.Sprintf("%s.%d.tar", b.name(), part+1),
+				nil,
+				func(w io.Writer) error {
+					_, err := io.Copy(w, s)
+					return err
+				},
+			)
 			return err
 		})
 	}
@@ -135,7 +145,13 @@ type splitDir struct {
 func (d splitDir) alone() bool { return bits.OnesCount8(d.in) == 1 }
 
 func newSplitter(outs []io.Writer, key func(name string) uint64) *splitter {
-	s := &splitter{load: make([]int64, len(outs)), dirs: map[uint64]splitDir{}, moved: map[uint64]int8{}, key: key, maxHeld: maxHeldDirs}
+	s := &splitter{
+		load:    make([]int64, len(outs)),
+		dirs:    map[uint64]splitDir{},
+		moved:   map[uint64]int8{},
+		key:     key,
+		maxHeld: maxHeldDirs,
+	}
 	for _, w := range outs {
 		buffer := bufio.NewWriterSize(w, copyBuffer)
 		s.buffers, s.outs = append(s.buffers, buffer), append(s.outs, tarstream.NewWriter(buffer))

@@ -96,11 +96,18 @@ func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.
 			b.more.Broadcast()
 			b.mu.Unlock()
 			if over {
-				return errdefs.Checkf("blob %s is larger than the %d bytes that its manifest names", b.want.Digest, b.want.Size)
+				return errdefs.Checkf(
+					"blob %s is larger than the %d bytes that its manifest names",
+					b.want.Digest,
+					b.want.Size,
+				)
 			}
 			if endless {
-				return errors.Errorf("a blob whose size nobody names (%s) has more than %d bytes, the limit of --max-layer-size",
-					b.name(), b.most)
+				return errors.Errorf(
+					"a blob whose size nobody names (%s) has more than %d bytes, the limit of --max-layer-size",
+					b.name(),
+					b.most,
+				)
 			}
 		}
 		if err == io.EOF {
@@ -114,7 +121,12 @@ func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.
 
 func (b *stagedBlob) verify(got digest.Digest) error {
 	if b.want.Size >= 0 && b.size() != b.want.Size {
-		return errdefs.Checkf("blob %s has %d bytes, and its manifest names %d: it was cut short", b.want.Digest, b.size(), b.want.Size)
+		return errdefs.Checkf(
+			"blob %s has %d bytes, and its manifest names %d: it was cut short",
+			b.want.Digest,
+			b.size(),
+			b.want.Size,
+		)
 	}
 	if b.want.Digest != "" && got != b.want.Digest {
 		return errdefs.Checkf("blob %s does not match its digest: what arrived is %s", b.want.Digest, got)

@@ -70,7 +70,10 @@ func (st *staging) placeFile(path string, f treeFile) error {
 	if f.from == "" {
 		return st.settings.journal.writeFile(path, f.content, "")
 	}
-	st.settings.journal.shell("", fmt.Sprintf(`cp "$BLOBS"/%s %s`, shellquote.Word(f.input), st.settings.journal.path(path)))
+	st.settings.journal.shell(
+		"",
+		fmt.Sprintf(`cp "$BLOBS"/%s %s`, shellquote.Word(f.input), st.settings.journal.path(path)),
+	)
 	if err := os.Link(f.from, path); err != nil {
 		if err := copyFile(f.from, path); err != nil {
 			return err

@@ -36,14 +36,26 @@ type staging struct {
 
 // newStaging makes the directories at once and the repository in the background, while the first
 // layer is read already. The target's mode, and what its ostree can do, are known.
-func newStaging(ctx context.Context, s *settings, target *repository, mode string, features ostree.Features) (st *staging, err error) {
+func newStaging(
+	ctx context.Context,
+	s *settings,
+	target *repository,
+	mode string,
+	features ostree.Features,
+) (st *staging, err error) {
 	if mode == "archive-z2" {
 		mode = ostree.Archive
 	}
 	if !slices.Contains([]string{ostree.Bare, ostree.BareUser, ostree.BareUserOnly, ostree.Archive}, mode) {
 		return nil, errors.Errorf("repository %s has the unknown mode %q", target.path, mode)
 	}
-	st = &staging{settings: s, target: target, mode: mode, perms: permissionsFor(mode, os.Geteuid(), os.Getegid()), prepared: make(chan struct{})}
+	st = &staging{
+		settings: s,
+		target:   target,
+		mode:     mode,
+		perms:    permissionsFor(mode, os.Geteuid(), os.Getegid()),
+		prepared: make(chan struct{}),
+	}
 	if st.engine, err = chooseEngine(ctx, s.runner, features, s.unpack); err != nil {
 		return nil, err
 	}
@@ -89,7 +101,13 @@ func (st *staging) blobDir() string {
 // the disk, locks, remotes, summaries or deployments. A staging repository has the target's and no
 // others: a pull that links asks the target for none of them.
 var objectSettings = map[string][]string{
-	"core":    {"collection-id", "disable-xattrs", "min-free-space-percent", "min-free-space-size", "payload-link-threshold"},
+	"core": {
+		"collection-id",
+		"disable-xattrs",
+		"min-free-space-percent",
+		"min-free-space-size",
+		"payload-link-threshold",
+	},
 	"archive": {"zlib-level"},
 	// Of releases after 2023.1 the second, and before the first.
 	"fsverity":     {"opportunistic", "required"},
@@ -99,8 +117,11 @@ var objectSettings = map[string][]string{
 // prepare makes the staging repository as the target is, as far as objects are concerned.
 func (st *staging) prepare(ctx context.Context) error {
 	j := st.settings.journal
-	j.shell("a fresh repository where REPO is none", fmt.Sprintf(`[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s`,
-		shellquote.Word(st.mode)))
+	j.shell(
+		"a fresh repository where REPO is none",
+		fmt.Sprintf(`[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s`,
+			shellquote.Word(st.mode)),
+	)
 	if err := makeApart(st.repo.path); err != nil {
 		return err
 	}
@@ -117,7 +138,10 @@ func (st *staging) prepare(ctx context.Context) error {
 // appendConfig adds lines to the configuration of a repository of our own.
 func appendConfig(j *journal, repo *repository, lines string) (err error) {
 	path := filepath.Join(repo.path, "config")
-	j.shell("the repository's own settings of objects", fmt.Sprintf("printf %s >>%s", printfFormat([]byte(lines)), j.path(path)))
+	j.shell(
+		"the repository's own settings of objects",
+		fmt.Sprintf("printf %s >>%s", printfFormat([]byte(lines)), j.path(path)),
+	)
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		return errors.WithStack(err)
@@ -131,7 +155,10 @@ func appendConfig(j *journal, repo *repository, lines string) (err error) {
 func chooseEngine(ctx context.Context, r *runner, features ostree.Features, wanted engineName) (engineName, error) {
 	canStream := features.Has("libarchive")
 	if wanted == engineStream && !canStream {
-		return "", errors.Errorf("--unpack=stream: this ostree (%s) is built without libarchive; use --unpack=tar", features.Version)
+		return "", errors.Errorf(
+			"--unpack=stream: this ostree (%s) is built without libarchive; use --unpack=tar",
+			features.Version,
+		)
 	}
 	if wanted == engineStream || wanted == engineAuto && canStream {
 		return engineStream, nil

@@ -123,7 +123,10 @@ func (c *checkout) fetchDivided(ctx context.Context, b *storedBlob, i int) (entr
 			dirs[p.path] = c.work.join(fmt.Sprintf("layer-%d-part-%d", i, n))
 		}
 	}
-	first := slices.SortedStableFunc(slices.Values(parts), func(a, b subtree) int { return cmp.Compare(b.weight, a.weight) })
+	first := slices.SortedStableFunc(
+		slices.Values(parts),
+		func(a, b subtree) int { return cmp.Compare(b.weight, a.weight) },
+	)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	for _, p := range first { // what lasts longest

@@ -174,7 +174,10 @@ func (r ostreeReference) NewImage(ctx context.Context, sys *types.SystemContext)
 	return img, err
 }
 
-func (r ostreeReference) NewImageDestination(ctx context.Context, sys *types.SystemContext) (types.ImageDestination, error) {
+func (r ostreeReference) NewImageDestination(
+	ctx context.Context,
+	sys *types.SystemContext,
+) (types.ImageDestination, error) {
 	return newDestination(ctx, r, sys)
 }
 

@@ -149,5 +149,9 @@ func (r *rootFS) setTime(real string, at fileTime) error {
 		return err
 	}
 	ts := at.timespec()
-	return errors.Wrapf(unix.UtimesNanoAt(fd, base, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW), "setting the time of %q", real)
+	return errors.Wrapf(
+		unix.UtimesNanoAt(fd, base, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW),
+		"setting the time of %q",
+		real,
+	)
 }

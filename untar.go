@@ -30,7 +30,10 @@ var tarVersionLine = regexp.MustCompile(`^tar \(GNU tar\) ([0-9][0-9.]*)`)
 
 // tarVersion asks tar for its version. One that is not GNU tar, or too old, is a *missingToolError.
 func tarVersion(ctx context.Context, r *runner) (string, error) {
-	out, err := r.Output(ctx, proc.Command{Tool: proc.Tar, Args: []string{"--version"}, Why: "which tar this is", Read: true})
+	out, err := r.Output(
+		ctx,
+		proc.Command{Tool: proc.Tar, Args: []string{"--version"}, Why: "which tar this is", Read: true},
+	)
 	if err != nil {
 		return "", err
 	}
@@ -40,7 +43,10 @@ func tarVersion(ctx context.Context, r *runner) (string, error) {
 	}
 	version := string(m[1])
 	if ostree.CompareVersions(version, oldestTar) < 0 {
-		return version, &errdefs.MissingToolError{Tool: r.Programs[proc.Tar], Why: "version " + version + " is too old: " + proc.Packages[proc.Tar]}
+		return version, &errdefs.MissingToolError{
+			Tool: r.Programs[proc.Tar],
+			Why:  "version " + version + " is too old: " + proc.Packages[proc.Tar],
+		}
 	}
 	return version, nil
 }
@@ -49,7 +55,16 @@ func tarVersion(ctx context.Context, r *runner) (string, error) {
 // times alone, which no commit holds; nothing looks up the names of users. The unknown keyword is
 // hdrcharset, which libarchive needs and tar does not.
 func untarArgs(dir string, asRoot bool) []string {
-	args := []string{"-x", "-p", "-m", "-f", "-", "--numeric-owner", "--warning=no-unknown-keyword", "--directory=" + dir}
+	args := []string{
+		"-x",
+		"-p",
+		"-m",
+		"-f",
+		"-",
+		"--numeric-owner",
+		"--warning=no-unknown-keyword",
+		"--directory=" + dir,
+	}
 	if asRoot {
 		return append(args, "--same-owner", "--xattrs", "--xattrs-include=user.*", "--xattrs-include="+capability)
 	}
@@ -71,8 +86,18 @@ func extractArchive(ctx context.Context, r *runner, archive *os.File, dir string
 	}
 	defer func() { _ = stream.Close() }()
 	p, stdin, err := r.Writer(ctx, proc.Command{
-		Tool: proc.Tar, Hidden: true, Why: "extract an archive",
-		Args: []string{"-x", "-f", "-", "--no-same-owner", "--no-same-permissions", "--warning=no-unknown-keyword", "--directory=" + dir},
+		Tool:   proc.Tar,
+		Hidden: true,
+		Why:    "extract an archive",
+		Args: []string{
+			"-x",
+			"-f",
+			"-",
+			"--no-same-owner",
+			"--no-same-permissions",
+			"--warning=no-unknown-keyword",
+			"--directory=" + dir,
+		},
 	}, nil)
 	if err != nil {
 		return err
@@ -135,17 +160,28 @@ func checkedArchive(ctx context.Context, stream io.Reader, out *tarstream.Writer
 				return err
 			}
 			if kinds[e.Link] != tarstream.File && kinds[e.Link] != tarstream.HardLink {
-				return errors.Errorf("the archive has the hard link %s to %s, which is no file of it", ui.Quoted(hdr.Name), ui.Quoted(hdr.Linkname))
+				return errors.Errorf(
+					"the archive has the hard link %s to %s, which is no file of it",
+					ui.Quoted(hdr.Name),
+					ui.Quoted(hdr.Linkname),
+				)
 			}
 		default:
-			return errors.Errorf("the archive has %s, which is neither a file nor a directory nor a link", ui.Quoted(hdr.Name))
+			return errors.Errorf(
+				"the archive has %s, which is neither a file nor a directory nor a link",
+				ui.Quoted(hdr.Name),
+			)
 		}
 		if kind, twice := kinds[e.Name]; twice && (kind != tarstream.Dir || e.Kind != tarstream.Dir) {
 			return errors.Errorf("the archive has %s twice", ui.Quoted(hdr.Name))
 		}
 		kinds[e.Name] = e.Kind
 		if total += e.Size; total > maxArchiveBytes || len(kinds) > maxArchiveFiles {
-			return errors.Errorf("the archive has more than %d bytes, or more than %d files", int64(maxArchiveBytes), maxArchiveFiles)
+			return errors.Errorf(
+				"the archive has more than %d bytes, or more than %d files",
+				int64(maxArchiveBytes),
+				maxArchiveFiles,
+			)
 		}
 		if err := out.WriteEntry(e); err != nil {
 			return err

@@ -86,6 +86,10 @@ func (n *userNamespace) explain(err error) error {
 	if n == nil || !errors.As(err, &terr) || !strings.Contains(terr.Stderr, "Invalid argument") {
 		return err
 	}
-	return errors.WithMessagef(err, "a file in the repository belongs to somebody whom this user namespace does not have "+
-		"(see /proc/self/uid_map); %s", n.instead)
+	return errors.WithMessagef(
+		err,
+		"a file in the repository belongs to somebody whom this user namespace does not have "+
+			"(see /proc/self/uid_map); %s",
+		n.instead,
+	)
 }

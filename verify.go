@@ -63,7 +63,13 @@ func (v *verifier) text(err error) string {
 
 // verifyImages checks all that the images need: that their objects are what ostree fsck expects,
 // and that their manifests, configs and layers give the bytes that their digests name.
-func verifyImages(ctx context.Context, s *settings, repo *repository, images []ostreeReference, parallel int) ([]verifyResult, error) {
+func verifyImages(
+	ctx context.Context,
+	s *settings,
+	repo *repository,
+	images []ostreeReference,
+	parallel int,
+) ([]verifyResult, error) {
 	store, err := openBlobStore(ctx, repo)
 	if err != nil {
 		return nil, err
@@ -110,7 +116,10 @@ func verifyImages(ctx context.Context, s *settings, repo *repository, images []o
 		if err != nil {
 			return nil, err
 		}
-		results = append(results, verifyResult{Name: names[i], OK: len(problems) == 0, Problems: append([]verifyProblem{}, problems...)})
+		results = append(
+			results,
+			verifyResult{Name: names[i], OK: len(problems) == 0, Problems: append([]verifyProblem{}, problems...)},
+		)
 	}
 	if len(images) > 0 && len(results) == 0 {
 		return nil, gone
@@ -135,7 +144,11 @@ const (
 
 // settledImage checks an image, and once more where its problems may be those of a repository that
 // changed meanwhile. The error is errNoRef where the image is gone.
-func (v *verifier) settledImage(ctx context.Context, name, spec string, parallel int) (problems []verifyProblem, err error) {
+func (v *verifier) settledImage(
+	ctx context.Context,
+	name, spec string,
+	parallel int,
+) (problems []verifyProblem, err error) {
 	for range imageTries {
 		problems = v.image(ctx, name, spec, parallel)
 		if v.denied != nil || len(problems) == 0 || ctx.Err() != nil {
@@ -173,7 +186,10 @@ func checkKeyrings(dir string) error {
 			return nil
 		}
 	}
-	return errors.Errorf("%s holds no *.gpg file, where ostree looks for public keys; write one with: gpg --export KEY-ID >DIR/KEY.gpg", dir)
+	return errors.Errorf(
+		"%s holds no *.gpg file, where ostree looks for public keys; write one with: gpg --export KEY-ID >DIR/KEY.gpg",
+		dir,
+	)
 }
 
 // commitProblem returns what is known to be wrong with the commit of a ref and its objects, "" for
@@ -224,9 +240,19 @@ func (v *verifier) image(ctx context.Context, name, spec string, parallel int) (
 	want := digest.Digest(info.Metadata[imageref.KeyDigest])
 	content, err := v.repo.catFile(ctx, info.Checksum, imageref.FileManifest, maxManifestBytes)
 	if err != nil {
-		problems = append(problems, verifyProblem{Expected: want.String(), Error: v.text(errors.WithMessage(err, "reading the manifest"))})
+		problems = append(
+			problems,
+			verifyProblem{Expected: want.String(), Error: v.text(errors.WithMessage(err, "reading the manifest"))},
+		)
 	} else if got := digest.FromBytes(content); want != "" && got != want {
-		problems = append(problems, verifyProblem{Expected: want.String(), Actual: got.String(), Error: "the manifest does not match its digest"})
+		problems = append(
+			problems,
+			verifyProblem{
+				Expected: want.String(),
+				Actual:   got.String(),
+				Error:    "the manifest does not match its digest",
+			},
+		)
 	}
 	if text := info.Metadata[imageref.KeyManifest]; text != "" && err == nil && text != string(content) {
 		add(errdefs.Checkf("the manifest in the commit's metadata is another than the file %s", imageref.FileManifest))
@@ -235,7 +261,8 @@ func (v *verifier) image(ctx context.Context, name, spec string, parallel int) (
 		add(err)
 	}
 	if err := v.checkNames(ctx, info.Checksum, func(name string) bool {
-		return name == imageref.FileManifest || name == imageref.DirInstances || strings.HasPrefix(name, imageref.FileSignature)
+		return name == imageref.FileManifest || name == imageref.DirInstances ||
+			strings.HasPrefix(name, imageref.FileSignature)
 	}); err != nil {
 		add(err)
 	}
@@ -314,8 +341,14 @@ func (v *verifier) manifest(
 	}
 	for i, b := range checked {
 		if want := blobs[i].Size; len(b.problems) == 0 && b.size != want && want >= 0 {
-			problems = append(problems, v.problem(blobs[i].Digest,
-				errdefs.Checkf("its commit says that it has %d bytes (-1 for nothing), and the manifest %d", b.size, want)))
+			problems = append(problems, v.problem(
+				blobs[i].Digest,
+				errdefs.Checkf(
+					"its commit says that it has %d bytes (-1 for nothing), and the manifest %d",
+					b.size,
+					want,
+				),
+			))
 		}
 	}
 	for i, b := range checked[1:] {
@@ -323,8 +356,11 @@ func (v *verifier) manifest(
 		switch {
 		case len(b.problems) > 0 || !b.layer:
 		case proofs == nil && !b.exact:
-			problems = append(problems, v.problem(layer, errdefs.Checkf("nothing that the image names proves this layer: no diffID, "+
-				"and its compressed bytes are not stored; import the image again with --preserve-digests")))
+			problems = append(
+				problems,
+				v.problem(layer, errdefs.Checkf("nothing that the image names proves this layer: no diffID, "+
+					"and its compressed bytes are not stored; import the image again with --preserve-digests")),
+			)
 		default:
 			if err := checkDiffID(layer, b.diffID, proofs, i); err != nil {
 				p := v.problem(layer, err)
@@ -397,7 +433,11 @@ func (v *verifier) checkBlob(ctx context.Context, store *blobStore, d digest.Dig
 			add(damage(err))
 		}
 		if !b.layer && spec == b.spec {
-			if err := v.checkNames(ctx, info.Checksum, func(name string) bool { return name == imageref.FileContent }); err != nil {
+			if err := v.checkNames(
+				ctx,
+				info.Checksum,
+				func(name string) bool { return name == imageref.FileContent },
+			); err != nil {
 				add(err)
 			}
 		}

@@ -58,7 +58,10 @@ func checkParent(dir string) error {
 		return errors.Errorf("%s belongs to the user %d, who could put other files in the place of ours", dir, stat.Uid)
 	}
 	if isShared(stat.Mode, stat.Gid) {
-		return errors.Errorf("others can write %s, and it is not sticky: they could put other files in the place of ours", dir)
+		return errors.Errorf(
+			"others can write %s, and it is not sticky: they could put other files in the place of ours",
+			dir,
+		)
 	}
 	return nil
 }
@@ -190,7 +193,10 @@ func (w *workDir) check() error {
 		return errors.WithStack(err)
 	}
 	if !os.SameFile(made, there) {
-		return errors.Errorf("%s is no longer the directory that this run made: somebody has put another there, which is left alone", w.path)
+		return errors.Errorf(
+			"%s is no longer the directory that this run made: somebody has put another there, which is left alone",
+			w.path,
+		)
 	}
 	return nil
 }
@@ -253,7 +259,11 @@ func sweepWorkDirs(parent string) {
 		if !fresh && !isMarked(path) {
 			continue
 		}
-		lock, err := os.OpenFile(path, os.O_RDONLY|syscall.O_DIRECTORY|oNoFollow, 0) // fails where a link leads to a directory
+		lock, err := os.OpenFile(
+			path,
+			os.O_RDONLY|syscall.O_DIRECTORY|oNoFollow,
+			0,
+		) // fails where a link leads to a directory
 		if err != nil {
 			continue
 		}

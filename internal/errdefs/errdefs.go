@@ -56,7 +56,11 @@ type AccessError struct {
 }
 
 func (e *AccessError) Error() string {
-	return fmt.Sprintf("this user may not read all of the repository %s: %s; run as its owner, or make it readable", e.Repo, e.Err)
+	return fmt.Sprintf(
+		"this user may not read all of the repository %s: %s; run as its owner, or make it readable",
+		e.Repo,
+		e.Err,
+	)
 }
 
 func (e *AccessError) Unwrap() error { return e.Err }

@@ -100,7 +100,12 @@ func DiffIDs(config []byte, blobs []types.BlobInfo) ([]digest.Digest, error) {
 	}
 	diffIDs := image.RootFS.DiffIDs
 	if len(diffIDs) != len(blobs)-1 {
-		return nil, errdefs.Checkf("the config %s names %d diffIDs, and the manifest %d layers", blobs[0].Digest, len(diffIDs), len(blobs)-1)
+		return nil, errdefs.Checkf(
+			"the config %s names %d diffIDs, and the manifest %d layers",
+			blobs[0].Digest,
+			len(diffIDs),
+			len(blobs)-1,
+		)
 	}
 	for _, d := range diffIDs {
 		if err := d.Validate(); err != nil {

@@ -27,7 +27,12 @@ func Normalize(name string) (string, error) {
 		name += ":latest"
 	}
 	if n := len(Encode(name)); n > MaxComponent {
-		return "", errdefs.Usagef("image name %q is too long: its ref has %d bytes, and %d is the most", name, n, MaxComponent)
+		return "", errdefs.Usagef(
+			"image name %q is too long: its ref has %d bytes, and %d is the most",
+			name,
+			n,
+			MaxComponent,
+		)
 	}
 	return name, nil
 }

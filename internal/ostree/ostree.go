@@ -119,7 +119,10 @@ func ParseCommit(text string) (Commit, error) {
 	if !ok || !ChecksumPattern.MatchString(checksum) {
 		return Commit{}, errors.Errorf("not a commit: %.40q", head)
 	}
-	body, _, _ = strings.Cut(body, "\nFound ") // what ostree says of the commit's GPG signatures; the object is one line
+	body, _, _ = strings.Cut(
+		body,
+		"\nFound ",
+	) // what ostree says of the commit's GPG signatures; the object is one line
 	v, err := gvariant.Parse(strings.TrimRight(body, "\n"))
 	if err != nil {
 		return Commit{}, err
@@ -136,7 +139,11 @@ func ParseCommit(text string) (Commit, error) {
 		return Commit{}, errors.New("not a commit object")
 	}
 	info := Commit{
-		Checksum: checksum, Metadata: map[string]string{}, Timestamp: timestamp, Root: hex.EncodeToString(root), RootMeta: hex.EncodeToString(meta),
+		Checksum:  checksum,
+		Metadata:  map[string]string{},
+		Timestamp: timestamp,
+		Root:      hex.EncodeToString(root),
+		RootMeta:  hex.EncodeToString(meta),
 	}
 	for k, v := range metadata {
 		switch v := v.(type) {

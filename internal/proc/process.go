@@ -131,7 +131,13 @@ func (p *Process) outcome() error {
 		cause = context.Cause(p.ctx)
 	}
 	p.cancel(nil)
-	return &ToolError{Tool: p.tool, Args: p.args, ExitCode: p.Cmd.ProcessState.ExitCode(), Stderr: p.Stderr.String(), Err: cause}
+	return &ToolError{
+		Tool:     p.tool,
+		Args:     p.args,
+		ExitCode: p.Cmd.ProcessState.ExitCode(),
+		Stderr:   p.Stderr.String(),
+		Err:      cause,
+	}
 }
 
 // Failed is the error of a process that has ended well and not done its work.

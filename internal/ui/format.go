@@ -34,7 +34,11 @@ func ParseFormat(text string) (Format, error) {
 		return string(b), err
 	}
 	t, err := template.New("--format").Option("missingkey=error").Funcs(template.FuncMap{
-		"json": asJSON, "lower": strings.ToLower, "upper": strings.ToUpper, "join": strings.Join, "split": strings.Split,
+		"json":  asJSON,
+		"lower": strings.ToLower,
+		"upper": strings.ToUpper,
+		"join":  strings.Join,
+		"split": strings.Split,
 	}).Parse(text)
 	if err != nil {
 		return Format{}, errdefs.Usagef("--format %q: %s", text, err)

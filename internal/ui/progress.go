@@ -36,7 +36,12 @@ type Progress struct {
 // NewProgress returns a progress that is shown on w: by bars where that is a terminal, and not at
 // all where the user wants quiet.
 func NewProgress(w io.Writer, terminal, quiet bool) *Progress {
-	p := &Progress{W: &serialWriter{w: w}, quiet: quiet, downloads: map[digest.Digest]*mpb.Bar{}, imports: map[digest.Digest]*mpb.Bar{}}
+	p := &Progress{
+		W:         &serialWriter{w: w},
+		quiet:     quiet,
+		downloads: map[digest.Digest]*mpb.Bar{},
+		imports:   map[digest.Digest]*mpb.Bar{},
+	}
 	if terminal && !quiet {
 		p.pool = mpb.New(mpb.WithOutput(w), mpb.WithWidth(progressWidth))
 	}

@@ -9,7 +9,9 @@ import (
 
 // OneLine is the text of an error without line breaks.
 func OneLine(err error) string {
-	return Printable(strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), " "))
+	return Printable(
+		strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), " "),
+	)
 }
 
 // Printable returns text with what a terminal would act on escaped. Images, and what tools say of
