@@ -926,19 +926,19 @@ func TestCheckoutTarget(t *testing.T) {
 		stays       []string
 	}{
 		{"no name", "the directory has no name", func(*testing.T, string) string { return "" }, nil},
-		{"a file", "is no directory", func(t *testing.T, p string) string {
+		{"a file", "is not a directory", func(t *testing.T, p string) string {
 			if err := os.WriteFile(p+"/root", nil, 0o644); err != nil {
 				t.Fatal(err)
 			}
 			return p + "/root"
 		}, []string{"root"}},
-		{"a symlink to a directory", "is no directory", func(t *testing.T, p string) string {
+		{"a symlink to a directory", "is not a directory", func(t *testing.T, p string) string {
 			if err := os.Symlink(mkdir(t, p+"/real"), p+"/root"); err != nil {
 				t.Fatal(err)
 			}
 			return p + "/root/"
 		}, []string{"real", "root"}},
-		{"a dangling symlink", "is no directory", func(t *testing.T, p string) string {
+		{"a dangling symlink", "is not a directory", func(t *testing.T, p string) string {
 			if err := os.Symlink("nowhere", p+"/root"); err != nil {
 				t.Fatal(err)
 			}
