@@ -381,10 +381,10 @@ func TestRandomLayers(t *testing.T) {
 // FuzzRandomLayers does it with fresh seeds: without -fuzz it does nothing.
 func FuzzRandomLayers(f *testing.F) {
 	testutil.NeedRoot(f)
-	f.Fuzz(func(t *testing.T, seed uint64) {
-		checkRandomLayers(t, seed, 40, false)
-		checkRandomLayersOfUser(t, seed, 40)
-		checkRandomLayers(t, seed, 4, true)
+	f.Fuzz(func(t *testing.T, seed uint64) { // few: what takes more than 10 s is taken for hung
+		checkRandomLayers(t, seed, 12, false)
+		checkRandomLayersOfUser(t, seed, 12)
+		checkRandomLayers(t, seed, 2, true)
 	})
 }
 
