@@ -79,13 +79,14 @@ integration: build ## run the bats tests, as many at a time as there are process
 test-hostile: deps-test build ## import the hostile images in full size, with the limits that the program has
 	OSTREE_IMAGE_LONG=1 bats integration/160-hostile.bats
 
-fuzz: deps-build ## run each fuzz test for FUZZTIME (60s), and try 300 forgeries and 2,000 stacks of layers (as root)
+fuzz: deps-build ## run each fuzz test for FUZZTIME (60s), and try 300 forgeries, 1,000 layers and 2,000 stacks (as root)
 	@for package in $$($(GO) list -tags '$(TAGS)' ./...); do \
 		for target in $$($(GO) test -tags '$(TAGS)' -list '^Fuzz' "$$package" | grep '^Fuzz' || :); do \
 			(set -x; $(GO) test -tags '$(TAGS)' -run '^$$' -fuzz "^$$target\$$" -fuzztime '$(FUZZTIME)' "$$package"); \
 		done; \
 	done
 	OSTREE_IMAGE_FORGERIES=300 $(GO) test -v -timeout 2h -tags '$(TAGS)' -run '^TestForgeriesAtRandom$$' .
+	OSTREE_IMAGE_LAYERS=1000 $(GO) test -v -timeout 2h -tags '$(TAGS)' -run '^TestRandomLayers$$' .
 	OSTREE_IMAGE_STACKS=2000 $(GO) test -v -timeout 4h -tags '$(TAGS)' -run '^TestSearchStacks$$' .
 
 # The long forms of what integration/2*.bats try in short.
