@@ -18,33 +18,40 @@ func sortArgs(app *cli.App, args []string) ([]string, error) {
 	if len(args) == 0 {
 		return args, nil
 	}
-	// The command says which options there are, and an option says whether the next word is its
-	// value.
-	global := append(slices.Clip(app.Flags), cli.VersionFlag)
-	words := &wordSorter{flags: [][]cli.Flag{global}}
-	for _, c := range app.Commands {
-		words.flags = append(words.flags, c.Flags)
-	}
-	words.sort(args[1:])
+	words, command := readWords(app, args[1:])
 	if len(words.operands) == 0 {
-		if err := words.unknown(""); err != nil {
-			return nil, err
-		}
-		return append(args[:1:1], words.options[0]...), nil
+		return append(args[:1:1], words.options[0]...), words.unknown("")
 	}
-	name, operands := words.operands[0], words.operands[1:]
-	command := app.Command(name)
 	if command == nil {
-		return nil, unknownCommand(app, name)
+		return nil, unknownCommand(app, words.operands[0])
 	}
-	words = &wordSorter{flags: [][]cli.Flag{command.Flags, global}}
-	words.sort(args[1:])
 	if err := words.unknown(command.Name); err != nil {
 		return nil, err
 	}
 	sorted := append(args[:1:1], words.options[1]...)
 	sorted = append(append(sorted, command.Name), words.options[0]...)
-	return append(append(sorted, "--"), operands...), nil
+	return append(append(sorted, "--"), words.operands[1:]...), nil
+}
+
+// readWords sorts the words behind the program's name, by the options of the command that they
+// name, and then the global ones. Where they name none, command is nil.
+func readWords(app *cli.App, args []string) (words *wordSorter, command *cli.Command) {
+	// The command says which options there are, and an option says whether the next word is its
+	// value.
+	global := append(slices.Clip(app.Flags), cli.VersionFlag)
+	words = &wordSorter{flags: [][]cli.Flag{global}}
+	for _, c := range app.Commands {
+		words.flags = append(words.flags, c.Flags)
+	}
+	words.sort(args)
+	if len(words.operands) > 0 {
+		command = app.Command(words.operands[0])
+	}
+	if command != nil {
+		words = &wordSorter{flags: [][]cli.Flag{command.Flags, global}}
+		words.sort(args)
+	}
+	return words, command
 }
 
 // wordSorter parts options from operands.
@@ -77,59 +84,53 @@ func (w *wordSorter) sort(args []string) {
 func (w *wordSorter) option(word string, next []string) (tookNext bool) {
 	name, value, hasValue := strings.Cut(strings.TrimPrefix(word[1:], "-"), "=")
 	if list, flag := w.find(name); list >= 0 {
-		switch {
-		case hasValue:
+		if hasValue {
 			w.add(list, flag, &value)
-		case !takesValue(flag):
-			w.add(list, flag, nil)
-		case len(next) == 0: // the library says that it is missing
-			w.add(list, flag, nil)
-		default:
-			w.add(list, flag, &next[0])
-			return true
+			return false
 		}
+		return w.addNext(list, flag, next)
+	}
+	if strings.HasPrefix(word, "--") || !w.areShort(word[1:]) {
+		w.strange = append(w.strange, word)
 		return false
 	}
-	if strings.HasPrefix(word, "--") || !w.short(word[1:], next, &tookNext) {
-		w.strange = append(w.strange, word)
+	return w.short(word[1:], next)
+}
+
+// areShort tells whether letters are short options, such as qa, of which the last may have its value
+// behind it, such as fjson.
+func (w *wordSorter) areShort(letters string) bool {
+	for i := range len(letters) {
+		list, flag := w.find(letters[i : i+1])
+		if list < 0 || takesValue(flag) {
+			return list >= 0
+		}
+	}
+	return true
+}
+
+// short takes what areShort has seen. It tells whether the next word is a value.
+func (w *wordSorter) short(letters string, next []string) (tookNext bool) {
+	for i := range len(letters) {
+		list, flag := w.find(letters[i : i+1])
+		if rest := letters[i+1:]; rest != "" && takesValue(flag) {
+			value := strings.TrimPrefix(rest, "=")
+			w.add(list, flag, &value)
+			return false
+		}
+		tookNext = w.addNext(list, flag, next)
 	}
 	return tookNext
 }
 
-// short takes combined short options, such as -qa or -fjson. It tells whether there are such.
-func (w *wordSorter) short(letters string, next []string, tookNext *bool) bool {
-	type found struct {
-		list int
-		flag cli.Flag
+// addNext adds an option, whose value is the next word where it has one. Where that is missing, the
+// library says so.
+func (w *wordSorter) addNext(list int, flag cli.Flag, next []string) (tookNext bool) {
+	if !takesValue(flag) || len(next) == 0 {
+		w.add(list, flag, nil)
+		return false
 	}
-	var all []found
-	for i := range len(letters) {
-		name := letters[i : i+1]
-		list, flag := w.find(name)
-		if list < 0 {
-			return false
-		}
-		if takesValue(flag) {
-			value := strings.TrimPrefix(letters[i+1:], "=")
-			for _, f := range all {
-				w.add(f.list, f.flag, nil)
-			}
-			switch {
-			case i+1 < len(letters):
-				w.add(list, flag, &value)
-			case len(next) == 0:
-				w.add(list, flag, nil)
-			default:
-				*tookNext = true
-				w.add(list, flag, &next[0])
-			}
-			return true
-		}
-		all = append(all, found{list, flag})
-	}
-	for _, f := range all {
-		w.add(f.list, f.flag, nil)
-	}
+	w.add(list, flag, &next[0])
 	return true
 }
 
@@ -169,8 +170,16 @@ func (w *wordSorter) unknown(command string) error {
 		return nil
 	}
 	option, _, _ := strings.Cut(w.strange[0], "=")
-	var names []string
-	for _, flags := range w.flags {
+	help := "ostree-image --help"
+	if command != "" {
+		help = "ostree-image " + command + " --help"
+	}
+	return errdefs.Usagef("unknown option %s%s; see %s", option, didYouMean(option, optionNames(w.flags)), help)
+}
+
+// optionNames returns the long names of options.
+func optionNames(lists [][]cli.Flag) (names []string) {
+	for _, flags := range lists {
 		for _, f := range flags {
 			for _, n := range f.Names() {
 				if len(n) > 1 {
@@ -179,11 +188,7 @@ func (w *wordSorter) unknown(command string) error {
 			}
 		}
 	}
-	help := "ostree-image --help"
-	if command != "" {
-		help = "ostree-image " + command + " --help"
-	}
-	return errdefs.Usagef("unknown option %s%s; see %s", option, didYouMean(option, names), help)
+	return names
 }
 
 func unknownCommand(app *cli.App, name string) error {

@@ -107,19 +107,9 @@ func (p *program) complete(ctx context.Context, app *cli.App, words []string) []
 		words = []string{""}
 	}
 	before, last := words[:len(words)-1], words[len(words)-1]
-	global := append(slices.Clip(app.Flags), cli.VersionFlag)
-	sorter := &wordSorter{flags: [][]cli.Flag{global}}
-	for _, c := range app.Commands {
-		sorter.flags = append(sorter.flags, c.Flags)
-	}
-	sorter.sort(before)
-	var command *cli.Command
-	if len(sorter.operands) > 0 {
-		if command = app.Command(sorter.operands[0]); command == nil {
-			return nil
-		}
-		sorter = &wordSorter{flags: [][]cli.Flag{command.Flags, global}}
-		sorter.sort(before)
+	sorter, command := readWords(app, before)
+	if command == nil && len(sorter.operands) > 0 {
+		return nil
 	}
 	if name, value, ok := strings.Cut(strings.TrimLeft(last, "-"), "="); ok && strings.HasPrefix(last, "--") {
 		return withPrefix("--"+name+"=", valuesOf[name], value)
@@ -133,13 +123,7 @@ func (p *program) complete(ctx context.Context, app *cli.App, words []string) []
 	case strings.HasPrefix(last, "-"):
 		return withPrefix("", optionNames(sorter.flags), last)
 	case command == nil:
-		var names []string
-		for _, c := range app.Commands {
-			if !c.Hidden {
-				names = append(names, c.Name)
-			}
-		}
-		return withPrefix("", names, last)
+		return withPrefix("", commandNames(app), last)
 	}
 	return withPrefix("", p.operandsOf(ctx, app, command, len(sorter.operands)-1, repoOption(sorter)), last)
 }
@@ -162,17 +146,19 @@ func (p *program) operandsOf(ctx context.Context, app *cli.App, command *cli.Com
 	case "SOURCE", "DESTINATION":
 		return transportPrefixes()
 	case "COMMAND":
-		var names []string
-		for _, c := range app.Commands {
-			if !c.Hidden {
-				names = append(names, c.Name)
-			}
-		}
-		return names
+		return commandNames(app)
 	case "bash|zsh|fish":
 		return strings.Split(kind, "|")
 	}
 	return nil
+}
+
+// commandNames returns the names of the commands that help shows.
+func commandNames(app *cli.App) (names []string) {
+	for _, c := range app.VisibleCommands() {
+		names = append(names, c.Name)
+	}
+	return names
 }
 
 // imageNamesIn returns the names of a repository's images, none where it is not there.
@@ -231,19 +217,6 @@ func transportPrefixes() []string {
 		}
 	}
 	return all
-}
-
-func optionNames(lists [][]cli.Flag) (names []string) {
-	for _, flags := range lists {
-		for _, f := range flags {
-			for _, n := range f.Names() {
-				if len(n) > 1 {
-					names = append(names, "--"+n)
-				}
-			}
-		}
-	}
-	return names
 }
 
 // withPrefix returns the words that begin with what was written, sorted, each behind a prefix.

@@ -230,48 +230,14 @@ func (p *program) copyFlags() []cli.Flag {
 	for _, side := range []struct {
 		prefix, what, category string
 		e                      *endpoint
-	}{{"src", "source", "Source", &g.source}, {"dest", "destination", "Destination", &g.destination}} {
-		e := side.e
-		flags = append(
-			flags,
-			&cli.BoolFlag{
-				Name:        side.prefix + "-tls-verify",
-				Category:    side.category,
-				Usage:       "require HTTPS and verify the certificates of the " + side.what,
-				Value:       true,
-				Destination: &e.tlsVerify,
-			},
-			&cli.StringFlag{
-				Name:        side.prefix + "-creds",
-				Category:    side.category,
-				Usage:       "log in at the " + side.what + " as `USER[:PASSWORD]`",
-				Destination: &e.creds,
-			},
-			&cli.BoolFlag{
-				Name:        side.prefix + "-no-creds",
-				Category:    side.category,
-				Usage:       "use no credentials at the " + side.what,
-				Destination: &e.noCreds,
-			},
-			&cli.StringFlag{
-				Name:        side.prefix + "-cert-dir",
-				Category:    side.category,
-				Usage:       "use the certificates in `DIR` for the " + side.what,
-				Destination: &e.certDir,
-			},
-			&cli.StringFlag{
-				Name:        side.prefix + "-authfile",
-				Category:    side.category,
-				Usage:       "read the credentials for the " + side.what + " from `FILE`",
-				Destination: &e.authFile,
-			},
-			&cli.StringFlag{
-				Name:        side.prefix + "-registry-token",
-				Category:    side.category,
-				Usage:       "use the bearer `TOKEN` at the " + side.what,
-				Destination: &e.registryToken,
-			},
-		)
+	}{{"src-", "source", "Source", &g.source}, {"dest-", "destination", "Destination", &g.destination}} {
+		flags = append(flags, endpointFlags(side.e, side.prefix, side.what, side.category)...)
+		flags = append(flags, &cli.StringFlag{
+			Name:        side.prefix + "authfile",
+			Category:    side.category,
+			Usage:       "read the credentials for the " + side.what + " from `FILE`",
+			Destination: &side.e.authFile,
+		})
 	}
 	return flags
 }

@@ -22,7 +22,7 @@ func (p *program) inspectCommand() *cli.Command {
 		Name: "inspect", Category: "Images", Usage: "describe an image of the repository, or of any transport",
 		ArgsUsage:   "NAME|SOURCE",
 		Description: "ostree-image inspect debian:12\nostree-image inspect --raw docker://quay.io/podman/stable",
-		Flags: append(registryFlags(&o.registry),
+		Flags: append(endpointFlags(&o.registry, "", "registry", ""),
 			formatFlag(&o.format, "json"),
 			&cli.BoolFlag{Name: "raw", Usage: "print the manifest's exact bytes", Destination: &o.raw},
 			&cli.BoolFlag{Name: "config", Usage: "print the config's exact bytes", Destination: &o.config},

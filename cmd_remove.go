@@ -4,10 +4,10 @@ import (
 	"context"
 	"strings"
 
-	"ostree-image/internal/errdefs"
-
 	"github.com/pkg/errors"
 	"github.com/urfave/cli/v2"
+
+	"ostree-image/internal/errdefs"
 )
 
 // removeOptions are the options of remove.

@@ -42,13 +42,8 @@ func (d *destination) Commit(ctx context.Context, source types.UnparsedImage) er
 		}
 	}
 	unchanged := d.staging == nil && len(d.partial) == 0 && !hasLeftovers(d.refs)
-	if unchanged &&
-		d.isStored(
-			ctx,
-			d.refs,
-			top,
-			d.known.own,
-		) { // whatever others do, it was there, with all that it needs, a moment ago
+	if unchanged && d.isStored(ctx, d.refs, top, d.known.own) {
+		// Whatever others do, it was there, with all that it needs, a moment ago.
 		d.sweep()
 		return d.sync(d.ref.ref()) // the run that brought it may have been ended before
 	}
@@ -145,10 +140,14 @@ func (d *destination) isReused(blob digest.Digest) bool {
 	return b == nil || b.reused
 }
 
-// neededBlobs returns the blobs that the image's manifests name, each once.
-func (d *destination) neededBlobs() ([]digest.Digest, error) {
-	var need []digest.Digest
-	seen := map[digest.Digest]bool{}
+// putImage is a manifest that was put and is no index, and the blobs that it names, the config first.
+type putImage struct {
+	*destinationManifest
+	blobs []types.BlobInfo
+}
+
+// images returns the manifests that were put, in their order, without indexes.
+func (d *destination) images() (images []putImage, err error) {
 	for _, sum := range d.order {
 		m := d.manifests[sum]
 		if manifest.MIMETypeIsMultiImage(m.mimeType) {
@@ -158,6 +157,21 @@ func (d *destination) neededBlobs() ([]digest.Digest, error) {
 		if err != nil {
 			return nil, err
 		}
+		images = append(images, putImage{m, blobs})
+	}
+	return images, nil
+}
+
+// neededBlobs returns the blobs that the image's manifests name, each once.
+func (d *destination) neededBlobs() ([]digest.Digest, error) {
+	var need []digest.Digest
+	seen := map[digest.Digest]bool{}
+	images, err := d.images()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range images {
+		blobs := m.blobs
 		for _, b := range blobs {
 			if !seen[b.Digest] {
 				seen[b.Digest] = true
@@ -172,15 +186,12 @@ func (d *destination) neededBlobs() ([]digest.Digest, error) {
 // any kind under the type of a tar layer. An image that would run has no such.
 func (d *destination) putArtifacts() error {
 	artifact := map[digest.Digest]bool{}
-	for _, sum := range d.order {
-		m := d.manifests[sum]
-		if manifest.MIMETypeIsMultiImage(m.mimeType) {
-			continue
-		}
-		blobs, err := imageref.Blobs(m.blob, m.mimeType)
-		if err != nil {
-			return err
-		}
+	images, err := d.images()
+	if err != nil {
+		return err
+	}
+	for _, m := range images {
+		blobs := m.blobs
 		for _, info := range blobs[1:] {
 			if was, known := artifact[info.Digest]; !known || was {
 				artifact[info.Digest] = !imageref.IsConfigType(blobs[0].MediaType)
@@ -211,14 +222,12 @@ func (d *destination) putArtifacts() error {
 // keepSigned keeps the exact bytes of the layers that a signature covers, where the copy did not
 // announce signatures, of those that nothing else proves, and of a layer that is the config, too.
 func (d *destination) keepSigned(ctx context.Context) error {
-	for _, m := range d.manifests {
-		if manifest.MIMETypeIsMultiImage(m.mimeType) {
-			continue
-		}
-		blobs, err := imageref.Blobs(m.blob, m.mimeType)
-		if err != nil {
-			return err
-		}
+	images, err := d.images()
+	if err != nil {
+		return err
+	}
+	for _, m := range images {
+		blobs := m.blobs
 		proofs, err := imageref.DiffIDs(d.configs[blobs[0].Digest], blobs)
 		if err != nil {
 			return err
@@ -242,15 +251,12 @@ func (d *destination) keepSigned(ctx context.Context) error {
 // checkLayers holds the layers against the diffIDs that the configs name. A layer that was imported
 // now and has another is refused. One that was there may be another's: it is imported anew.
 func (d *destination) checkLayers(ctx context.Context) error {
-	for _, sum := range d.order {
-		m := d.manifests[sum]
-		if manifest.MIMETypeIsMultiImage(m.mimeType) {
-			continue
-		}
-		blobs, err := imageref.Blobs(m.blob, m.mimeType)
-		if err != nil {
-			return err
-		}
+	images, err := d.images()
+	if err != nil {
+		return err
+	}
+	for _, m := range images {
+		blobs := m.blobs
 		config := d.configs[blobs[0].Digest]
 		if want := blobs[0].Size; config != nil && want != int64(len(config)) {
 			return errdefs.Checkf(

@@ -206,18 +206,39 @@ func sameRepository(c *cli.Context, one, other string) error {
 	return nil
 }
 
-// registryFlags are the options of a command that may ask one registry.
-func registryFlags(e *endpoint) []cli.Flag {
+// endpointFlags are the options of a place that may be a registry: what is what they call it.
+func endpointFlags(e *endpoint, prefix, what, category string) []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{
-			Name:        "tls-verify",
-			Usage:       "want HTTPS and a valid certificate of the registry",
+			Name:        prefix + "tls-verify",
+			Category:    category,
+			Usage:       "require HTTPS and verify the certificates of the " + what,
 			Value:       true,
 			Destination: &e.tlsVerify,
 		},
-		&cli.StringFlag{Name: "creds", Usage: "use the credentials `USER:PASSWORD`", Destination: &e.creds},
-		&cli.BoolFlag{Name: "no-creds", Usage: "use no credentials", Destination: &e.noCreds},
-		&cli.StringFlag{Name: "cert-dir", Usage: "use the certificates in `DIR`", Destination: &e.certDir},
-		&cli.StringFlag{Name: "registry-token", Usage: "use the bearer `TOKEN`", Destination: &e.registryToken},
+		&cli.StringFlag{
+			Name:        prefix + "creds",
+			Category:    category,
+			Usage:       "log in at the " + what + " as `USER:PASSWORD`",
+			Destination: &e.creds,
+		},
+		&cli.BoolFlag{
+			Name:        prefix + "no-creds",
+			Category:    category,
+			Usage:       "use no credentials at the " + what,
+			Destination: &e.noCreds,
+		},
+		&cli.StringFlag{
+			Name:        prefix + "cert-dir",
+			Category:    category,
+			Usage:       "use the certificates in `DIR` for the " + what,
+			Destination: &e.certDir,
+		},
+		&cli.StringFlag{
+			Name:        prefix + "registry-token",
+			Category:    category,
+			Usage:       "use the bearer `TOKEN` at the " + what,
+			Destination: &e.registryToken,
+		},
 	}
 }

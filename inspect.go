@@ -5,8 +5,6 @@ import (
 	"io"
 	"time"
 
-	"ostree-image/internal/errdefs"
-
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
 	"go.podman.io/image/v5/docker"
@@ -14,6 +12,8 @@ import (
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/transports"
 	"go.podman.io/image/v5/types"
+
+	"ostree-image/internal/errdefs"
 )
 
 // inspectInfo is what inspect says, with the keys of skopeo inspect.

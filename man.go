@@ -33,12 +33,7 @@ func (p *program) manCommand() *cli.Command {
 // manPages returns a man page for the program and for each command, by file name, in roff (man(7)).
 // They say what --help says.
 func manPages(app *cli.App) map[string]string {
-	var commands []*cli.Command
-	for _, c := range app.Commands {
-		if !c.Hidden {
-			commands = append(commands, c)
-		}
-	}
+	commands := app.VisibleCommands()
 	pages := map[string]string{app.Name + ".1": programPage(app, commands)}
 	for _, c := range commands {
 		pages[app.Name+"-"+c.Name+".1"] = commandPage(app, c)

@@ -15,7 +15,7 @@ import (
 	"ostree-image/internal/errdefs"
 )
 
-// Process is a running command. The caller calls wait, exactly once; kill may come at any time.
+// Process is a running command. The caller calls Wait, exactly once; Kill may come at any time.
 type Process struct {
 	Cmd    *exec.Cmd
 	tool   string
@@ -74,7 +74,7 @@ func (p *Process) watchMemory() {
 	}
 }
 
-// Kill ends the whole process group at once. wait is still to be called.
+// Kill ends the whole process group at once. Wait is still to be called.
 func (p *Process) Kill() { _ = p.Signal(syscall.SIGKILL) }
 
 // Signal sends a signal to the whole process group, unless the process was waited for: then another
@@ -94,7 +94,7 @@ func (p *Process) awaitEnd() {
 	}
 }
 
-// Wait waits for the end of the process. Any end but exit status 0 is a *toolError; where the
+// Wait waits for the end of the process. Any end but exit status 0 is a *ToolError; where the
 // caller's context ended it, it is that context's cause.
 func (p *Process) Wait() error {
 	err := p.outcome()
@@ -145,7 +145,7 @@ func (p *Process) Failed(why string) error {
 	return &ToolError{Tool: p.tool, Args: p.args, Stderr: p.Stderr.String(), Err: errors.New(why)}
 }
 
-// Ended tells the journal.
+// ended tells the observer.
 func (p *Process) ended(err error) {
 	if p.number > 0 {
 		p.run.observer.Ended(p.number, err, p.took)

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"ostree-image/internal/testutil"
 )
 
 var hostile = []string{
@@ -35,11 +37,8 @@ func roundTrip(t testing.TB, shell string, words []string) []string {
 func TestWordsComeBackFromAShell(t *testing.T) {
 	for _, shell := range []string{"sh", "bash", "dash"} {
 		t.Run(shell, func(t *testing.T) {
-			path, err := exec.LookPath(shell)
-			if err != nil {
-				t.Skipf("no %s on this machine", shell)
-			}
-			got := roundTrip(t, path, hostile)
+			testutil.NeedTools(t, shell)
+			got := roundTrip(t, shell, hostile)
 			if len(got) != len(hostile) {
 				t.Fatalf("%d words came back, want %d", len(got), len(hostile))
 			}

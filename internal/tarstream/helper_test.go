@@ -13,29 +13,6 @@ import (
 	"testing"
 )
 
-// skip leaves a test out and says why. With REQUIRE_TOOLS=1, as in CI, that is a failure.
-func skip(t testing.TB, format string, args ...any) {
-	t.Helper()
-	if os.Getenv("REQUIRE_TOOLS") == "1" {
-		t.Fatalf("REQUIRE_TOOLS=1, and this test would be left out: "+format, args...)
-	}
-	t.Skipf(format, args...)
-}
-
-func need(t testing.TB, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		skip(t, "no %s on this machine", name)
-	}
-}
-
-func errText(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
-}
-
 func ostree(t testing.TB, stdin []byte, args ...string) string {
 	t.Helper()
 	cmd := exec.Command("ostree", args...)

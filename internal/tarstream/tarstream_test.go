@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"ostree-image/internal/testutil"
+
 	"github.com/pkg/errors"
 )
 
@@ -146,7 +148,7 @@ func TestArchiveTarReadsItBack(t *testing.T) {
 }
 
 func TestTarListsIt(t *testing.T) {
-	need(t, "tar")
+	testutil.NeedTools(t, "tar")
 	plain := slices.DeleteFunc(slices.Clone(entries), func(e Entry) bool { return strings.ContainsAny(e.Name, "\n\\") })
 	cmd := exec.Command("tar", "--warning=no-unknown-keyword", "--quoting-style=literal", "--numeric-owner", "--utc", "--full-time", "-tvf", "-")
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8"}
@@ -196,11 +198,11 @@ func modeText(e Entry) string {
 }
 
 func TestOSTreeCommitsIt(t *testing.T) {
-	need(t, "ostree")
+	testutil.NeedTools(t, "ostree")
 	for _, mode := range []string{"bare", "bare-user", "archive"} {
 		t.Run(mode, func(t *testing.T) {
 			if mode == "bare" && os.Geteuid() != 0 {
-				skip(t, "a bare repository with many owners takes root")
+				testutil.Skip(t, "a bare repository with many owners takes root")
 			}
 			repo := newRepo(t, mode)
 			commit(t, repo, write(t, entries...))
@@ -258,9 +260,9 @@ func checkTree(t *testing.T, repo string, entries []Entry) {
 }
 
 func TestXattrsInAnyOrder(t *testing.T) {
-	need(t, "ostree")
+	testutil.NeedTools(t, "ostree")
 	if os.Geteuid() != 0 {
-		skip(t, "security.capability takes root")
+		testutil.Skip(t, "security.capability takes root")
 	}
 	names := []string{"user.a", "security.capability", "user.b"}
 	repo := newRepo(t, "bare")
@@ -312,17 +314,17 @@ func TestPayloadMustFit(t *testing.T) {
 				keep(werr)
 			}
 			keep(w.Close())
-			if got := errText(err); got != tt.wantErr {
+			if got := testutil.ErrText(err); got != tt.wantErr {
 				t.Errorf("error %q, want %q", got, tt.wantErr)
 			}
 			if err == nil {
 				return
 			}
 			// An error stays: a stream that went wrong is never ended as if it were whole.
-			if got := errText(w.Close()); got != tt.wantErr {
+			if got := testutil.ErrText(w.Close()); got != tt.wantErr {
 				t.Errorf("error of a second Close %q, want %q", got, tt.wantErr)
 			}
-			if got := errText(w.WriteEntry(Entry{Name: "d", Kind: Dir})); got != tt.wantErr {
+			if got := testutil.ErrText(w.WriteEntry(Entry{Name: "d", Kind: Dir})); got != tt.wantErr {
 				t.Errorf("error of a later entry %q, want %q", got, tt.wantErr)
 			}
 		})
