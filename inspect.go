@@ -50,21 +50,22 @@ func titleOf(ref types.ImageReference) string {
 }
 
 // inspectImage describes an image of any transport, or the instance of an index that fits.
-func inspectImage(ctx context.Context, ref types.ImageReference, sys *types.SystemContext) (inspectInfo, error) {
-	info, err := inspectSource(ctx, ref, sys)
+func inspectImage(
+	ctx context.Context, ref types.ImageReference, sys *types.SystemContext,
+) (info inspectInfo, err error) {
+	src, err := openAny(ctx, ref, sys)
+	if err != nil {
+		return info, err // which names the image
+	}
+	defer errdefs.Close(&err, src)
+	info, err = inspectSource(ctx, src, sys)
 	return info, errors.WithMessage(err, titleOf(ref))
 }
 
 func inspectSource(
-	ctx context.Context,
-	ref types.ImageReference,
-	sys *types.SystemContext,
+	ctx context.Context, src types.ImageSource, sys *types.SystemContext,
 ) (info inspectInfo, err error) {
-	src, err := openAny(ctx, ref, sys)
-	if err != nil {
-		return info, err
-	}
-	defer errdefs.Close(&err, src)
+	ref := src.Reference()
 	top := image.UnparsedInstance(src, nil)
 	blob, mimeType, err := top.Manifest(ctx)
 	if err != nil {

@@ -81,6 +81,7 @@ digest_of() { ostree show "--repo=$OSTREE_REPO" --print-metadata-key=docker.dige
     oi inspect "$hex" --format '{{.Name}}'
     assert_equal "$output" one:1
     oi -3 inspect ffffffffffff
+    assert_equal "$stderr" "ostree-image: no image ffffffffffff:latest in the repository $OSTREE_REPO; see ostree-image list"
     oi remove "${hex:0:8}"
     oi list -q
     assert_equal "$output" ''
