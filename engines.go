@@ -27,10 +27,10 @@ func (st *staging) startEngine(
 	ctx context.Context,
 	b *stagedBlob,
 	input string,
-	opening *openingWriter,
+	extractable *extractableWriter,
 ) (layerWriter, error) {
 	if st.engine == engineStream {
-		alone := opening != nil
+		alone := extractable != nil
 		held := &spool.Buffered{}
 		// In this mode alone ostree would write each file again to make a commit with the layer's
 		// metadata of one without.
@@ -67,7 +67,7 @@ func (st *staging) startEngine(
 	if err != nil {
 		return nil, err
 	}
-	return &tarEngine{st: st, dir: dir, process: p, stdin: stdin, opening: opening}, nil
+	return &tarEngine{st: st, dir: dir, process: p, stdin: stdin, extractable: extractable}, nil
 }
 
 // streamEngine pipes a normalized tar stream into ostree commit, once it is more than can be held.
@@ -133,11 +133,11 @@ func (e *streamEngine) abort() error {
 }
 
 type tarEngine struct {
-	st      *staging
-	dir     string
-	process *proc.Process
-	stdin   *proc.Pipe
-	opening *openingWriter
+	st          *staging
+	dir         string
+	process     *proc.Process
+	stdin       *proc.Pipe
+	extractable *extractableWriter
 }
 
 func (e *tarEngine) Write(b []byte) (int, error) { return e.stdin.Write(b) }
@@ -169,11 +169,18 @@ func (e *tarEngine) finish() (tree layerTree, err error) {
 		return tree, err
 	}
 	j, perms := e.st.settings.journal, e.st.perms
+	handing, err := e.extractable.handDown(e.dir)
+	if err != nil {
+		return tree, errors.WithMessage(err, "giving directories their set-group-ID bit")
+	}
+	for _, name := range handing {
+		j.step("the bit that it has in the layer", "chmod", "g+s", e.dir+"/"+name)
+	}
 	overrides, err := perms.fixTree(e.dir)
 	if err != nil {
 		return tree, errors.WithMessage(err, "making the extracted files readable")
 	}
-	overrides = append(overrides, e.opening.overrides()...)
+	overrides = append(overrides, e.extractable.overrides()...)
 	options := ostree.TreeOptions{
 		Owner:   perms.uid != 0 && !perms.asOwn,
 		Consume: e.st.mode == ostree.Bare,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io/fs"
@@ -181,40 +182,50 @@ func cleanCapability(value string) string {
 	return ""
 }
 
-// openingWriter passes entries on to a tar that is not run by root, with the bits that it needs on
-// the way, and ostree behind it: tar comes back to directories that it has left, and gives files
-// their attributes after their modes. The modes that they have in the layer are kept.
-type openingWriter struct {
+// extractableWriter passes entries on to tar with modes that it can extract, and keeps those that
+// they have in the layer. No directory hands its group down: tar would give that bit to what it
+// makes there later, and leave it where that is to have the mode 0700. A tar that is not run by
+// root gets the bits that it needs on the way, and ostree behind it: tar comes back to directories
+// that it has left, and gives files their attributes after their modes.
+type extractableWriter struct {
 	entryWriter
-	modes map[string]uint32 // of what was opened, by its name
+	asRoot bool
+	modes  map[string]uint32 // of what was changed, by its name
 }
 
 // WriteEntry passes an entry on.
-func (w *openingWriter) WriteEntry(e tarstream.Entry) error {
-	var need uint32
-	switch mode, opened := w.modes[e.Link]; {
+func (w *extractableWriter) WriteEntry(e tarstream.Entry) error {
+	var need, not uint32
+	switch mode, changed := w.modes[e.Link]; {
 	case e.Kind == tarstream.Dir:
-		need = 0o700
+		need, not = 0o700, handsDown
 	case e.Kind == tarstream.File && len(e.Xattrs) > 0:
 		need = 0o600
 	case e.Kind == tarstream.File:
 		need = 0o400
-	case e.Kind == tarstream.HardLink && opened:
+	case e.Kind == tarstream.HardLink && changed:
 		w.modes[e.Name] = mode
+	}
+	if w.asRoot {
+		need = 0
 	}
 	if e.Kind != tarstream.HardLink {
 		delete(w.modes, e.Name) // of a directory that came before
 	}
-	if e.Mode&need != need {
+	if mode := e.Mode&^not | need; mode != e.Mode {
 		w.modes[e.Name] = e.Mode
-		e.Mode |= need
+		e.Mode = mode
 	}
 	return w.entryWriter.WriteEntry(e)
 }
 
+// handsDown is the set-group-ID bit, with which a directory gives its group, and the bit, to the
+// directories that are made in it (inode(7)).
+const handsDown = 0o2000
+
 // overrides returns the lines of a --statoverride file that give the commit the modes back. A line
 // cannot name what has a newline.
-func (w *openingWriter) overrides() []string {
+func (w *extractableWriter) overrides() []string {
 	var lines []string
 	for _, name := range slices.Sorted(maps.Keys(w.modes)) {
 		if !strings.Contains(name, "\n") {
@@ -222,6 +233,34 @@ func (w *openingWriter) overrides() []string {
 		}
 	}
 	return lines
+}
+
+// handDown gives the directories in the extracted tree at dir that no override can name their
+// set-group-ID bit back, and returns their names.
+func (w *extractableWriter) handDown(dir string) (names []string, err error) {
+	for name, mode := range w.modes {
+		if mode&handsDown != 0 && strings.Contains(name, "\n") {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil, nil
+	}
+	slices.Sort(names)
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	defer func() { _ = root.Close() }()
+	return slices.DeleteFunc(names, func(name string) bool {
+		info, lerr := root.Lstat(name)
+		if lerr != nil || !info.IsDir() {
+			err = cmp.Or(err, lerr)
+			return true // a file keeps its bit
+		}
+		err = cmp.Or(err, root.Chmod(name, info.Mode()|fs.ModeSetgid))
+		return false
+	}), errors.WithStack(err)
 }
 
 func overrideLine(mode uint32, path string) string { return fmt.Sprintf("=%d %s", mode, path) }

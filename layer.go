@@ -237,11 +237,11 @@ func (st *staging) unpack(
 ) (
 	tree layerTree, plain bool, err error,
 ) {
-	opening := &openingWriter{modes: map[string]uint32{}}
-	tree, err = st.feed(ctx, b, input, opening, func(w io.Writer) (err error) {
+	extractable := &extractableWriter{asRoot: st.perms.uid == 0, modes: map[string]uint32{}}
+	tree, err = st.feed(ctx, b, input, extractable, func(w io.Writer) (err error) {
 		var out entryWriter = tarstream.NewWriter(w)
-		if st.engine == engineTar && st.perms.uid != 0 {
-			opening.entryWriter, out = out, opening
+		if st.engine == engineTar {
+			extractable.entryWriter, out = out, extractable
 		}
 		plain, err = st.scanInto(ctx, b, scan, makeSink(out))
 		return err
@@ -272,13 +272,13 @@ func (st *staging) scanInto(
 }
 
 // feed gives the stream that write writes to the engine and returns what its commit is made of.
-// input is what the journal calls the stream. opening keeps the modes that are not in the stream,
+// input is what the journal calls the stream. extractable keeps the modes that are not in the stream,
 // and is nil where the layer has more than this one.
 func (st *staging) feed(
 	ctx context.Context,
 	b *stagedBlob,
 	input string,
-	opening *openingWriter,
+	extractable *extractableWriter,
 	write func(io.Writer) error,
 ) (
 	tree layerTree, err error,
@@ -293,7 +293,7 @@ func (st *staging) feed(
 			err = rerr
 		}
 	}()
-	w, err := st.startEngine(ctx, b, input, opening)
+	w, err := st.startEngine(ctx, b, input, extractable)
 	if err != nil {
 		return tree, err
 	}

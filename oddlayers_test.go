@@ -276,6 +276,12 @@ func oddLayers(t testing.TB) []oddLayer {
 		{name: "order of directories", layer: archive(member{name: "z", flag: '5', mode: 0o500}, file("z/f", "x"), member{name: "z/y", flag: '5', mode: 0o111}, file("z/y/g", "y")), plain: true},
 		{name: "root", layer: archive(member{name: "./", flag: '5', mode: 0o1700, uid: 7, gid: 8, pax: xattrs("user.r", "root")}, file("f", "x")), plain: true},
 		{name: "root as a dot", layer: archive(member{name: ".", flag: '5', mode: 0o711}, file("g", "x")), plain: true},
+		{name: "a private directory below one that hands its group down", layer: archive(member{name: "sp", flag: '5', mode: 0o2775, gid: 9}, dir("away"),
+			member{name: "sp/a", flag: '5', mode: 0o700, uid: 5}, member{name: "sp/b", flag: '5', mode: 0o2700}), want: []string{
+			"d00755 0 0 /away", "d02775 0 9 /sp", "d00700 5 0 /sp/a", "d02700 0 0 /sp/b",
+		}},
+		{name: "the same with newlines", layer: archive(member{name: "s\n", flag: '5', mode: 0o2775, gid: 9}, dir("later"), member{name: "s\n/p\n", flag: '5', mode: 0o700, uid: 5},
+			member{name: "s\n/g", mode: 0o2755, body: "x"}), want: []string{"d00755 0 0 /later", "d02775 0 9 /s", "d00700 5 0 /s", "-02755 0 0 1 /s"}}, // as ostree lists them
 		{name: "root later", layer: archive(file("f", "root later"), member{name: "./", flag: '5', mode: 0o2750, uid: 9}), plain: true},
 		{name: "root twice", layer: archive(member{name: "./", flag: '5', mode: 0o700, uid: 7}, file("f", "root twice"), member{name: "./", flag: '5', mode: 0o755, uid: 10}), plain: true, inexact: true},
 		{name: "root as a slash", layer: archive(member{name: "/", flag: '5', mode: 0o750}, file("f", "slash")), want: []string{"d00750 0 0 /", "-00644 0 0 5 /f"}},

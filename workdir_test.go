@@ -342,9 +342,8 @@ func asOtherUser(t *testing.T, test, dir string) {
 		t.Fatal(err)
 	}
 	program := filepath.Join(dir, "test")
-	if err := copyFile(self, program); err != nil {
-		t.Fatal(err)
-	}
+	// Not by this process: one forked meanwhile would hold the file open, and nobody could run it.
+	testutil.Run(t, "cp", "--", self, program)
 	for path, mode := range map[string]os.FileMode{dir: 0o777, program: 0o755} {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)
