@@ -1352,9 +1352,10 @@ func tarSplitOf(t testing.TB, layer []byte) string {
 	return base64.StdEncoding.EncodeToString(b.Bytes())
 }
 
-// TestCheckoutIndex checks instances of an index out.
-func TestCheckoutIndex(t *testing.T) {
-	run := newTestRun(t, testOptions{mode: ostree.BareUser})
+// writeIndexLayout makes an OCI layout that has an index of linux/amd64 and linux/arm64 under the
+// name multi, and returns its path.
+func writeIndexLayout(t *testing.T) string {
+	t.Helper()
 	layout := filepath.Join(t.TempDir(), "layout")
 	images := map[string]*testImage{}
 	index := imgspecv1.Index{Versioned: imgspec.Versioned{SchemaVersion: 2}, MediaType: imgspecv1.MediaTypeImageIndex}
@@ -1379,6 +1380,13 @@ func TestCheckoutIndex(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	return layout
+}
+
+// TestCheckoutIndex checks instances of an index out.
+func TestCheckoutIndex(t *testing.T) {
+	run := newTestRun(t, testOptions{mode: ostree.BareUser})
+	layout := writeIndexLayout(t)
 	oi := func(want int, args ...string) string {
 		t.Helper()
 		var out, stderr bytes.Buffer

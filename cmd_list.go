@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ui"
+	"ostree-image/internal/usercache"
 )
 
 // listOptions are the options of list.
@@ -28,7 +31,7 @@ func (p *program) listCommand() *cli.Command {
 		Flags: []cli.Flag{
 			formatFlag(&o.format, "table"),
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "only print the names", Destination: &o.quiet},
-			&cli.BoolFlag{Name: "no-trunc", Usage: "print the digests in full", Destination: &o.noTrunc},
+			&cli.BoolFlag{Name: "no-trunc", Usage: "print digests and platforms in full", Destination: &o.noTrunc},
 		},
 		Before: wantArgs(0, 0), Action: func(c *cli.Context) error { return p.list(c, o) },
 	}
@@ -47,7 +50,7 @@ func (p *program) list(c *cli.Context, o listOptions) error {
 		return err
 	}
 	var failed error
-	images, err := repo.listImages(c.Context, runtime.GOMAXPROCS(0), format.JSON, func(name string, err error) {
+	broken := func(name string, err error) {
 		var gone errdefs.GoneError
 		var access *errdefs.AccessError
 		switch {
@@ -60,6 +63,13 @@ func (p *program) list(c *cli.Context, o listOptions) error {
 			failed = errdefs.Checkf("some images cannot be read")
 		}
 		p.settings.progress.Print(fmt.Sprintf("ostree-image: image %s: %s\n", ui.Printable(name), ui.OneLine(err)))
+	}
+	images, err := repo.listImages(c.Context, imageListOptions{
+		parallel: runtime.GOMAXPROCS(0),
+		unpacked: format.Shows("UncompressedSize"),
+		cache:    usercache.New(knownFile, maxKnownFile),
+		progress: p.settings.progress,
+		broken:   broken,
 	})
 	if err != nil {
 		return err
@@ -72,14 +82,20 @@ func (p *program) list(c *cli.Context, o listOptions) error {
 }
 
 func (p *program) printImages(images []imageInfo, noTrunc bool) error {
-	return ui.PrintTable(p.stdout, "NAME\tDIGEST\tLAYERS\tSIZE\tCREATED", func(row func(...any)) {
+	return ui.PrintTable(p.stdout, "NAME\tDIGEST\tPLATFORM\tLAYERS\tSIZE\tCREATED", func(row func(...any)) {
 		for _, i := range images {
-			sum := i.Digest
+			sum, platforms := i.Digest, i.Platforms
 			if !noTrunc {
 				sum = strings.TrimPrefix(sum, "sha256:")
 				sum = sum[:min(ui.ShortDigest, len(sum))]
+				if more := len(platforms) - shownPlatforms; more > 0 {
+					platforms = append(slices.Clone(platforms[:shownPlatforms]), fmt.Sprintf("+%d", more))
+				}
 			}
-			row(i.Name, sum, i.Layers, units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
+			row(i.Name, sum, cmp.Or(strings.Join(platforms, ","), "-"), i.Layers, units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
 		}
 	})
 }
+
+// shownPlatforms is how many platforms of an index a table names.
+const shownPlatforms = 2

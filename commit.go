@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
@@ -118,6 +116,10 @@ func (d *destination) commitImage(top *destinationManifest) (string, error) {
 	}
 	if m := (ostree.Metadata{Key: imageref.KeyManifest, Value: string(top.blob)}); m.Fits() {
 		metadata = append([]ostree.Metadata{m}, metadata...)
+	}
+	config := d.imageConfig(top).Metadata()
+	for _, key := range slices.Sorted(maps.Keys(config)) {
+		metadata = append(metadata, ostree.Metadata{Key: key, Value: config[key]})
 	}
 	o := ostree.CommitOptions{
 		Branch: d.ref.ref(), Metadata: metadata, Timestamp: d.imageTimestamp(top), Why: "commit image " + d.ref.image,
@@ -296,31 +298,29 @@ func (d *destination) checkLayers(ctx context.Context) error {
 	return nil
 }
 
-// imageTimestamp is that of the image's commit.
-func (d *destination) imageTimestamp(top *destinationManifest) int64 {
+// imageConfig is what the config of an image says. That of an index says nothing.
+func (d *destination) imageConfig(top *destinationManifest) imageref.Config {
 	if manifest.MIMETypeIsMultiImage(top.mimeType) {
-		return d.timestampOf(nil)
+		return imageref.Config{}
 	}
 	blobs, err := imageref.Blobs(top.blob, top.mimeType)
 	if err != nil {
-		return d.timestampOf(nil)
+		return imageref.Config{}
 	}
-	return d.timestampOf(d.configs[blobs[0].Digest])
+	return imageref.ParseConfig(d.configs[blobs[0].Digest])
 }
 
-// timestampOf is the config's "created", in seconds since 1970, and 0 where it has none, or one
-// that no file system knows. The user may want another.
-func (d *destination) timestampOf(config []byte) int64 {
+// imageTimestamp is that of the image's commit: the config's "created", in seconds since 1970, and
+// 0 where it has none, or one that no file system knows. The user may want another.
+func (d *destination) imageTimestamp(top *destinationManifest) int64 {
 	if d.settings.timestamp != nil {
 		return *d.settings.timestamp
 	}
-	var image struct {
-		Created *time.Time `json:"created"`
-	}
-	if err := json.Unmarshal(config, &image); err != nil || image.Created == nil {
+	created := d.imageConfig(top).Created
+	if created == nil {
 		return 0
 	}
-	return max(0, image.Created.Unix())
+	return max(0, created.Unix())
 }
 
 // isStored tells whether the repository holds this very image under its name. info is the commit of
@@ -342,7 +342,8 @@ func (d *destination) isStored(
 		info = &now
 	}
 	text := info.Metadata[imageref.KeyManifest]
-	return info.CheckBinding(d.ref.ref()) == nil && info.Timestamp == uint64(d.imageTimestamp(top)) && info.Metadata[imageref.KeyDigest] == d.top.String() &&
+	says, _ := imageref.ConfigFromMetadata(info.Metadata)
+	return maps.Equal(says.Metadata(), d.imageConfig(top).Metadata()) && info.CheckBinding(d.ref.ref()) == nil && info.Timestamp == uint64(d.imageTimestamp(top)) && info.Metadata[imageref.KeyDigest] == d.top.String() &&
 		info.Metadata[imageref.KeySignatures] == "0" &&
 		(text == "" || text == string(top.blob)) &&
 		d.hasTree(*info, d.imageFiles())

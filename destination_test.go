@@ -369,7 +369,7 @@ func TestLargeManifest(t *testing.T) {
 		t.Errorf("%s has %d bytes", imageref.KeyManifest, len(text))
 	}
 	testutil.SameText(t, imageref.KeyDigest, info.Metadata[imageref.KeyDigest], digest.FromBytes(i.manifest).String())
-	images, err := r.repo.listImages(t.Context(), 1, true, func(name string, err error) { t.Errorf("%s: %v", name, err) })
+	images, err := r.repo.listImages(t.Context(), imageListOptions{unpacked: true, broken: func(name string, err error) { t.Errorf("%s: %v", name, err) }})
 	if err != nil || len(images) != 1 || images[0].Digest != digest.FromBytes(i.manifest).String() || images[0].Name != "large:latest" {
 		t.Errorf("%+v, %v", images, err)
 	}

@@ -2,15 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pkg/errors"
 	"go.podman.io/image/v5/manifest"
 	"go.podman.io/image/v5/types"
@@ -19,6 +17,8 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/ui"
+	"ostree-image/internal/usercache"
 )
 
 // imageInfo is a line of list. Its JSON keys are part of the program's interface.
@@ -28,26 +28,21 @@ type imageInfo struct {
 	Commit           string    `json:"commit"`
 	Digest           string    `json:"digest"`
 	MediaType        string    `json:"mediaType"`
-	Created          time.Time `json:"created"`
-	OS               string    `json:"os"`
-	Architecture     string    `json:"architecture"`
-	Layers           int       `json:"layers"`
+	Created          time.Time `json:"created"`          // of an index the newest of its instances'
+	OS               string    `json:"os"`               // "" for an index
+	Architecture     string    `json:"architecture"`     // "" for an index
+	Platforms        []string  `json:"platforms"`        // as OS/ARCH or OS/ARCH/VARIANT, of an index those that were copied
+	Layers           int       `json:"layers"`           // of an index those of all instances
 	Size             int64     `json:"size"`             // bytes of the blobs as the manifest names them
 	UncompressedSize int64     `json:"uncompressedSize"` // bytes of the layers' tar streams, as far as they are known
 	Signatures       int       `json:"signatures"`
 }
 
-// imageReader reads images of a repository. It asks each blob once, however many images share it.
-type imageReader struct {
-	store    *blobStore
-	unpacked bool // sizes of tar streams are wanted, which takes a process for each layer
-
-	mu    sync.Mutex
-	sizes map[string]int64 // of layers' tar streams, by their refspecs; 0 where unknown
-}
-
-func newImageReader(store *blobStore, unpacked bool) *imageReader {
-	return &imageReader{store: store, unpacked: unpacked, sizes: map[string]int64{}}
+// imageSummary is what an image's commit says, wherever it is.
+type imageSummary struct {
+	imageInfo // without Name, Ref and UncompressedSize
+	Configs   []digest.Digest
+	Blobs     []digest.Digest // the layers, each as often as its size counts
 }
 
 // readManifest returns the manifest of an image's commit, verified, and its media type.
@@ -71,11 +66,9 @@ func (r *repository) readManifest(ctx context.Context, info ostree.Commit) ([]by
 	return blob, manifest.GuessMIMEType(blob), nil
 }
 
-// info reads one image. What cannot be read is an error that comes with what could.
-func (r *imageReader) info(ctx context.Context, name, spec string) (imageInfo, error) {
-	image := imageInfo{Name: name, Ref: spec}
-	store := r.store.beside(spec)
-	info, err := store.repo.commitInfo(ctx, spec)
+// summary reads the commit of an image.
+func (s *blobStore) summary(ctx context.Context, spec string) (image imageSummary, err error) {
+	info, err := s.repo.commitInfo(ctx, spec)
 	if err != nil {
 		return image, err
 	}
@@ -85,7 +78,7 @@ func (r *imageReader) info(ctx context.Context, name, spec string) (imageInfo, e
 			return image, errdefs.Checkf("the commit says that it has %q signatures", text)
 		}
 	}
-	blob, mimeType, err := store.repo.readManifest(ctx, info)
+	blob, mimeType, err := s.repo.readManifest(ctx, info)
 	if err != nil {
 		return image, err
 	}
@@ -93,97 +86,89 @@ func (r *imageReader) info(ctx context.Context, name, spec string) (imageInfo, e
 	image.Created = time.Unix(int64(info.Timestamp), 0).UTC()
 	image.Size = int64(len(blob))
 	if manifest.MIMETypeIsMultiImage(mimeType) {
-		return image, r.sumInstances(ctx, store, info.Checksum, &image)
+		return image, s.addInstances(ctx, blob, &image)
 	}
 	blobs, err := imageref.Blobs(blob, mimeType)
 	if err != nil {
 		return image, err
 	}
-	image.Layers = len(blobs) - 1
-	if err := r.sum(ctx, store, blobs, &image); err != nil {
-		return image, err
-	}
-	content, err := store.readSmall(ctx, blobs[0].Digest)
-	if err != nil {
-		return image, err
-	}
-	var config imgspecv1.Image
-	if json.Unmarshal(content, &config) == nil {
-		image.OS, image.Architecture = config.OS, config.Architecture
-		if config.Created != nil {
-			image.Created = config.Created.UTC()
+	image.add(blobs)
+	config, ok := imageref.ConfigFromMetadata(info.Metadata)
+	if !ok {
+		if config, err = s.imageConfig(ctx, blobs[0].Digest); err != nil {
+			return image, err
 		}
+	}
+	image.OS, image.Architecture = config.OS, config.Architecture
+	if config.OS != "" || config.Architecture != "" {
+		image.Platforms = []string{config.OS + "/" + config.Architecture}
+	}
+	if config.Created != nil {
+		image.Created = config.Created.UTC()
 	}
 	return image, nil
 }
 
-// sum adds up the sizes of blobs, the first of which is a config.
-func (r *imageReader) sum(ctx context.Context, store *blobStore, blobs []types.BlobInfo, image *imageInfo) error {
+// add counts blobs, the first of which is a config.
+func (i *imageSummary) add(blobs []types.BlobInfo) {
 	for _, b := range blobs {
-		image.Size += max(0, b.Size)
+		i.Size += max(0, b.Size)
 	}
+	i.Configs = append(i.Configs, blobs[0].Digest)
 	for _, b := range blobs[1:] {
-		size, err := r.uncompressedSize(ctx, store, b.Digest)
-		if err != nil {
-			return err
-		}
-		image.UncompressedSize += size
+		i.Layers++
+		i.Blobs = append(i.Blobs, b.Digest)
 	}
-	return nil
 }
 
-// sumInstances adds up the sizes of a multi-architecture image. What several instances share counts
-// once.
-func (r *imageReader) sumInstances(ctx context.Context, store *blobStore, commit string, image *imageInfo) error {
-	instances, err := store.repo.instances(ctx, commit)
+// imageConfig reads a config. One that is no image's is empty.
+func (s *blobStore) imageConfig(ctx context.Context, d digest.Digest) (config imageref.Config, err error) {
+	content, err := s.readSmall(ctx, d)
+	if err == nil {
+		config = imageref.ParseConfig(content)
+	}
+	return config, err
+}
+
+// addInstances adds what an index names, as far as it was copied. What several instances share
+// counts once.
+func (s *blobStore) addInstances(ctx context.Context, index []byte, image *imageSummary) error {
+	instances, err := s.repo.instances(ctx, image.Commit)
 	if err != nil {
 		return err
 	}
+	platforms := imageref.Platforms(index)
 	seen := map[digest.Digest]bool{}
+	fresh := func(b types.BlobInfo) bool {
+		defer func() { seen[b.Digest] = true }()
+		return !seen[b.Digest]
+	}
+	var newest time.Time
 	for _, i := range instances {
 		image.Size += int64(len(i.blob))
+		if p := platforms[digest.FromBytes(i.blob)]; p != "" {
+			image.Platforms = append(image.Platforms, p)
+		}
 		blobs, err := imageref.Blobs(i.blob, i.mimeType)
 		if err != nil {
 			return err
 		}
-		fresh := blobs[:1:1]
-		if seen[blobs[0].Digest] {
-			fresh[0].Size = 0
-		}
-		seen[blobs[0].Digest] = true
-		for _, b := range blobs[1:] {
-			if !seen[b.Digest] {
-				seen[b.Digest] = true
-				fresh = append(fresh, b)
-			}
-		}
-		if err := r.sum(ctx, store, fresh, image); err != nil {
+		config, err := s.imageConfig(ctx, blobs[0].Digest)
+		if err != nil {
 			return err
 		}
+		if config.Created != nil && config.Created.After(newest) {
+			newest = *config.Created
+			image.Created = newest.UTC()
+		}
+		if seen[blobs[0].Digest] {
+			blobs[0].Size = 0
+		}
+		seen[blobs[0].Digest] = true
+		image.add(append(blobs[:1:1], slices.DeleteFunc(blobs[1:], func(b types.BlobInfo) bool { return !fresh(b) })...))
 	}
+	slices.Sort(image.Platforms)
 	return nil
-}
-
-func (r *imageReader) uncompressedSize(ctx context.Context, store *blobStore, layer digest.Digest) (int64, error) {
-	spec, ok := store.find(imageref.BlobRef(layer))
-	if !ok {
-		return 0, errdefs.Checkf("blob %s is missing from the repository %s", layer, store.repo.path)
-	}
-	r.mu.Lock()
-	size, known := r.sizes[spec]
-	r.mu.Unlock()
-	if known || !r.unpacked {
-		return size, nil
-	}
-	text, _, err := store.repo.metadataKey(ctx, spec, imageref.KeyUncompressedSize)
-	if err != nil {
-		return 0, err
-	}
-	size, _ = strconv.ParseInt(text, 10, 64)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.sizes[spec] = size
-	return size, nil
 }
 
 // readSmall returns a small blob, such as a config. It matches its digest.
@@ -216,75 +201,205 @@ func (s *blobStore) readSmall(ctx context.Context, d digest.Digest) ([]byte, err
 	return content, err
 }
 
-// listImages returns all images of a repository by name, those under a remote too. One that cannot
-// be read is told to broken, with a goneError where it was removed meanwhile, and the rest are
-// still listed. UncompressedSize is only filled in where unpacked is set.
-func (r *repository) listImages(
+// imageListOptions say how images are listed.
+type imageListOptions struct {
+	parallel int
+	unpacked bool            // UncompressedSize is wanted, which takes a process for each new layer
+	cache    *usercache.File // what is known of commits, nil for nothing
+	progress *ui.Progress    // nil for none
+
+	// broken learns of an image that cannot be read, with a GoneError where it was removed meanwhile.
+	broken func(name string, err error)
+}
+
+// listImages returns all images of a repository by name, those under a remote too. Those that
+// cannot be read are left out.
+func (r *repository) listImages(ctx context.Context, o imageListOptions) ([]imageInfo, error) {
+	known := readKnownCommits(o.cache)
+	defer known.save()
+	images, err := r.readImages(ctx, o, known, nil)
+	if err != nil {
+		return nil, err
+	}
+	failed := map[string]bool{}
+	for _, i := range images {
+		failed[i.info.Ref] = i.err != nil
+	}
+	if err := r.readAgain(ctx, o, known, images, failed); err != nil {
+		return nil, err
+	}
+	var good []imageInfo
+	for _, i := range images {
+		if i.err != nil {
+			o.broken(i.info.Name, i.err)
+		} else {
+			good = append(good, i.info)
+		}
+	}
+	return good, nil
+}
+
+// readAgain reads the images once more that could not be read, whose refspecs are given: the
+// repository may have changed meanwhile. What is no longer there is gone.
+func (r *repository) readAgain(
 	ctx context.Context,
-	parallel int,
-	unpacked bool,
-	broken func(name string, err error),
-) ([]imageInfo, error) {
+	o imageListOptions,
+	known *knownCommits,
+	images []listedImage,
+	failed map[string]bool,
+) error {
+	maps.DeleteFunc(failed, func(_ string, f bool) bool { return !f })
+	if len(failed) == 0 {
+		return nil
+	}
+	again, err := r.readImages(ctx, o, known, failed)
+	if err != nil {
+		return err
+	}
+	found := map[string]listedImage{}
+	for _, i := range again {
+		found[i.info.Ref] = i
+	}
+	for n, i := range images {
+		if !failed[i.info.Ref] {
+			continue
+		}
+		now, there := found[i.info.Ref]
+		if !there || errors.Is(now.err, errNoRef) {
+			now = listedImage{info: i.info, err: errdefs.GoneError{Name: i.info.Name}}
+		}
+		images[n] = now
+	}
+	return nil
+}
+
+// listedImage is an image of a repository, or why it cannot be read.
+type listedImage struct {
+	info   imageInfo
+	layers []string // their refspecs, each as often as its size counts
+	err    error
+}
+
+// readImages reads images, by name: those of the refspecs in only, where it is not nil.
+func (r *repository) readImages(
+	ctx context.Context,
+	o imageListOptions,
+	known *knownCommits,
+	only map[string]bool,
+) ([]listedImage, error) {
 	store, err := openBlobStore(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	names, specs := store.images()
-	reader := newImageReader(store, unpacked)
-	images := make([]imageInfo, len(specs))
-	failures := make([]error, len(specs))
-	var group errgroup.Group
-	group.SetLimit(max(1, parallel))
+	wanted := map[string]bool{}
+	var images []listedImage
 	for i, spec := range specs {
+		if only == nil || only[spec] {
+			wanted[spec] = true
+			images = append(images, listedImage{info: imageInfo{Name: names[i], Ref: spec}})
+		}
+	}
+	commits, err := r.commitsOf(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	count := o.progress.Count("reading images", len(images))
+	defer count.Done()
+	var group errgroup.Group
+	group.SetLimit(max(1, o.parallel))
+	for i := range images {
 		group.Go(func() error {
-			images[i], failures[i] = reader.info(ctx, names[i], spec)
+			defer count.Add(1)
+			images[i].err = store.readImage(ctx, &images[i], commits[images[i].info.Ref], known)
 			return nil
 		})
 	}
 	_ = group.Wait()
+	if o.unpacked && ctx.Err() == nil {
+		err = store.addTarSizes(ctx, o, known, images)
+	}
 	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		err = context.Cause(ctx)
 	}
-	if err := r.listAgain(ctx, reader, specs, names, images, failures); err != nil {
-		return nil, err
-	}
-	good := images[:0]
-	for i, err := range failures {
-		if err != nil {
-			broken(names[i], err)
-			continue
-		}
-		good = append(good, images[i])
-	}
-	return good, nil
+	return images, err
 }
 
-// listAgain reads those images once more whose failures may be those of a repository that changed
-// meanwhile.
-func (r *repository) listAgain(
-	ctx context.Context,
-	reader *imageReader,
-	specs, names []string,
-	images []imageInfo,
-	failures []error,
-) error {
-	if !slices.ContainsFunc(failures, func(err error) bool { return err != nil }) {
-		return nil
+// readImage reads one image, whose commit is given, "" where it is gone.
+func (s *blobStore) readImage(ctx context.Context, image *listedImage, commit string, known *knownCommits) error {
+	if commit == "" {
+		return errdefs.GoneError{Name: image.info.Name}
 	}
-	store, err := openBlobStore(ctx, r)
+	name, spec := image.info.Name, image.info.Ref
+	store := s.beside(spec)
+	summary, isKnown := known.image(commit)
+	if !isKnown {
+		var err error
+		if summary, err = store.summary(ctx, spec); err != nil {
+			return err
+		}
+		known.addImage(summary)
+	}
+	image.info = summary.imageInfo
+	image.info.Name, image.info.Ref = name, spec
+	for _, d := range summary.Configs {
+		if _, ok := store.find(imageref.BlobRef(d)); !ok {
+			return errdefs.Checkf("blob %s is missing from the repository %s", d, s.repo.path)
+		}
+	}
+	for _, d := range summary.Blobs {
+		layer, ok := store.find(imageref.BlobRef(d))
+		if !ok {
+			return errdefs.Checkf("blob %s is missing from the repository %s", d, s.repo.path)
+		}
+		image.layers = append(image.layers, layer)
+	}
+	return nil
+}
+
+// addTarSizes adds up the sizes of the tar streams of the images' layers, as far as their commits
+// tell.
+func (s *blobStore) addTarSizes(
+	ctx context.Context,
+	o imageListOptions,
+	known *knownCommits,
+	images []listedImage,
+) error {
+	wanted := map[string]bool{}
+	for _, i := range images {
+		for _, spec := range i.layers {
+			wanted[spec] = true
+		}
+	}
+	commits, err := s.repo.commitsOf(ctx, wanted)
 	if err != nil {
 		return err
 	}
-	again := newImageReader(store, reader.unpacked)
-	for i, err := range failures {
-		if err == nil {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(max(1, o.parallel))
+	for _, commit := range slices.Compact(slices.Sorted(maps.Values(commits))) {
+		if _, ok := known.tarSize(commit); ok {
 			continue
 		}
-		if store.refs[specs[i]] {
-			images[i], failures[i] = again.info(ctx, names[i], specs[i])
-		}
-		if errors.Is(failures[i], errNoRef) || !store.refs[specs[i]] {
-			failures[i] = errdefs.GoneError{Name: names[i]}
+		group.Go(func() error {
+			text, _, err := s.repo.metadataKey(ctx, commit, imageref.KeyUncompressedSize)
+			if errors.Is(err, errNoRef) { // removed meanwhile
+				return nil
+			}
+			size, _ := strconv.ParseInt(text, 10, 64)
+			if err == nil {
+				known.addTarSize(commit, size)
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	for i := range images {
+		for _, spec := range images[i].layers {
+			size, _ := known.tarSize(commits[spec])
+			images[i].info.UncompressedSize += size
 		}
 	}
 	return nil

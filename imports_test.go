@@ -14,11 +14,12 @@ import (
 // only.
 var mayImport = map[string][]string{
 	"errdefs": nil, "gvariant": nil, "shellquote": nil, "spool": nil, "tarstream": nil, "treesum": {"tarstream"},
-	"imageref": {"errdefs"},
-	"ostree":   {"errdefs", "gvariant"},
-	"proc":     {"errdefs"},
-	"testutil": nil,
-	"ui":       {"errdefs"},
+	"imageref":  {"errdefs"},
+	"ostree":    {"errdefs", "gvariant"},
+	"proc":      {"errdefs"},
+	"testutil":  nil,
+	"ui":        {"errdefs"},
+	"usercache": {"errdefs"},
 }
 
 // TestImports holds the direction of the packages: what knows more imports what knows less, and

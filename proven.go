@@ -1,21 +1,15 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/pkg/errors"
-	"golang.org/x/sys/unix"
 
-	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/usercache"
 )
 
 // provenCommits remembers which blobs this program has imported or proved for this user on this
@@ -25,7 +19,7 @@ import (
 //
 // It is safe for parallel use. A nil one knows nothing.
 type provenCommits struct {
-	path string
+	file *usercache.File
 
 	mu     sync.Mutex
 	loaded bool
@@ -46,14 +40,8 @@ const (
 	maxProvenFile = 4 << 20
 )
 
-// newProvenCommits returns what lies in the user's cache directory (XDG base directory
-// specification).
 func newProvenCommits() *provenCommits {
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return nil
-	}
-	return &provenCommits{path: filepath.Join(dir, "ostree-image", provenFile)}
+	return &provenCommits{file: usercache.New(provenFile, maxProvenFile)}
 }
 
 // provenKey is what is remembered of a blob: its commit is what its digest stands for, with the
@@ -89,20 +77,11 @@ func (p *provenCommits) drop(key string) {
 	}
 }
 
-// write appends a line, with one write so that those of other processes stay whole.
 func (p *provenCommits) write(key string, b provenBlob) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.note(key, b)
-	if err := os.MkdirAll(filepath.Dir(p.path), 0o700); err != nil {
-		return // a cache that cannot be written is none
-	}
-	f, err := p.open(os.O_WRONLY | os.O_APPEND | os.O_CREATE)
-	if err != nil {
-		return
-	}
-	_, _ = fmt.Fprintf(f, "%s %d %s\n", key, b.size, b.digest)
-	_ = f.Close()
+	p.file.Append(fmt.Sprintf("%s %d %s\n", key, b.size, b.digest))
 }
 
 func (p *provenCommits) note(key string, b provenBlob) {
@@ -120,26 +99,10 @@ func (p *provenCommits) load() {
 		return
 	}
 	p.loaded, p.blobs = true, map[string]provenBlob{}
-	f, err := p.open(os.O_RDONLY)
-	if err != nil {
-		return
-	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		return
-	}
-	if info.Size() > maxProvenFile {
-		if _, err := f.Seek(-maxProvenFile/2, 2); err != nil {
-			return
-		}
-	}
-	var kept bytes.Buffer
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		fields := strings.Split(lines.Text(), " ")
+	for _, line := range p.file.Lines() {
+		fields := strings.Split(strings.TrimSuffix(line, "\n"), " ")
 		if len(fields) != 3 || !ostree.ChecksumPattern.MatchString(fields[0][:min(len(fields[0]), 64)]) {
-			continue // the first line of a half, or of a write that was cut
+			continue // a write that was cut
 		}
 		d := digest.Digest(fields[2])
 		size, err := strconv.ParseInt(fields[1], 10, 64)
@@ -147,51 +110,5 @@ func (p *provenCommits) load() {
 			continue
 		}
 		p.note(fields[0], provenBlob{d, size})
-		kept.WriteString(lines.Text() + "\n")
 	}
-	if info.Size() > maxProvenFile {
-		_ = writeFileAtomic(p.path, kept.Bytes())
-	}
-}
-
-// open opens the file where it and its directory are the user's own, and nobody else can write
-// them.
-func (p *provenCommits) open(flags int) (*os.File, error) {
-	dir, err := os.Lstat(filepath.Dir(p.path))
-	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	if !dir.IsDir() || dir.Mode().Perm()&0o022 != 0 || !ownedByUser(dir) {
-		return nil, errors.Errorf("%s is not the user's own", filepath.Dir(p.path))
-	}
-	f, err := os.OpenFile(p.path, flags|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, errors.WithStack(err)
-	}
-	info, err := f.Stat()
-	if err == nil && (!info.Mode().IsRegular() || info.Mode().Perm()&0o022 != 0 || !ownedByUser(info)) {
-		err = errors.Errorf("%s is not the user's own", p.path)
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, errors.WithStack(err)
-	}
-	return f, nil
-}
-
-// writeFileAtomic replaces a file by one of mode 0600 at once.
-func writeFileAtomic(path string, content []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".")
-	if err != nil {
-		return errors.WithStack(err)
-	}
-	_, err = f.Write(content)
-	errdefs.Close(&err, f)
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return errors.WithStack(err)
 }

@@ -133,7 +133,7 @@ func TestConfigOfLayer(t *testing.T) {
 // listed holds that so many images can be listed, and no other is there.
 func (r *testRun) listed(t *testing.T, n int) {
 	t.Helper()
-	images, err := r.repo.listImages(t.Context(), 2, true, func(name string, err error) { t.Errorf("list: %s: %v", name, err) })
+	images, err := r.repo.listImages(t.Context(), imageListOptions{parallel: 2, unpacked: true, broken: func(name string, err error) { t.Errorf("list: %s: %v", name, err) }})
 	if err != nil || len(images) != n {
 		t.Errorf("%d images are listed, want %d: %v", len(images), n, err)
 	}

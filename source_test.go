@@ -242,7 +242,7 @@ func TestLyingMetadata(t *testing.T) {
 			if err != nil || len(results) != 1 || results[0].OK {
 				t.Errorf("verify: %+v, %v", results, err)
 			}
-			if _, err := r.repo.listImages(ctx, 1, true, func(string, error) {}); err != nil {
+			if _, err := r.repo.listImages(ctx, imageListOptions{unpacked: true, broken: func(string, error) {}}); err != nil {
 				t.Errorf("list: %v", err)
 			}
 			if after := testutil.ProcessesOf(r.repo.path); len(after) > len(before) {

@@ -191,12 +191,12 @@ func TestDamagedObject(t *testing.T) {
 				}
 
 				var broken []string
-				images, err := r.repo.listImages(t.Context(), 2, true, func(name string, err error) {
+				images, err := r.repo.listImages(t.Context(), imageListOptions{parallel: 2, unpacked: true, broken: func(name string, err error) {
 					broken = append(broken, name)
 					if strings.ContainsAny(testutil.ErrText(err), "\n\x00") || len(testutil.ErrText(err)) > 2000 {
 						t.Errorf("list says of %s: %q", name, err)
 					}
-				})
+				}})
 				if err != nil {
 					t.Errorf("list: %v", err)
 				}

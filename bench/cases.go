@@ -57,6 +57,7 @@ const (
 	unpack      = "(c) umoci unpack"
 	catFiles    = "(d) ostree cat of the same files"
 	listImages  = "ostree-image list"
+	listFirst   = "ostree-image list, without a cache"
 	slowNetwork = 20e6 // bytes a second
 )
 
@@ -180,7 +181,8 @@ func growthCases(scale float64, alpine input) []benchCase {
 			cases[3].contenders,
 			contender{name: ours, x: float64(n), prepare: beside(name, false), command: pull()},
 			contender{name: nothingNew, x: float64(n), prepare: beside(name, true), command: pull()},
-			contender{name: listImages, x: float64(n), prepare: beside(name, true), command: program("list")},
+			contender{name: listFirst, x: float64(n), prepare: beside(name, true), command: listWithoutCache},
+			contender{name: listImages, x: float64(n), prepare: listedOnce(name), command: program("list")},
 		)
 	}
 	for _, n := range slices.Compact([]int{counts[0], counts[len(counts)-1]}) {
@@ -298,6 +300,23 @@ func program(arguments ...string) func(ctx context.Context, b *bench) *exec.Cmd 
 	return func(ctx context.Context, b *bench) *exec.Cmd {
 		global := []string{"--quiet", "--log-commands=" + b.path("log"), "--repo=" + b.repo}
 		return exec.CommandContext(ctx, b.o.program, append(global, arguments...)...)
+	}
+}
+
+// listWithoutCache lists the images where nothing is known of their commits.
+func listWithoutCache(ctx context.Context, b *bench) *exec.Cmd {
+	cmd := program("list")(ctx, b)
+	cmd.Env = append(os.Environ(), "XDG_CACHE_HOME="+b.path("cache"))
+	return cmd
+}
+
+// listedOnce takes the section's repository of that name, of which all is known.
+func listedOnce(name string) func(ctx context.Context, b *bench) error {
+	return func(ctx context.Context, b *bench) error {
+		if err := beside(name, true)(ctx, b); err != nil {
+			return err
+		}
+		return output(program("list")(ctx, b))
 	}
 }
 

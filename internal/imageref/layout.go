@@ -23,6 +23,9 @@ const (
 	KeyManifest           = "docker.manifest"            // the manifest's text, for old readers
 	KeyDigest             = "docker.digest"              // the manifest's digest
 	KeySignatures         = "signatures"                 // how many, in decimal
+	KeyOS                 = "docker.os"                  // of the image's config, as the next two
+	KeyArchitecture       = "docker.architecture"
+	KeyCreated            = "docker.created" // RFC 3339
 )
 
 // The files of commits that hold no layer.

@@ -16,6 +16,7 @@ import (
 // Format is how a result is printed: as a table, as JSON, or by a Go template.
 type Format struct {
 	JSON     bool
+	text     string
 	template *template.Template // nil for the others
 }
 
@@ -43,7 +44,12 @@ func ParseFormat(text string) (Format, error) {
 	if err != nil {
 		return Format{}, errdefs.Usagef("--format %q: %s", text, err)
 	}
-	return Format{template: t}, nil
+	return Format{text: text, template: t}, nil
+}
+
+// Shows tells whether a field can be in what is printed, but for a table.
+func (f Format) Shows(field string) bool {
+	return f.JSON || f.template != nil && (strings.Contains(f.text, field) || strings.Contains(f.text, "json"))
 }
 
 // Print prints v: all of it as JSON, or by the template, a line for each element of a slice, or by

@@ -130,6 +130,41 @@ func (p *Progress) bar(what string, d digest.Digest, size int64) *mpb.Bar {
 	return bar
 }
 
+// Counter counts what is done of many things.
+type Counter struct{ bar *mpb.Bar }
+
+// Count shows that many things are about to be done, on a terminal. A nil Progress shows nothing.
+func (p *Progress) Count(what string, total int) Counter {
+	if p == nil {
+		return Counter{}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pool == nil {
+		return Counter{}
+	}
+	return Counter{p.pool.AddBar(int64(total),
+		mpb.BarRemoveOnComplete(),
+		mpb.PrependDecorators(decor.Name(what)),
+		mpb.AppendDecorators(decor.CountersNoUnit("%d / %d")),
+	)}
+}
+
+// Add counts n more.
+func (c Counter) Add(n int) {
+	if c.bar != nil {
+		c.bar.IncrBy(n)
+	}
+}
+
+// Done takes the bar away.
+func (c Counter) Done() {
+	if c.bar != nil {
+		c.bar.Abort(true)
+		c.bar.Wait()
+	}
+}
+
 // ImportBar is the bar of a layer's import.
 type ImportBar struct {
 	p *Progress
