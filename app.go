@@ -171,7 +171,7 @@ func (p *program) app() *cli.App {
 			p.copyCommand(), p.pullCommand(), p.pushCommand(),
 			p.listCommand(), p.inspectCommand(), p.checkoutCommand(), p.tagCommand(), p.untagCommand(),
 			p.removeCommand(), p.pruneCommand(), p.verifyCommand(),
-			p.loginCommand(), p.logoutCommand(), p.replayCommand(), p.helpCommand(), p.versionCommand(),
+			p.loginCommand(), p.logoutCommand(), p.replayCommand(), p.helpCommand(), p.doctorCommand(), p.versionCommand(),
 			p.completionCommand(), p.completeCommand(), p.manCommand(),
 		},
 	}

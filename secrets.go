@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/pkg/errors"
 )
 
 // maxAuthFile is how many bytes of a file of credentials are looked at.
@@ -33,30 +35,42 @@ func authFiles(named string) []string {
 	return paths
 }
 
-// authSecrets returns what is secret in a file of credentials, as it stands there and as it is
-// sent. What cannot be read the library cannot use either.
-func authSecrets(path string) (secrets []string) {
+// storedCredentials are those of one registry.
+type storedCredentials struct {
+	Auth          string `json:"auth"`
+	Password      string `json:"password"`
+	IdentityToken string `json:"identitytoken"`
+	RegistryToken string `json:"registrytoken"`
+}
+
+// readAuths returns the credentials in a file, by their registries.
+func readAuths(path string) (map[string]storedCredentials, error) {
 	info, err := os.Stat(path)
-	if err != nil || !info.Mode().IsRegular() || info.Size() > maxAuthFile {
-		return nil
+	if err != nil {
+		return nil, errors.WithStack(err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxAuthFile {
+		return nil, errors.Errorf("no file of less than %d bytes", maxAuthFile)
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil
-	}
-	type credentials struct {
-		Auth          string `json:"auth"`
-		Password      string `json:"password"`
-		IdentityToken string `json:"identitytoken"`
-		RegistryToken string `json:"registrytoken"`
+		return nil, errors.WithStack(err)
 	}
 	var file struct {
-		Auths map[string]credentials `json:"auths"`
+		Auths map[string]storedCredentials `json:"auths"`
 	}
-	if json.Unmarshal(text, &file) != nil || file.Auths == nil {
+	err = json.Unmarshal(text, &file)
+	if err != nil || file.Auths == nil {
 		_ = json.Unmarshal(text, &file.Auths) // .dockercfg
 	}
-	for _, c := range file.Auths {
+	return file.Auths, errors.WithStack(err)
+}
+
+// authSecrets returns what is secret in a file of credentials, as it stands there and as it is
+// sent. What cannot be read the library cannot use either.
+func authSecrets(path string) (secrets []string) {
+	auths, _ := readAuths(path)
+	for _, c := range auths {
 		secrets = append(secrets, c.Auth, c.Password, c.IdentityToken, c.RegistryToken)
 		if both, err := base64.StdEncoding.DecodeString(c.Auth); err == nil {
 			secrets = append(secrets, userAndPassword(string(both))...)

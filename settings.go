@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -155,25 +156,28 @@ const systemRepo = "/ostree/repo"
 
 // defaultRepo is the repository of image names that name none.
 func (s *settings) defaultRepo() (string, error) {
-	path := s.repo
-	if path == "" {
-		path = os.Getenv("OSTREE_REPO")
-	}
-	if path != "" {
-		abs, err := filepath.Abs(path)
-		return abs, errors.WithStack(err)
-	}
-	if _, err := os.Stat(systemRepo); err == nil {
-		return systemRepo, nil
-	}
-	path, err := embeddedRepo()
-	if err != nil {
-		return "", err
+	path, embedded, err := s.findRepo()
+	if err != nil || !embedded {
+		return path, err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", errors.Wrap(err, "making the default repository")
 	}
 	return path, nil
+}
+
+// findRepo returns the path of that repository, and whether it is the one that is made at its first
+// use.
+func (s *settings) findRepo() (path string, embedded bool, err error) {
+	if path = cmp.Or(s.repo, os.Getenv("OSTREE_REPO")); path != "" {
+		path, err = filepath.Abs(path)
+		return path, false, errors.WithStack(err)
+	}
+	if _, err := os.Stat(systemRepo); err == nil {
+		return systemRepo, false, nil
+	}
+	path, err = embeddedRepo()
+	return path, true, err
 }
 
 // parseTimestamp reads --timestamp: "now" or seconds since 1970.

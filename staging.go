@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 
 	"github.com/pkg/errors"
@@ -43,11 +42,8 @@ func newStaging(
 	mode string,
 	features ostree.Features,
 ) (st *staging, err error) {
-	if mode == "archive-z2" {
-		mode = ostree.Archive
-	}
-	if !slices.Contains([]string{ostree.Bare, ostree.BareUser, ostree.BareUserOnly, ostree.Archive}, mode) {
-		return nil, errors.Errorf("repository %s has the unknown mode %q", target.path, mode)
+	if mode, err = ostree.ParseMode(mode); err != nil {
+		return nil, errors.WithMessagef(err, "repository %s", target.path)
 	}
 	st = &staging{
 		settings: s,

@@ -25,6 +25,18 @@ const (
 	Archive      = "archive"
 )
 
+// ParseMode returns a mode as it stands in a repository's configuration, where that of an old
+// archive has another name. Any other than the four is an error.
+func ParseMode(text string) (string, error) {
+	if text == "archive-z2" {
+		return Archive, nil
+	}
+	if !slices.Contains([]string{Bare, BareUser, BareUserOnly, Archive}, text) {
+		return "", errors.Errorf("unknown mode %q", text)
+	}
+	return text, nil
+}
+
 // KeyRefBinding is the key under which ostree itself notes for which refs a commit was made. Its
 // value is a list of strings.
 const KeyRefBinding = "ostree.ref-binding"
