@@ -23,10 +23,12 @@ import (
 type program struct {
 	stdout, stderr io.Writer
 	settings       *settings
+	stopped        string // what a signal leaves, once a command is at work
 
 	global struct {
 		settings
 		logCommands, record, ostree, tar, tmpdir       string
+		progressForm, logLevel                         string
 		timeout, lockWait                              time.Duration
 		os, arch, variant, registriesConf, registriesD string
 		authFile                                       string
@@ -86,6 +88,18 @@ func (p *program) app() *cli.App {
 				Destination: &g.debug,
 			},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "show no progress", Destination: &g.quiet},
+			&cli.StringFlag{
+				Name:        "progress",
+				Usage:       "show progress as `FORM`: auto, plain, json or none",
+				Value:       "auto",
+				Destination: &g.progressForm,
+			},
+			&cli.StringFlag{
+				Name:        "log-level",
+				Usage:       "say what is of `LEVEL` or worse: error, warn, info or debug",
+				Value:       "warn",
+				Destination: &g.logLevel,
+			},
 			&cli.StringFlag{
 				Name:        "log-commands",
 				Usage:       "append each command that runs to `FILE`, for a shell to run again",
@@ -214,16 +228,47 @@ func plainHelp(flags []cli.Flag) {
 	}
 }
 
+// beginProgress settles how progress is shown: the value of --progress says it.
+func (p *program) beginProgress(value string) error {
+	s := &p.global.settings
+	file, isFile := p.stderr.(*os.File)
+	terminal := isFile && term.IsTerminal(int(file.Fd())) && os.Getenv("TERM") != "dumb"
+	mode, err := ui.ParseProgress(value, terminal)
+	if s.quiet && mode != ui.JSON {
+		mode = ui.Silent
+	}
+	s.progress = ui.NewProgress(p.stderr, mode)
+	return err
+}
+
+// setLogLevel settles what is said beside results and progress, by the value of --log-level.
+func (s *settings) setLogLevel(value string) error {
+	levels := map[string]logrus.Level{
+		"error": logrus.ErrorLevel, "warn": logrus.WarnLevel, "info": logrus.InfoLevel, "debug": logrus.DebugLevel,
+	}
+	level, ok := levels[value]
+	if !ok {
+		return errdefs.Usagef("--log-level %q: it is error, warn, info or debug", value)
+	}
+	logrus.SetLevel(level)
+	s.noWarnings = level == logrus.ErrorLevel
+	s.debug = s.debug || level == logrus.DebugLevel
+	return nil
+}
+
 // before settles what all commands share.
 func (p *program) before(c *cli.Context) error {
 	g := &p.global
 	s := &g.settings
-	file, isFile := p.stderr.(*os.File)
-	s.progress = ui.NewProgress(p.stderr, isFile && term.IsTerminal(int(file.Fd())), s.quiet)
+	if err := p.beginProgress(g.progressForm); err != nil {
+		return err
+	}
 	s.stderr = s.progress.W
 	s.proven = newProvenCommits()
 	logrus.SetOutput(s.stderr)
-	logrus.SetLevel(logrus.WarnLevel)
+	if err := s.setLogLevel(g.logLevel); err != nil {
+		return err
+	}
 	logrus.SetFormatter(&logrus.TextFormatter{DisableColors: true}) // so it escapes what others wrote
 	var debug io.Writer
 	if s.debug {

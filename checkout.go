@@ -58,6 +58,23 @@ func checkoutImage(
 	return checkoutLayers(ctx, src.store, src.settings, layers, mode, dir, o)
 }
 
+// mayLink refuses a checkout by hard links from a repository whose files are not, on disk, what they
+// are to be in the tree (ostree-checkout(1)).
+func mayLink(mode string, userMode bool) error {
+	switch {
+	case mode == ostree.Bare && userMode:
+		return errors.New("checkout: the files of a bare repository have owners; " +
+			"--require-hardlinks cannot go with --user-mode there")
+	case mode == ostree.BareUser && !userMode:
+		return errors.New("checkout: the files of a bare-user repository have no owners; " +
+			"--require-hardlinks needs --user-mode there")
+	case mode == ostree.Bare, mode == ostree.BareUser, mode == ostree.BareUserOnly:
+		return nil
+	}
+	return errors.Errorf("checkout: the files of a repository of mode %s are compressed, and cannot have hard links; "+
+		"leave --require-hardlinks out", mode)
+}
+
 // checkoutLayers is checkoutImage for layers of a repository of the given mode.
 func checkoutLayers(
 	ctx context.Context,
@@ -72,6 +89,9 @@ func checkoutLayers(
 		s.warnf("not root, repository of mode %s: files belong to you, as with --user-mode", mode)
 	}
 	if o.RequireHardlinks {
+		if err := mayLink(mode, o.UserMode); err != nil {
+			return err
+		}
 		s.warnf(
 			"the files of %s are those of the repository: what writes into one changes it there and in every other image that has it",
 			dir,

@@ -49,5 +49,6 @@ func (p *program) checkout(c *cli.Context, o ostree.CheckoutOptions) error {
 		return err
 	}
 	p.settings.divideFrom = divideFrom
+	p.stopped = c.Args().Get(1) + " is as it was"
 	return checkoutImage(c.Context, ref, c.Args().Get(1), sys, o)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"go.podman.io/image/v5/docker/reference"
 	"go.podman.io/image/v5/pkg/compression"
 	"go.podman.io/image/v5/pkg/shortnames"
+	"go.podman.io/image/v5/transports"
 	"go.podman.io/image/v5/transports/alltransports"
 	"go.podman.io/image/v5/types"
 
@@ -42,7 +44,7 @@ func (p *program) copy(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.settings.copyImage(c.Context, source, destination, o)
+	return p.copyImage(c.Context, source, destination, o)
 }
 
 func (p *program) pullCommand() *cli.Command {
@@ -75,7 +77,7 @@ func (p *program) pull(c *cli.Context) error {
 		if rerr != nil {
 			return rerr
 		}
-		err = p.settings.copyImage(c.Context, source.ref, destination, o)
+		err = p.copyImage(c.Context, source.ref, destination, o)
 		if err == nil && source.record != nil {
 			err = errors.Wrap(source.record(), "noting what the short name stands for")
 		}
@@ -85,6 +87,16 @@ func (p *program) pull(c *cli.Context) error {
 		}
 	}
 	return err
+}
+
+// copyImage copies an image, and settles what a signal leaves of it.
+func (p *program) copyImage(ctx context.Context, source, destination types.ImageReference, o copyOptions) error {
+	if _, ours := destination.(ostreeReference); ours {
+		p.stopped = "the repository is as it was"
+	} else {
+		p.stopped = transports.ImageName(destination) + " may have a part of the image"
+	}
+	return p.settings.copyImage(ctx, source, destination, o)
 }
 
 // pullSource is where an image can be.
@@ -146,7 +158,7 @@ func (p *program) push(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.settings.copyImage(c.Context, source, destination, o)
+	return p.copyImage(c.Context, source, destination, o)
 }
 
 // copyFlags are the options of every command that copies.
@@ -398,6 +410,10 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 		if *side.sys, err = p.systemContext(side.options, given); err != nil {
 			return o, errors.WithMessage(err, side.name)
 		}
+	}
+	if only := o.instances.only; only != nil {
+		only.choose(o.source)
+		only.choose(o.destination)
 	}
 	return o, compressWith(o.destination, g.compressFormat, g.compressLevel, c.IsSet("dest-compress-level"))
 }

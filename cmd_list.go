@@ -92,7 +92,8 @@ func (p *program) printImages(images []imageInfo, noTrunc bool) error {
 					platforms = append(slices.Clone(platforms[:shownPlatforms]), fmt.Sprintf("+%d", more))
 				}
 			}
-			row(i.Name, sum, cmp.Or(strings.Join(platforms, ","), "-"), i.Layers, units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
+			row(i.Name, sum, cmp.Or(strings.Join(platforms, ","), "-"), i.Layers,
+				units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
 		}
 	})
 }

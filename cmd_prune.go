@@ -38,6 +38,7 @@ func (p *program) prune(c *cli.Context, o pruneOptions) error {
 	if err != nil {
 		return err
 	}
+	p.stopped = "ostree-image prune goes on"
 	blobs, err := pruneRepository(c.Context, p.settings, repo, o.dryRun, func(commits []string) {
 		if !o.dryRun {
 			p.settings.notef("%d commits that no ref names are removed, too, whoever made them", len(commits))

@@ -42,6 +42,7 @@ func (p *program) remove(c *cli.Context, o removeOptions) error {
 	if o.all != (c.NArg() == 0) {
 		return errdefs.Usagef("remove: name the images, or give --all")
 	}
+	p.stopped = "ostree-image list shows what is left, and ostree-image prune removes the rest"
 	if o.all {
 		repo, err := p.repository(c.Context)
 		if err != nil {

@@ -45,7 +45,16 @@ type copyOptions struct {
 // instances are those of an index that are copied; none is set for the one that fits this machine.
 type instances struct {
 	all, indexOnly bool
-	platforms      []copy.InstancePlatformFilter
+	platforms      []copy.InstancePlatformFilter // the index with those of several
+	only           *platform                     // the image of one, without the index
+}
+
+// platform is what an image runs on.
+type platform struct{ os, arch, variant string }
+
+// choose tells the library which instance of an index it is to take.
+func (p platform) choose(sys *types.SystemContext) {
+	sys.OSChoice, sys.ArchitectureChoice, sys.VariantChoice = p.os, p.arch, p.variant
 }
 
 // parseInstances reads --all, --multi-arch and --platform.
@@ -71,11 +80,17 @@ func parseInstances(all bool, multiArch string, platforms []string) (i instances
 	i.all = all
 	for _, text := range platforms {
 		system, rest, ok := strings.Cut(text, "/")
-		arch, _, _ := strings.Cut(rest, "/") // the library takes all variants
+		arch, variant, _ := strings.Cut(rest, "/") // of several platforms the library takes all variants
 		if !ok || system == "" || arch == "" {
 			return i, errdefs.Usagef("--platform %q: it is OS/ARCH[/VARIANT], such as linux/arm64", text)
 		}
 		i.platforms = append(i.platforms, copy.InstancePlatformFilter{OS: system, Architecture: arch})
+		i.only = &platform{system, arch, variant}
+	}
+	if len(platforms) == 1 {
+		i.platforms = nil
+	} else {
+		i.only = nil
 	}
 	return i, nil
 }

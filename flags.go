@@ -73,13 +73,16 @@ func formatFlag(format *string, value string) cli.Flag {
 func wantArgs(least, most int) cli.BeforeFunc {
 	return func(c *cli.Context) error {
 		if n := c.NArg(); n < least || most >= 0 && n > most {
-			return errdefs.Usagef(
-				"%s: %d arguments given; usage: ostree-image %s %s",
-				c.Command.Name,
-				n,
-				c.Command.Name,
-				c.Command.ArgsUsage,
-			)
+			usage := strings.TrimSpace("ostree-image " + c.Command.Name + " " + c.Command.ArgsUsage)
+			if n < least {
+				missing := strings.Fields(c.Command.ArgsUsage)[n:least]
+				verb := "is"
+				if len(missing) > 1 {
+					verb = "are"
+				}
+				return errdefs.Usagef("%s: %s %s missing; usage: %s", c.Command.Name, strings.Join(missing, " and "), verb, usage)
+			}
+			return errdefs.Usagef("%s: %q is one argument too many; usage: %s", c.Command.Name, c.Args().Get(most), usage)
 		}
 		return nil
 	}

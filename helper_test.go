@@ -79,7 +79,7 @@ func newTestRun(t testing.TB, o testOptions) *testRun {
 		return s
 	}
 	s := &settings{
-		proven: newProvenCommits(), stderr: said, journal: j, progress: ui.NewProgress(said, false, false), noFsync: true, tmpdir: o.tmpdir,
+		proven: newProvenCommits(), stderr: said, journal: j, progress: ui.NewProgress(said, ui.Plain), noFsync: true, tmpdir: o.tmpdir,
 		unpack: engineName(orElse(string(o.unpack), string(engineAuto))), preserveDigests: o.preserve, timestamp: o.timestamp,
 	}
 	s.runner = newRunner(orElse(o.ostree, "ostree"), orElse(o.tar, "tar"), o.timeout, j)

@@ -31,7 +31,7 @@ type imageInfo struct {
 	Created          time.Time `json:"created"`          // of an index the newest of its instances'
 	OS               string    `json:"os"`               // "" for an index
 	Architecture     string    `json:"architecture"`     // "" for an index
-	Platforms        []string  `json:"platforms"`        // as OS/ARCH or OS/ARCH/VARIANT, of an index those that were copied
+	Platforms        []string  `json:"platforms"`        // as OS/ARCH[/VARIANT], of an index those that were copied
 	Layers           int       `json:"layers"`           // of an index those of all instances
 	Size             int64     `json:"size"`             // bytes of the blobs as the manifest names them
 	UncompressedSize int64     `json:"uncompressedSize"` // bytes of the layers' tar streams, as far as they are known
@@ -72,7 +72,7 @@ func (s *blobStore) summary(ctx context.Context, spec string) (image imageSummar
 	if err != nil {
 		return image, err
 	}
-	image.Commit = info.Checksum
+	image.Commit, image.Platforms = info.Checksum, []string{}
 	if text := info.Metadata[imageref.KeySignatures]; text != "" {
 		if image.Signatures, err = strconv.Atoi(text); err != nil {
 			return image, errdefs.Checkf("the commit says that it has %q signatures", text)
@@ -228,7 +228,7 @@ func (r *repository) listImages(ctx context.Context, o imageListOptions) ([]imag
 	if err := r.readAgain(ctx, o, known, images, failed); err != nil {
 		return nil, err
 	}
-	var good []imageInfo
+	good := []imageInfo{}
 	for _, i := range images {
 		if i.err != nil {
 			o.broken(i.info.Name, i.err)

@@ -50,15 +50,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	status := errdefs.ExitStatus(ctx, err)
 	if err != nil {
 		var sig errdefs.SignalError
-		if errors.As(context.Cause(ctx), &sig) { // whatever failed, this is why
-			err = sig
-		}
 		text := ui.OneLine(err)
+		if errors.As(context.Cause(ctx), &sig) { // whatever failed, this is why
+			text = sig.Error()
+			if p.stopped != "" {
+				text += ": " + p.stopped
+			}
+		}
 		if p.settings != nil && p.settings.runner != nil {
 			text = p.settings.runner.shown(text)
 		}
 		text += proc.Advice(text)
-		_, _ = fmt.Fprintf(stderr, "ostree-image: %s\n", text)
+		if progress := p.global.settings.progress; progress != nil {
+			progress.Error(text)
+		} else {
+			_, _ = fmt.Fprintf(stderr, "ostree-image: %s\n", text)
+		}
 	}
 	return status
 }

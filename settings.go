@@ -25,6 +25,7 @@ type settings struct {
 	repo             string // --repo, "" for the first of the defaults
 	quiet            bool
 	debug            bool
+	noWarnings       bool
 	tmpdir           string // where blobs are staged, "" for the repository's tmp/
 	policyFile       string
 	insecurePolicy   bool
@@ -62,6 +63,9 @@ type settings struct {
 
 // warnf says on standard error what the user should know, once.
 func (s *settings) warnf(format string, args ...any) {
+	if s.noWarnings {
+		return
+	}
 	text := fmt.Sprintf(format, args...)
 	if _, twice := s.said.LoadOrStore(text, true); !twice {
 		s.progress.Print("ostree-image: warning: " + ui.Printable(text) + "\n")

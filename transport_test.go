@@ -20,7 +20,7 @@ import (
 const someHex = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func newTransport(repo string) ostreeTransport {
-	return ostreeTransport{settings: &settings{repo: repo, progress: ui.NewProgress(io.Discard, false, false)}}
+	return ostreeTransport{settings: &settings{repo: repo, progress: ui.NewProgress(io.Discard, ui.Plain)}}
 }
 
 func TestParseReference(t *testing.T) {

@@ -110,6 +110,7 @@ interrupted() {
     stderr=$(cat "$BATS_TEST_TMPDIR/err")
     output=''
     assert_error 'stopped by '
+    assert_error ': the repository is as it was'
 }
 
 @test "SIGINT [stream]" {

@@ -71,12 +71,12 @@ wrong() {
 }
 
 @test "usage [missing and surplus arguments]" {
-    wrong 'copy: 0 arguments given; usage: ostree-image copy SOURCE DESTINATION' copy
-    wrong 'copy: 1 arguments given; usage: ostree-image copy SOURCE DESTINATION' copy oci:a:b
-    wrong 'copy: 3 arguments given; usage: ostree-image copy SOURCE DESTINATION' copy oci:a:b ostree:c d
-    wrong 'pull: 0 arguments given; usage: ostree-image pull SOURCE [NAME]' pull
-    wrong 'pull: 3 arguments given; usage: ostree-image pull SOURCE [NAME]' pull oci:a:b c d
-    wrong 'list: 1 arguments given; usage: ostree-image list' list a
+    wrong 'copy: SOURCE and DESTINATION are missing; usage: ostree-image copy SOURCE DESTINATION' copy
+    wrong 'copy: DESTINATION is missing; usage: ostree-image copy SOURCE DESTINATION' copy oci:a:b
+    wrong 'copy: "d" is one argument too many; usage: ostree-image copy SOURCE DESTINATION' copy oci:a:b ostree:c d
+    wrong 'pull: SOURCE is missing; usage: ostree-image pull SOURCE [NAME]' pull
+    wrong 'pull: "d" is one argument too many; usage: ostree-image pull SOURCE [NAME]' pull oci:a:b c d
+    wrong 'list: "a" is one argument too many; usage: ostree-image list' list a
 }
 
 @test "usage [bad values]" {

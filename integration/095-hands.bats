@@ -174,6 +174,10 @@ PY
     oi verify two
     assert_equal "$(ostree ls "--repo=$OSTREE_REPO" ociimage/two_3Alatest /instances | grep -c sha256)" 0
     assert_equal "$(ostree ls "--repo=$OSTREE_REPO" ociimage/two_3Alatest /instances | grep -c '^d.* /instances/.')" 2
+    oi pull "oci:$T/oci:all" one --platform linux/arm64
+    oi inspect one --format '{{.Architecture}} {{len .Layers}}'
+    assert_equal "$output" "arm64 $(manifest_layers "$OCI" small | wc -l)"
+    oi -1 pull "oci:$T/oci:all" none --platform linux/riscv64
     oi pull "oci:$T/oci:all" all --multi-arch all
     assert_equal "$(ostree ls "--repo=$OSTREE_REPO" ociimage/all_3Alatest /instances | grep -c '^d.* /instances/.')" 3
     oi verify all

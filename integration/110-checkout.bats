@@ -175,7 +175,7 @@ check_written() {
     new_repo "$REPO.archive" archive
     oi "--repo=$REPO.archive" pull --no-fsync "oci:$FIXTURES/small/oci:small" small
     oi -1 "--repo=$REPO.archive" checkout --require-hardlinks small "$OUT/other"
-    assert_error 'ardlink'
+    assert_error "hard links"
     assert_alone root
 }
 
@@ -199,7 +199,7 @@ check_written() {
     oi -3 "--repo=$REPO" checkout none "$OUT/new"
     assert_error "no image none:latest in the repository $REPO"
     oi -2 "--repo=$REPO" checkout small
-    assert_error "1 arguments given"
+    assert_error "DIR is missing"
     oi -2 "--repo=$REPO" checkout small "$OUT/new" --usr-mode
     assert_error "unknown option --usr-mode; did you mean --user-mode?"
     assert_equal "$(ls -AR -- "$OUT")" "$all"
