@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -358,7 +359,7 @@ func (s *blobStore) readImage(ctx context.Context, image *listedImage, commit st
 }
 
 // addTarSizes adds up the sizes of the tar streams of the images' layers, as far as their commits
-// tell.
+// tell. An image with a layer whose commit cannot be read gets the error.
 func (s *blobStore) addTarSizes(
 	ctx context.Context,
 	o imageListOptions,
@@ -375,31 +376,36 @@ func (s *blobStore) addTarSizes(
 	if err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(max(1, o.parallel))
-	for _, commit := range slices.Compact(slices.Sorted(maps.Values(commits))) {
-		if _, ok := known.tarSize(commit); ok {
-			continue
+	unknown := map[string]error{}
+	for _, commit := range commits {
+		if _, ok := known.tarSize(commit); !ok {
+			unknown[commit] = nil
 		}
+	}
+	var mu sync.Mutex
+	var group errgroup.Group
+	group.SetLimit(max(1, o.parallel))
+	for _, commit := range slices.Collect(maps.Keys(unknown)) {
 		group.Go(func() error {
 			text, _, err := s.repo.metadataKey(ctx, commit, imageref.KeyUncompressedSize)
-			if errors.Is(err, errNoRef) { // removed meanwhile
-				return nil
-			}
-			size, _ := strconv.ParseInt(text, 10, 64)
 			if err == nil {
+				size, _ := strconv.ParseInt(text, 10, 64)
 				known.addTarSize(commit, size)
 			}
-			return err
+			mu.Lock()
+			defer mu.Unlock()
+			unknown[commit] = err
+			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
+	_ = group.Wait()
 	for i := range images {
 		for _, spec := range images[i].layers {
 			size, _ := known.tarSize(commits[spec])
 			images[i].info.UncompressedSize += size
+			if err := unknown[commits[spec]]; err != nil && images[i].err == nil {
+				images[i].err = err
+			}
 		}
 	}
 	return nil

@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			text = p.settings.runner.shown(text)
 		}
 		text += proc.Advice(text)
-		if progress := p.global.settings.progress; progress != nil {
+		if progress := p.global.progress; progress != nil {
 			progress.Error(text)
 		} else {
 			_, _ = fmt.Fprintf(stderr, "ostree-image: %s\n", text)
