@@ -28,7 +28,7 @@ type doctorOptions struct{ format string }
 func (p *program) doctorCommand() *cli.Command {
 	var o doctorOptions
 	return &cli.Command{
-		Name: "doctor", Category: "Help", Usage: "say what this machine and the repository can do, and what is wrong",
+		Name: "doctor", Category: "Debugging", Usage: "say what this machine and the repository can do, and what is wrong",
 		Description: "ostree-image doctor\nostree-image --repo=/srv/images doctor --format=json",
 		Flags:       []cli.Flag{formatFlag(&o.format, "table")},
 		Before:      wantArgs(0, 0), Action: func(c *cli.Context) error { return p.doctor(c, o) },
