@@ -17,6 +17,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ui"
+	"ostree-image/internal/workdir"
 )
 
 // program is one call of the program.
@@ -126,7 +127,7 @@ func (p *program) app() *cli.App {
 			&cli.DurationFlag{
 				Name:        "lock-timeout",
 				Usage:       "wait for a repository that another run has locked at most `DURATION`; 0s not at all, -1s without limit",
-				Value:       defaultLockTimeout,
+				Value:       workdir.DefaultLockTimeout,
 				Destination: &g.lockWait,
 			},
 			&cli.StringFlag{

@@ -19,6 +19,7 @@ import (
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
+	"ostree-image/internal/workdir"
 )
 
 // The names of whiteouts (the OCI image specification, layer.md).
@@ -112,7 +113,7 @@ func checkoutLayers(
 		target.unpin()
 	}()
 	j := s.journal
-	j.name(target.work.path, "WORK")
+	j.name(target.work.Path, "WORK")
 	j.name(target.dir, "OUT")
 	c := &checkout{store: store, settings: s, options: o, work: target.work, mode: mode, times: times}
 	c.perms = permissionsFor(mode, os.Geteuid(), os.Getegid())
@@ -121,7 +122,7 @@ func checkoutLayers(
 		c.perms.namespace = limitedNamespace("with --user-mode all files belong to you")
 	}
 	if err := c.build(ctx, layers); err != nil {
-		return proc.NoRoom(err, filepath.Dir(target.work.path))
+		return proc.NoRoom(err, filepath.Dir(target.work.Path))
 	}
 	j.shell(
 		"the tree is finished",
@@ -177,19 +178,19 @@ type checkout struct {
 	store    *blobStore
 	settings *settings
 	options  ostree.CheckoutOptions
-	work     *workDir
+	work     *workdir.Dir
 	mode     string // of the repository
 	perms    permissions
 	times    *treeTimes
 }
 
-func (c *checkout) root() string { return c.work.join("root") }
+func (c *checkout) root() string { return c.work.Join("root") }
 
 func (c *checkout) layerDir(i int) string {
 	if i == 0 {
 		return c.root()
 	}
-	return c.work.join(fmt.Sprintf("layer-%d", i))
+	return c.work.Join(fmt.Sprintf("layer-%d", i))
 }
 
 // build makes the tree. ostree checks the layers out side by side, while those that are there are
@@ -338,7 +339,7 @@ func (c *checkout) apply(ctx context.Context, b *storedBlob, i int, entries []la
 				tree.name, *t.tree = t.name, tree
 				defer func() {
 					_ = tree.Close()
-					if rerr := removeTree(t.dir); err == nil {
+					if rerr := workdir.RemoveTree(t.dir); err == nil {
 						err = rerr
 					}
 				}()

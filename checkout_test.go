@@ -32,6 +32,7 @@ import (
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
+	"ostree-image/internal/workdir"
 )
 
 // --- layers that tests stack -----------------------------------------------------------------------------------------
@@ -991,17 +992,17 @@ func TestCheckoutTarget(t *testing.T) {
 	})
 	t.Run("what a killed checkout left goes", func(t *testing.T) {
 		parent := t.TempDir()
-		pinned, err := run.runner.pin(parent)
+		pinned, err := run.runner.Pin(parent)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer pinned.unpin()
+		defer pinned.Unpin()
 		w, err := newCheckoutDir(pinned, run.runner)
 		if err != nil {
 			t.Fatal(err)
 		}
-		mkdir(t, w.join("root"))
-		_ = w.lock.Close() // as the end of the process does
+		mkdir(t, w.Join("root"))
+		w.Abandon()
 		other, err := newCheckoutDir(pinned, run.runner)
 		if err != nil {
 			t.Fatal(err)
@@ -1009,14 +1010,12 @@ func TestCheckoutTarget(t *testing.T) {
 		if err := run.checkoutTo(t, "simple", parent+"/root", ostree.CheckoutOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		testutil.OnlyEntries(t, parent, "root", directoryName(t, filepath.Dir(other.path)))
-		if err := other.remove(); err != nil {
+		testutil.OnlyEntries(t, parent, "root", directoryName(t, filepath.Dir(other.Path)))
+		if err := other.Remove(); err != nil {
 			t.Error(err)
 		}
 		testutil.OnlyEntries(t, parent, "root")
-		for _, stop := range w.done {
-			stop()
-		}
+		_ = w.Remove()
 	})
 	fsck(t, run.repo.path)
 }
@@ -1047,7 +1046,7 @@ func TestSweepCheckouts(t *testing.T) {
 		{"3", 0o755, 0, ""},
 		{"4", 0o700, otherID, ""},
 		{"5-mine", 0o700, 0, ""},
-		{"6", 0o700, 0, newWorkPrefix + "1"}, // killed before it was marked
+		{"6", 0o700, 0, workdir.NewWorkPrefix + "1"}, // killed before it was marked
 	} {
 		path := filepath.Join(parent, checkoutPrefix+d.name)
 		mkdir(t, filepath.Join(path, d.holds))
@@ -1496,7 +1495,7 @@ func openTempDir(t testing.TB, uid int) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := removeTree(dir); err != nil {
+		if err := workdir.RemoveTree(dir); err != nil {
 			t.Error(err)
 		}
 	})

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/workdir"
 )
 
 // checkoutTarget is the directory that becomes the root file system, and the private one beside it,
@@ -18,8 +19,8 @@ import (
 type checkoutTarget struct {
 	dir    string
 	inside bool
-	work   *workDir
-	pins   []*pinnedDir
+	work   *workdir.Dir
+	pins   []*workdir.Pinned
 }
 
 func openTarget(dir string, r *runner) (_ *checkoutTarget, err error) {
@@ -35,25 +36,25 @@ func openTarget(dir string, r *runner) (_ *checkoutTarget, err error) {
 			t.unpin()
 		}
 	}()
-	parent, err := t.pin(r.pin(filepath.Dir(dir)))
+	parent, err := t.pin(r.Pin(filepath.Dir(dir)))
 	if err != nil {
 		return nil, errors.WithMessage(err, "checking out")
 	}
-	t.dir = filepath.Join(parent.at, filepath.Base(dir))
+	t.dir = filepath.Join(parent.At, filepath.Base(dir))
 	if dir == "/" {
-		t.dir = parent.within()
+		t.dir = parent.Within()
 	}
 	info, err := os.Lstat(t.dir)
 	switch {
 	case err == nil && !info.IsDir():
 		return nil, errors.Errorf("%s exists and is not a directory", dir)
 	case err == nil:
-		here, err := t.pin(r.pin(dir))
+		here, err := t.pin(r.Pin(dir))
 		if err != nil {
 			return nil, err
 		}
-		sweepCheckouts(here.at)
-		names, err := os.ReadDir(here.at)
+		sweepCheckouts(here.At)
+		names, err := os.ReadDir(here.At)
 		if err != nil {
 			return nil, errors.WithStack(err)
 		}
@@ -61,7 +62,7 @@ func openTarget(dir string, r *runner) (_ *checkoutTarget, err error) {
 			return nil, errors.Errorf("the directory %s is not empty", dir)
 		}
 		if t.inside = !canReplace(t.dir, info); t.inside {
-			parent, t.dir = here, here.within()
+			parent, t.dir = here, here.Within()
 		}
 	case !os.IsNotExist(err):
 		return nil, errors.WithStack(err)
@@ -71,7 +72,7 @@ func openTarget(dir string, r *runner) (_ *checkoutTarget, err error) {
 }
 
 // pin keeps what is pinned until unpin.
-func (t *checkoutTarget) pin(p *pinnedDir, err error) (*pinnedDir, error) {
+func (t *checkoutTarget) pin(p *workdir.Pinned, err error) (*workdir.Pinned, error) {
 	if err == nil {
 		t.pins = append(t.pins, p)
 	}
@@ -80,7 +81,7 @@ func (t *checkoutTarget) pin(p *pinnedDir, err error) (*pinnedDir, error) {
 
 func (t *checkoutTarget) unpin() {
 	for _, p := range t.pins {
-		p.unpin()
+		p.Unpin()
 	}
 }
 
@@ -90,31 +91,31 @@ const checkoutPrefix = ".ostree-image-checkout-"
 // newWorkDir takes all that bears a certain name for a dead run's: that may look nowhere where
 // others keep their files. Only this user may enter that one, and it is pinned: others may own the
 // parent, and see its name in the list of processes.
-func newCheckoutDir(parent *pinnedDir, r *runner) (*workDir, error) {
-	sweepCheckouts(parent.at)
+func newCheckoutDir(parent *workdir.Pinned, r *runner) (*workdir.Dir, error) {
+	sweepCheckouts(parent.At)
 	for tries := 1; ; tries++ {
-		path, err := os.MkdirTemp(parent.at, checkoutPrefix)
+		path, err := os.MkdirTemp(parent.At, checkoutPrefix)
 		if err != nil {
 			return nil, errors.WithStack(err)
 		}
-		private, err := r.pinBelow(parent, filepath.Base(path))
-		if errors.Is(err, fs.ErrNotExist) && tries < sweptTries {
+		private, err := r.PinBelow(parent, filepath.Base(path))
+		if errors.Is(err, fs.ErrNotExist) && tries < workdir.SweptTries {
 			continue // swept
 		}
 		if err != nil {
 			return nil, err
 		}
-		spread(private.at)
-		work, err := newWorkDir(private.at, r)
+		workdir.Spread(private.At)
+		work, err := workdir.New(private.At, r)
 		if err == nil {
-			work.done = append(work.done, func() {
-				private.unpin()
+			work.OnEnd(func() {
+				private.Unpin()
 				_ = unix.Rmdir(path)
 			})
 			return work, nil
 		}
-		private.unpin()
-		if swept := errors.Is(unix.Rmdir(path), unix.ENOENT); !swept || tries == sweptTries {
+		private.Unpin()
+		if swept := errors.Is(unix.Rmdir(path), unix.ENOENT); !swept || tries == workdir.SweptTries {
 			return nil, err
 		}
 	}
@@ -132,17 +133,17 @@ func sweepCheckouts(parent string) {
 			continue
 		}
 		info, err := e.Info()
-		if err != nil || info.Mode() != fs.ModeDir|0o700 || !ownedByUser(info) {
+		if err != nil || info.Mode() != fs.ModeDir|0o700 || !workdir.OwnedByUser(info) {
 			continue
 		}
 		path := filepath.Join(parent, e.Name())
 		// Whatever is put there now is not swept.
-		dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|oNoFollow, 0)
+		dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			continue
 		}
 		if now, err := dir.Stat(); err == nil && os.SameFile(info, now) {
-			sweepWorkDirs(procPath(int(dir.Fd())))
+			workdir.Sweep(workdir.ProcPath(int(dir.Fd())))
 		}
 		_ = dir.Close()
 		_ = unix.Rmdir(path) // fails where something is left; another checkout that has just made it makes another
@@ -202,7 +203,7 @@ func (t *checkoutTarget) publish(root string) error {
 	}
 	if err != nil {
 		for _, m := range moved {
-			_ = removeTree(m)
+			_ = workdir.RemoveTree(m)
 		}
 		return errors.WithMessage(err, "moving the finished tree into its place")
 	}
@@ -225,7 +226,7 @@ func moveEntry(from, to string) error {
 		return errors.WithStack(err)
 	}
 	defer func() { _ = unix.Close(dir) }()
-	moved := procPath(dir) // whatever is put there afterwards
+	moved := workdir.ProcPath(dir) // whatever is put there afterwards
 	if err := os.Chmod(moved, mode|0o200); err != nil {
 		return errors.WithStack(err)
 	}
@@ -256,4 +257,4 @@ func copyDirMeta(from, to string) (err error) {
 }
 
 // end removes the private directory.
-func (t *checkoutTarget) end() error { return t.work.remove() }
+func (t *checkoutTarget) end() error { return t.work.Remove() }

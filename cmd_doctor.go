@@ -20,6 +20,7 @@ import (
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/ui"
+	"ostree-image/internal/workdir"
 )
 
 // doctorOptions are the options of doctor.
@@ -169,10 +170,10 @@ func (p *program) checkRepository(ctx context.Context, r *doctor.Report, engine 
 func (p *program) checkAbilities(r *doctor.Report, repo *repository, mode string) {
 	const check = "file system"
 	var a doctor.Abilities
-	work, err := newWorkDir(repo.tmp(), p.settings.runner)
+	work, err := workdir.New(repo.tmp(), p.settings.runner)
 	if err == nil {
-		a, err = doctor.Probe(work.path)
-		if rerr := work.remove(); err == nil {
+		a, err = doctor.Probe(work.Path)
+		if rerr := work.Remove(); err == nil {
 			err = rerr
 		}
 	}
@@ -211,7 +212,7 @@ func (p *program) checkTmpdir(r *doctor.Report) {
 		r.Problem("tmpdir", "name another with --tmpdir, or unset TMPDIR", "%s", ui.OneLine(err))
 		return
 	}
-	dir.unpin()
+	dir.Unpin()
 	doctor.Space(r, "tmpdir", p.settings.tmpdir, 0)
 }
 

@@ -15,6 +15,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/workdir"
 )
 
 // Commit publishes the image.
@@ -99,8 +100,8 @@ func (d *destination) sweep() {
 		return
 	}
 	if dir, err := d.settings.openTmpdir(); err == nil {
-		sweepWorkDirs(dir.at)
-		dir.unpin()
+		workdir.Sweep(dir.At)
+		dir.Unpin()
 	}
 }
 

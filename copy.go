@@ -23,10 +23,12 @@ import (
 	"go.podman.io/image/v5/transports"
 	"go.podman.io/image/v5/transports/alltransports"
 	"go.podman.io/image/v5/types"
+	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/proc"
 	"ostree-image/internal/ui"
+	"ostree-image/internal/workdir"
 )
 
 // copyOptions are the options of copy, pull and push.
@@ -238,9 +240,9 @@ func (s *settings) copyOnce(
 func writeDigestFile(path string, sum digest.Digest) (err error) {
 	flags := os.O_WRONLY | os.O_CREATE | os.O_TRUNC
 	if path = filepath.Clean(path); path != "/dev/stdout" && path != "/dev/stderr" && filepath.Dir(path) != "/dev/fd" {
-		flags |= oNoFollow
+		flags |= unix.O_NOFOLLOW
 	}
-	f, err := openFile(path, flags, 0o644)
+	f, err := workdir.OpenFile(path, flags, 0o644)
 	if err != nil {
 		return err
 	}

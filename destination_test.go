@@ -26,6 +26,7 @@ import (
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
+	"ostree-image/internal/workdir"
 )
 
 func zipped(t testing.TB, b []byte) []byte {
@@ -684,7 +685,7 @@ exec ostree "$@"
 		if err != nil {
 			t.Fatal(err)
 		}
-		if ok, err := tryLock(dir); !ok || err != nil {
+		if ok, err := workdir.TryLock(dir); !ok || err != nil {
 			t.Errorf("the repository is locked while a layer is imported: %v", err)
 		}
 		_ = dir.Close()

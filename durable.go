@@ -50,7 +50,7 @@ func (r *repository) sync(specs ...string) error {
 
 // syncFile returns when a file or directory, which need not be there, is on the disk.
 func syncFile(path string) (err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|oNoFollow|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if os.IsNotExist(err) {
 		return nil
 	}

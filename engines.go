@@ -12,6 +12,7 @@ import (
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
 	"ostree-image/internal/spool"
+	"ostree-image/internal/workdir"
 )
 
 // layerWriter takes a normalized tar stream. One of finish and abort is called, once.
@@ -35,7 +36,7 @@ func (st *staging) startEngine(
 		// In this mode alone ostree would write each file again to make a commit with the layer's
 		// metadata of one without.
 		if st.mode == ostree.BareUserOnly && alone {
-			held.Dir = st.work.path // which has room for the files, too
+			held.Dir = st.work.Path // which has room for the files, too
 		}
 		large := b.want.Size > surelyLarge && held.Dir == ""
 		return &streamEngine{
@@ -57,7 +58,7 @@ func (st *staging) startEngine(
 	}
 	dir := st.treeDir(b)
 	st.settings.journal.step("a directory for the files of layer "+b.name(), "mkdir", dir)
-	if err := makeApart(dir); err != nil {
+	if err := workdir.MakeApart(dir); err != nil {
 		return nil, err
 	}
 	if err := ownDir(dir); err != nil {

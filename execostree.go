@@ -21,6 +21,7 @@ import (
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
+	"ostree-image/internal/workdir"
 )
 
 // repository is an OSTree repository, used by running ostree(1). It is safe for parallel use.
@@ -33,7 +34,12 @@ type repository struct {
 
 	keysFile, signType string // what else signs it, see signByFile; "" for nothing
 
-	locking lockOptions
+	locking workdir.LockOptions
+}
+
+// lock waits for the repository's lock. It ends with the returned function, or with the process.
+func (r *repository) lock(ctx context.Context) (unlock func(), err error) {
+	return workdir.Lock(ctx, r.path, r.locking)
 }
 
 // errNoRef says that a repository has no such ref.

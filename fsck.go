@@ -10,6 +10,7 @@ import (
 
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
+	"ostree-image/internal/workdir"
 )
 
 // fsck runs ostree fsck and sorts what it says by the commits that it names. unknown is what names
@@ -22,16 +23,16 @@ func (v *verifier) fsck(ctx context.Context) (unknown []string, err error) {
 // a name or a content that ends fsck before it checks any object; what such a ref means for an
 // image is found where the image is read. refs is what fsck said of them.
 func (v *verifier) fsckObjects(ctx context.Context, refs []string) (unknown []string, err error) {
-	work, err := newWorkDir(os.TempDir(), v.settings.runner)
+	work, err := workdir.New(os.TempDir(), v.settings.runner)
 	if err != nil {
 		return nil, errors.WithMessage(err, "making a repository for ostree fsck")
 	}
 	defer func() {
-		if rerr := work.remove(); err == nil {
+		if rerr := work.Remove(); err == nil {
 			err = rerr
 		}
 	}()
-	view, err := v.repo.withoutRefs(ctx, work.join("objects"))
+	view, err := v.repo.withoutRefs(ctx, work.Join("objects"))
 	if err != nil {
 		return nil, err
 	}

@@ -11,12 +11,14 @@ import (
 	"time"
 
 	"github.com/pkg/errors"
+	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/gvariant"
 	"ostree-image/internal/proc"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/ui"
+	"ostree-image/internal/workdir"
 )
 
 // journal writes down every command that runs, and every step that Go itself does to files that a
@@ -68,7 +70,7 @@ BLOBS=${BLOBS:-.}
 func openJournal(path string, debug io.Writer) (*journal, error) {
 	j := &journal{debug: debug}
 	if path != "" {
-		f, err := openFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|oNoFollow, 0o600)
+		f, err := workdir.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return nil, errors.Wrap(err, "opening the command log")
 		}

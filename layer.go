@@ -22,6 +22,7 @@ import (
 	"ostree-image/internal/spool"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/ui"
+	"ostree-image/internal/workdir"
 )
 
 // engineName is how a layer's normalized tar stream becomes a commit.
@@ -316,7 +317,7 @@ func (st *staging) feed(
 	return layerTree{}, err
 }
 
-func (st *staging) treeDir(b *stagedBlob) string { return st.work.join(b.name() + ".tree") }
+func (st *staging) treeDir(b *stagedBlob) string { return st.work.Join(b.name() + ".tree") }
 
 // removeTree removes what the tar engine extracted.
 func (st *staging) removeTree(b *stagedBlob) error {
@@ -325,7 +326,7 @@ func (st *staging) removeTree(b *stagedBlob) error {
 	}
 	dir := st.treeDir(b)
 	st.settings.journal.step("the extracted files have had their turn", "rm", "-rf", dir)
-	return removeTree(dir)
+	return workdir.RemoveTree(dir)
 }
 
 // makeDir makes a directory of mode 0755, whatever the umask, without what the directory above it

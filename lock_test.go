@@ -15,10 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/testutil"
+	"ostree-image/internal/workdir"
 )
 
 // lockRepo makes a directory that is locked as a repository is.
-func lockRepo(t *testing.T, o lockOptions) *repository {
+func lockRepo(t *testing.T, o workdir.LockOptions) *repository {
 	t.Helper()
 	return &repository{path: t.TempDir(), locking: o}
 }
@@ -29,7 +30,7 @@ func TestLockKeepsReadersOut(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)
 	testutil.NeedTools(t, "flock", "setpriv")
-	r := lockRepo(t, lockOptions{timeout: 300 * time.Millisecond})
+	r := lockRepo(t, workdir.LockOptions{Timeout: 300 * time.Millisecond})
 	for _, dir := range []string{filepath.Dir(r.path), r.path} {
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
@@ -37,7 +38,7 @@ func TestLockKeepsReadersOut(t *testing.T) {
 	}
 	for range 2 { // the second finds the file of the first
 		reader := exec.Command("setpriv", fmt.Sprintf("--reuid=%d", otherID), fmt.Sprintf("--regid=%d", otherID), "--clear-groups", "--",
-			"sh", "-c", `exec 8<"$1"; flock -s 8; { exec 9<"$1/`+lockFile+`" && flock -s 9; }; echo locked; exec sleep 60`, "-", r.path)
+			"sh", "-c", `exec 8<"$1"; flock -s 8; { exec 9<"$1/`+workdir.LockFile+`" && flock -s 9; }; echo locked; exec sleep 60`, "-", r.path)
 		out, err := reader.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -83,11 +84,11 @@ func TestLockFile(t *testing.T) {
 		}, 0o644, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := lockRepo(t, lockOptions{})
+			r := lockRepo(t, workdir.LockOptions{})
 			if err := unix.Chmod(r.path, uint32(tt.dir)); err != nil {
 				t.Fatal(err)
 			}
-			path := filepath.Join(r.path, lockFile)
+			path := filepath.Join(r.path, workdir.LockFile)
 			if err := tt.prepare(path); err != nil {
 				t.Fatal(err)
 			}
@@ -113,7 +114,7 @@ func TestLockFile(t *testing.T) {
 func TestLockOfOwner(t *testing.T) {
 	t.Parallel()
 	testutil.NeedRoot(t)
-	r := lockRepo(t, lockOptions{})
+	r := lockRepo(t, workdir.LockOptions{})
 	if err := os.Chown(r.path, otherID, otherID); err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +123,7 @@ func TestLockOfOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	unlock()
-	info, err := os.Lstat(filepath.Join(r.path, lockFile))
+	info, err := os.Lstat(filepath.Join(r.path, workdir.LockFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +136,7 @@ func TestLockOfOwner(t *testing.T) {
 func TestLockWaits(t *testing.T) {
 	t.Parallel()
 	var warned []string
-	r := lockRepo(t, lockOptions{timeout: lockPatience + 500*time.Millisecond, warn: func(format string, args ...any) {
+	r := lockRepo(t, workdir.LockOptions{Timeout: workdir.LockPatience + 500*time.Millisecond, Warn: func(format string, args ...any) {
 		warned = append(warned, fmt.Sprintf(format, args...))
 	}})
 	unlock, err := (&repository{path: r.path}).lock(t.Context())
@@ -152,7 +153,7 @@ func TestLockWaits(t *testing.T) {
 		t.Errorf("warned: %q", warned)
 	}
 	began := time.Now()
-	if _, err := (&repository{path: r.path, locking: lockOptions{timeout: 1}}).lock(t.Context()); err == nil || time.Since(began) > time.Second {
+	if _, err := (&repository{path: r.path, locking: workdir.LockOptions{Timeout: 1}}).lock(t.Context()); err == nil || time.Since(began) > time.Second {
 		t.Errorf("without waiting: %v after %s", err, time.Since(began))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -165,8 +166,8 @@ func TestLockWaits(t *testing.T) {
 // TestLockReplaced: a lock on a file that was replaced meanwhile is none.
 func TestLockReplaced(t *testing.T) {
 	t.Parallel()
-	r := lockRepo(t, lockOptions{timeout: time.Minute})
-	path := filepath.Join(r.path, lockFile)
+	r := lockRepo(t, workdir.LockOptions{Timeout: time.Minute})
+	path := filepath.Join(r.path, workdir.LockFile)
 	first, err := r.lock(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -187,25 +188,5 @@ func TestLockReplaced(t *testing.T) {
 	first()
 	if err := <-ended; err != nil {
 		t.Error(err)
-	}
-}
-
-func TestFlockHolder(t *testing.T) {
-	t.Parallel()
-	const locks = `1: FLOCK  ADVISORY  WRITE 11 08:01:77 0 EOF
-1: -> FLOCK  ADVISORY  WRITE 12 08:01:78 0 EOF
-2: POSIX  ADVISORY  WRITE 13 08:01:78 0 EOF
-3: FLOCK  ADVISORY  READ 14 00:2f:78 0 EOF
-4: FLOCK  ADVISORY  WRITE 15 08:01:78 0 EOF
-5: FLOCK
-6: FLOCK  ADVISORY  WRITE x y 0 EOF
-`
-	for _, tt := range []struct {
-		dev, inode uint64
-		want       int
-	}{{unix.Mkdev(8, 1), 78, 15}, {unix.Mkdev(0, 0x2f), 78, 14}, {unix.Mkdev(9, 9), 77, 11}, {unix.Mkdev(8, 1), 79, 0}} {
-		if got := flockHolder(bufio.NewScanner(strings.NewReader(locks)), tt.dev, tt.inode); got != tt.want {
-			t.Errorf("%d %d: %d, want %d", tt.dev, tt.inode, got, tt.want)
-		}
 	}
 }

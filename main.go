@@ -25,7 +25,7 @@ func main() {
 	if reexec.Init() { // the containers-storage transport starts this program again, under other names
 		return
 	}
-	keepFiles()
+	proc.KeepFiles()
 	syscall.Umask(
 		syscall.Umask(0o077) | 0o002,
 	) // a umask of 000 would let anyone write what ends up in a record or a repository
@@ -58,7 +58,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			}
 		}
 		if p.settings != nil && p.settings.runner != nil {
-			text = p.settings.runner.shown(text)
+			text = p.settings.runner.Shown(text)
 		}
 		text += proc.Advice(text)
 		if progress := p.global.progress; progress != nil {

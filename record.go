@@ -24,6 +24,7 @@ import (
 	"ostree-image/internal/proc"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/ui"
+	"ostree-image/internal/workdir"
 )
 
 // The files of a record.
@@ -105,7 +106,7 @@ func newRecorder(dir string, run *runner) (rec *recorder, err error) {
 		if !info.IsDir() || rerr != nil || len(names) > 0 {
 			return nil, errors.Errorf("--record: %s is there, and is no empty directory", dir)
 		}
-		if !ownedByUser(info) {
+		if !workdir.OwnedByUser(info) {
 			return nil, errors.Errorf(
 				"--record: %s belongs to somebody else, who could change what is written there",
 				dir,
@@ -115,19 +116,19 @@ func newRecorder(dir string, run *runner) (rec *recorder, err error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return nil, errors.Wrap(err, "--record")
 	}
-	above, err := run.pin(filepath.Dir(dir))
+	above, err := run.Pin(filepath.Dir(dir))
 	if err != nil {
 		return nil, errors.WithMessage(err, "--record")
 	}
-	defer above.unpin()
-	if err := unix.Mkdirat(above.fd, filepath.Base(dir), 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+	defer above.Unpin()
+	if err := unix.Mkdirat(above.Fd, filepath.Base(dir), 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 		return nil, errors.Wrapf(err, "--record: making %s", dir)
 	}
-	here, err := run.pinBelow(above, filepath.Base(dir))
+	here, err := run.PinBelow(above, filepath.Base(dir))
 	if err != nil {
 		return nil, errors.WithMessage(err, "--record")
 	}
-	dir = here.at // private: whoever could change it would have the user run his commands
+	dir = here.At // private: whoever could change it would have the user run his commands
 	if err := os.Mkdir(filepath.Join(dir, recordBlobs), 0o700); err != nil {
 		return nil, errors.Wrap(err, "--record")
 	}

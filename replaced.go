@@ -24,7 +24,7 @@ import (
 
 // replacedDir is where what layer i replaces itself is extracted, by the places of its entries in
 // the layer.
-func (c *checkout) replacedDir(i int) string { return c.work.join(fmt.Sprintf("replaced-%d", i)) }
+func (c *checkout) replacedDir(i int) string { return c.work.Join(fmt.Sprintf("replaced-%d", i)) }
 
 // fetchReplaced extracts those of layer i's entries that the layer itself replaces later.
 func (c *checkout) fetchReplaced(ctx context.Context, b *storedBlob, i int, entries []layerEntry) (err error) {

@@ -17,12 +17,14 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/pkg/errors"
+	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/ui"
+	"ostree-image/internal/workdir"
 )
 
 // replayOptions are the options of replay.
@@ -68,21 +70,21 @@ func replayRecord(
 	in io.Reader,
 	out io.Writer,
 ) (err error) {
-	if err := checkParent(os.TempDir()); err != nil {
+	if err := workdir.CheckParent(os.TempDir()); err != nil {
 		return errors.WithMessage(err, "the temporary directory cannot be used")
 	}
-	work, err := newWorkDir(os.TempDir(), s.runner)
+	work, err := workdir.New(os.TempDir(), s.runner)
 	if err != nil {
 		return err
 	}
-	r := &replayer{settings: s, options: o, work: work.join("work"), in: bufio.NewReader(in)}
+	r := &replayer{settings: s, options: o, work: work.Join("work"), in: bufio.NewReader(in)}
 	defer func() {
 		if o.keep && !o.list {
-			s.notef("the work directory is left at %s", work.path)
-			work.release()
+			s.notef("the work directory is left at %s", work.Path)
+			work.Release()
 			return
 		}
-		if rerr := work.remove(); err == nil {
+		if rerr := work.Remove(); err == nil {
 			err = rerr
 		}
 	}()
@@ -145,7 +147,7 @@ func (r *replayer) checkMissed() error {
 }
 
 // openRecord returns the directory of a record. An archive is extracted first.
-func (r *replayer) openRecord(ctx context.Context, path string, work *workDir) (string, error) {
+func (r *replayer) openRecord(ctx context.Context, path string, work *workdir.Dir) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return "", errors.WithStack(err)
@@ -168,7 +170,7 @@ func (r *replayer) openRecord(ctx context.Context, path string, work *workDir) (
 	case !info.Mode().IsRegular():
 		return "", errors.Errorf("%s is neither a record nor the archive of one", path)
 	}
-	dir := work.join("record")
+	dir := work.Join("record")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", errors.WithStack(err)
 	}
@@ -186,7 +188,7 @@ func (r *replayer) openRecord(ctx context.Context, path string, work *workDir) (
 func (r *replayer) checkMaker(path string, info fs.FileInfo) error {
 	// Nothing is run for --list. A directory that others may write to is not theirs to fill where
 	// it is sticky, such as /tmp.
-	if r.options.trust || r.options.list || ownedByUser(info) && info.Mode().Perm()&0o022 == 0 {
+	if r.options.trust || r.options.list || workdir.OwnedByUser(info) && info.Mode().Perm()&0o022 == 0 {
 		return nil
 	}
 	return errors.Errorf(
@@ -348,7 +350,7 @@ func checkFile(path string, want digest.Digest) error {
 	if err := want.Validate(); err != nil {
 		return errdefs.Checkf("%s", err)
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|oNoFollow|syscall.O_NONBLOCK, 0)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return errors.WithStack(err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ui"
+	"ostree-image/internal/workdir"
 )
 
 // settings are what one run of the program was told, and what all its parts share.
@@ -92,8 +93,8 @@ func (s *settings) repository(path string) *repository {
 }
 
 // lockOptions say how this run waits for the lock of a repository.
-func (s *settings) lockOptions() lockOptions {
-	return lockOptions{timeout: s.lockTimeout, warn: s.warnf}
+func (s *settings) lockOptions() workdir.LockOptions {
+	return workdir.LockOptions{Timeout: s.lockTimeout, Warn: s.warnf}
 }
 
 // signs tells whether commits are to be signed.
@@ -239,4 +240,17 @@ func (s *settings) close(failure error, status int) error {
 		err = jerr
 	}
 	return err
+}
+
+// openTmpdir pins the directory of --tmpdir.
+func (s *settings) openTmpdir() (*workdir.Pinned, error) {
+	dir, err := s.runner.Pin(s.tmpdir)
+	if err != nil {
+		return nil, err
+	}
+	if err := workdir.CheckParent(dir.At); err != nil {
+		dir.Unpin()
+		return nil, err
+	}
+	return dir, nil
 }

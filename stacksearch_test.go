@@ -22,6 +22,7 @@ import (
 
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
+	"ostree-image/internal/workdir"
 )
 
 // The search for stacks of layers of which a checkout makes something else than umoci.
@@ -344,7 +345,7 @@ func (p *stackPool) replay(t *testing.T, mode string, stack []int, dir string) {
 	}
 	compareCopies(t, mode+", replayed", rootTree(t, again), rootTree(t, root), time.Now(), fsNode.String)
 	for _, d := range []string{root, again, record} {
-		if err := removeTree(d); err != nil {
+		if err := workdir.RemoveTree(d); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
+	"ostree-image/internal/workdir"
 )
 
 // treeFile is a file of a commit that holds no layer: bytes, or a file on disk.
@@ -30,8 +31,8 @@ func (st *staging) commitFiles(ctx context.Context, files []treeFile, o ostree.C
 		return "", err
 	}
 	j := st.settings.journal
-	tree := st.work.join(fmt.Sprintf("tree-%d", st.trees.Add(1)))
-	defer func() { _ = removeTree(tree) }()
+	tree := st.work.Join(fmt.Sprintf("tree-%d", st.trees.Add(1)))
+	defer func() { _ = workdir.RemoveTree(tree) }()
 	made := map[string]bool{}
 	mkdir := func(path string) error {
 		if made[path] {

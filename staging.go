@@ -12,6 +12,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
+	"ostree-image/internal/workdir"
 )
 
 // staging is where a run makes its commits before they are published: a repository of the target's
@@ -19,9 +20,9 @@ import (
 type staging struct {
 	settings *settings
 	target   *repository
-	work     *workDir // in the target's tmp/, holds all below
-	blobWork *workDir // of --tmpdir, nil where the blobs lie in work
-	tmpdir   *pinnedDir
+	work     *workdir.Dir // in the target's tmp/, holds all below
+	blobWork *workdir.Dir // of --tmpdir, nil where the blobs lie in work
+	tmpdir   *workdir.Pinned
 	repo     *repository
 	mode     string
 	engine   engineName
@@ -60,13 +61,13 @@ func newStaging(
 		st.perms.namespace = limitedNamespace(
 			"use a repository of mode bare-user or archive, which notes owners without making them")
 	}
-	if st.work, err = newWorkDir(target.tmp(), s.runner); err != nil {
+	if st.work, err = workdir.New(target.tmp(), s.runner); err != nil {
 		return nil, errors.WithMessagef(err, "the repository %s cannot be written", target.path)
 	}
-	s.journal.name(st.work.path, "WORK")
+	s.journal.name(st.work.Path, "WORK")
 	if s.tmpdir != "" {
 		if st.tmpdir, err = s.openTmpdir(); err == nil {
-			st.blobWork, err = newWorkDir(st.tmpdir.at, s.runner)
+			st.blobWork, err = workdir.New(st.tmpdir.At, s.runner)
 		}
 		if err != nil {
 			_ = st.remove()
@@ -74,7 +75,7 @@ func newStaging(
 		}
 	}
 	st.repo = &repository{
-		path: st.work.join("stage"), run: s.runner, staged: true,
+		path: st.work.Join("stage"), run: s.runner, staged: true,
 		sign: s.signArgs(), keysFile: s.keysFile, signType: s.signType,
 	}
 	go func() {
@@ -87,9 +88,9 @@ func newStaging(
 // blobDir is where blobs are staged.
 func (st *staging) blobDir() string {
 	if st.blobWork != nil {
-		return st.blobWork.path
+		return st.blobWork.Path
 	}
-	return st.work.path
+	return st.work.Path
 }
 
 // objectSettings are the settings of a repository that decide which objects a commit makes, and
@@ -118,7 +119,7 @@ func (st *staging) prepare(ctx context.Context) error {
 		fmt.Sprintf(`[ -e "$REPO"/config ] || ostree init --repo="$REPO" --mode=%s`,
 			shellquote.Word(st.mode)),
 	)
-	if err := makeApart(st.repo.path); err != nil {
+	if err := workdir.MakeApart(st.repo.path); err != nil {
 		return err
 	}
 	if err := st.repo.init(ctx, st.mode); err != nil {
@@ -185,15 +186,15 @@ func (st *staging) warnExceptions() {
 func (st *staging) remove() error {
 	var err error
 	if st.blobWork != nil {
-		err = st.blobWork.remove()
+		err = st.blobWork.Remove()
 	}
 	if st.tmpdir != nil {
-		st.tmpdir.unpin()
+		st.tmpdir.Unpin()
 	}
-	if werr := st.work.remove(); err == nil {
+	if werr := st.work.Remove(); err == nil {
 		err = werr
 	}
-	st.settings.journal.forget(st.work.path)
+	st.settings.journal.forget(st.work.Path)
 	return errors.WithMessage(err, "removing the staging area")
 }
 

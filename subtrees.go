@@ -120,7 +120,7 @@ func (c *checkout) fetchDivided(ctx context.Context, b *storedBlob, i int) (entr
 	dirs := map[string]string{}
 	for n, p := range parts {
 		if dirs[p.path] = c.layerDir(i); p.path != "" {
-			dirs[p.path] = c.work.join(fmt.Sprintf("layer-%d-part-%d", i, n))
+			dirs[p.path] = c.work.Join(fmt.Sprintf("layer-%d-part-%d", i, n))
 		}
 	}
 	first := slices.SortedStableFunc(

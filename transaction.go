@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/workdir"
 )
 
 // The names in a repository's tmp/ of a transaction of ostree: a directory, and beside it the lock
@@ -22,7 +23,7 @@ const (
 func (r *repository) tmp() string { return filepath.Join(r.path, "tmp") }
 
 // sweep removes what runs that were killed have left in the repository's tmp/.
-func (r *repository) sweep() { sweepWorkDirs(r.tmp()) }
+func (r *repository) sweep() { workdir.Sweep(r.tmp()) }
 
 // transactions returns the directories of transactions in the repository's tmp/, running or left by
 // a process that was killed.
@@ -53,9 +54,9 @@ func (r *repository) dropTransactions(before map[string]bool) error {
 }
 
 func dropTransaction(path string) (err error) {
-	lock, err := os.OpenFile(path+transactionLock, os.O_RDWR|oNoFollow, 0)
+	lock, err := os.OpenFile(path+transactionLock, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if os.IsNotExist(err) {
-		return removeTree(path)
+		return workdir.RemoveTree(path)
 	}
 	if err != nil {
 		return errors.WithStack(err)
@@ -64,7 +65,7 @@ func dropTransaction(path string) (err error) {
 	if err := unix.FcntlFlock(lock.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
 		return nil //nolint:nilerr // another process is at work there
 	}
-	if err := removeTree(path); err != nil {
+	if err := workdir.RemoveTree(path); err != nil {
 		return err
 	}
 	return errors.WithStack(os.Remove(path + transactionLock))

@@ -16,6 +16,7 @@ import (
 
 	"ostree-image/internal/proc"
 	"ostree-image/internal/testutil"
+	"ostree-image/internal/workdir"
 )
 
 func names(t testing.TB, dir string) []string {
@@ -45,23 +46,23 @@ func mkdir(t testing.TB, path string, files ...string) {
 
 func TestSweep(t *testing.T) {
 	parent := t.TempDir()
-	mkdir(t, parent+"/ostree-image-dead", workMark, "blob")
+	mkdir(t, parent+"/ostree-image-dead", workdir.WorkMark, "blob")
 	mkdir(t, parent+"/ostree-image-dead/stage/objects", "x")
 	mkdir(t, parent+"/ostree-image-unmarked", "precious")
-	mkdir(t, parent+"/.ostree-image-new-marked", workMark)
+	mkdir(t, parent+"/.ostree-image-new-marked", workdir.WorkMark)
 	mkdir(t, parent+"/.ostree-image-new-empty")
 	mkdir(t, parent+"/.ostree-image-new-kept", "precious")
 	beginning := mkLocked(t, parent+"/.ostree-image-new-locked")
 	defer func() { _ = beginning.Close() }()
 	mkdir(t, parent+"/staging-other", "x")
 	mkdir(t, parent+"/cache")
-	mkdir(t, parent+"/outside", workMark, "victim")
+	mkdir(t, parent+"/outside", workdir.WorkMark, "victim")
 	mkdir(t, parent, "ostree-image-file")
-	mkdir(t, parent+"/ostree-image-mark-is-a-directory/"+workMark)
+	mkdir(t, parent+"/ostree-image-mark-is-a-directory/"+workdir.WorkMark)
 	mkdir(t, parent+"/ostree-image-mark-is-a-link")
 	for link, target := range map[string]string{
 		"ostree-image-link": parent + "/outside", "ostree-image-dead/link": parent + "/outside",
-		"ostree-image-mark-is-a-link/" + workMark: parent + "/outside/" + workMark,
+		"ostree-image-mark-is-a-link/" + workdir.WorkMark: parent + "/outside/" + workdir.WorkMark,
 	} {
 		if err := os.Symlink(target, filepath.Join(parent, link)); err != nil {
 			t.Fatal(err)
@@ -72,8 +73,8 @@ func TestSweep(t *testing.T) {
 		"ostree-image-unmarked", "outside", "staging-other",
 	}
 	if os.Geteuid() == 0 {
-		for name, theirs := range map[string][]string{"ostree-image-foreign": {"", workMark}, "ostree-image-foreign-dir": {""}, "ostree-image-foreign-mark": {workMark}} {
-			mkdir(t, filepath.Join(parent, name), workMark)
+		for name, theirs := range map[string][]string{"ostree-image-foreign": {"", workdir.WorkMark}, "ostree-image-foreign-dir": {""}, "ostree-image-foreign-mark": {workdir.WorkMark}} {
+			mkdir(t, filepath.Join(parent, name), workdir.WorkMark)
 			for _, path := range theirs {
 				if err := os.Lchown(filepath.Join(parent, name, path), otherID, otherID); err != nil {
 					t.Fatal(err)
@@ -82,23 +83,23 @@ func TestSweep(t *testing.T) {
 			want = append(want, name)
 		}
 	}
-	living, err := newWorkDir(parent, newRunner("true", "true", 0, &journal{}))
+	living, err := workdir.New(parent, newRunner("true", "true", 0, &journal{}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = append(want, filepath.Base(living.path))
+	want = append(want, filepath.Base(living.Path))
 	slices.Sort(want)
-	sweepWorkDirs(parent)
+	workdir.Sweep(parent)
 	if got := names(t, parent); !slices.Equal(got, want) {
 		t.Errorf("left: %q, want %q", got, want)
 	}
-	if got := names(t, parent+"/outside"); !slices.Equal(got, []string{workMark, "victim"}) {
+	if got := names(t, parent+"/outside"); !slices.Equal(got, []string{workdir.WorkMark, "victim"}) {
 		t.Errorf("outside: %q", got)
 	}
-	if err := living.remove(); err != nil {
+	if err := living.Remove(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Lstat(living.path); !os.IsNotExist(err) {
+	if _, err := os.Lstat(living.Path); !os.IsNotExist(err) {
 		t.Errorf("a work directory that was removed is there: %v", err)
 	}
 }
@@ -111,7 +112,7 @@ func mkLocked(t *testing.T, path string) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ok, err := tryLock(f); err != nil || !ok {
+	if ok, err := workdir.TryLock(f); err != nil || !ok {
 		t.Fatalf("locking %s: %v", path, err)
 	}
 	return f
@@ -123,27 +124,27 @@ func TestWorkDirsAtOnce(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()
 	r := newRunner("true", "true", 0, &journal{})
-	pinned, err := r.pin(parent)
+	pinned, err := r.Pin(parent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pinned.unpin()
+	defer pinned.Unpin()
 	var group errgroup.Group
 	for i := range 8 {
 		group.Go(func() error {
 			for range 50 {
-				newDir := newWorkDir
+				newDir := workdir.New
 				if i%2 == 1 {
-					newDir = func(string, *runner) (*workDir, error) { return newCheckoutDir(pinned, r) }
+					newDir = func(string, workdir.Heirs) (*workdir.Dir, error) { return newCheckoutDir(pinned, r) }
 				}
 				w, err := newDir(parent, r)
 				if err != nil {
 					return err
 				}
-				if err := os.WriteFile(w.join("file"), nil, 0o600); err != nil {
+				if err := os.WriteFile(w.Join("file"), nil, 0o600); err != nil {
 					return err
 				}
-				if err := w.remove(); err != nil {
+				if err := w.Remove(); err != nil {
 					return err
 				}
 			}
@@ -181,8 +182,8 @@ func TestLeftByOthers(t *testing.T) {
 		}},
 	} {
 		const dead, stray = "ostree-image-dead", "ociimage/tmp.AbC123"
-		mkdir(t, filepath.Join(r.repo.tmp(), dead), workMark, "blob")
-		mkdir(t, filepath.Join(tmpdir, dead), workMark, "blob")
+		mkdir(t, filepath.Join(r.repo.tmp(), dead), workdir.WorkMark, "blob")
+		mkdir(t, filepath.Join(tmpdir, dead), workdir.WorkMark, "blob")
 		copyOf, err := os.ReadFile(filepath.Join(r.repo.path, "refs/heads/ociimage/a_3Alatest"))
 		if err != nil {
 			t.Fatal(err)
@@ -211,7 +212,7 @@ func TestSweepWaitsForChildren(t *testing.T) {
 	testutil.NeedTools(t, "sleep")
 	parent := t.TempDir()
 	r := newRunner("sleep", "tar", 0, &journal{})
-	w, err := newWorkDir(parent, r)
+	w, err := workdir.New(parent, r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,41 +221,39 @@ func TestSweepWaitsForChildren(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The program dies: its own hold on the directory ends, the child's does not.
-	_ = w.lock.Close()
-	sweepWorkDirs(parent)
-	if _, err := os.Stat(w.path); err != nil {
+	w.Abandon()
+	workdir.Sweep(parent)
+	if _, err := os.Stat(w.Path); err != nil {
 		t.Errorf("it is swept while a child lives: %v", err)
 	}
 	p.Kill()
 	_ = p.Wait()
-	sweepWorkDirs(parent)
-	if _, err := os.Stat(w.path); !os.IsNotExist(err) {
+	workdir.Sweep(parent)
+	if _, err := os.Stat(w.Path); !os.IsNotExist(err) {
 		t.Errorf("it is not swept after the last child's end: %v", err)
 	}
-	for _, f := range w.done {
-		f()
-	}
+	_ = w.Remove()
 }
 
 // TestRemovalBreaksOff: a work directory whose removal was killed is still known for one.
 func TestRemovalBreaksOff(t *testing.T) {
 	parent := t.TempDir()
-	w, err := newWorkDir(parent, newRunner("true", "true", 0, &journal{}))
+	w, err := workdir.New(parent, newRunner("true", "true", 0, &journal{}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	mkdir(t, w.path+"/stuck", "file")
+	mkdir(t, w.Path+"/stuck", "file")
 	// A file that cannot be removed stands for the kill. Nobody, root neither, removes from a
 	// directory that is not there.
 	if os.Geteuid() != 0 {
 		testutil.Skip(t, "only root can make a file that cannot be removed")
 	}
-	immutable(t, w.path+"/stuck/file", true)
-	if err := w.remove(); err == nil {
+	immutable(t, w.Path+"/stuck/file", true)
+	if err := w.Remove(); err == nil {
 		t.Error("what cannot be removed is removed")
 	}
-	immutable(t, w.path+"/stuck/file", false)
-	sweepWorkDirs(parent)
+	immutable(t, w.Path+"/stuck/file", false)
+	workdir.Sweep(parent)
 	if got := names(t, parent); len(got) > 0 {
 		t.Errorf("left: %q", got)
 	}
@@ -395,7 +394,7 @@ func TestClosedTrees(t *testing.T) {
 	t.Run("removed", func(t *testing.T) {
 		dir := t.TempDir() + "/tree"
 		closedTree(t, dir, victim)
-		if err := removeTree(dir); err != nil {
+		if err := workdir.RemoveTree(dir); err != nil {
 			t.Error(err)
 		}
 		if _, err := os.Lstat(dir); !os.IsNotExist(err) {
@@ -490,7 +489,7 @@ func TestFixTreeAsRoot(t *testing.T) {
 	dir := t.TempDir() + "/tree"
 	victim := t.TempDir()
 	closedTree(t, dir, victim)
-	t.Cleanup(func() { _ = removeTree(dir) })
+	t.Cleanup(func() { _ = workdir.RemoveTree(dir) })
 	if os.Geteuid() != 0 {
 		return // TestClosedTrees
 	}
@@ -542,7 +541,7 @@ func TestParentsOfOthers(t *testing.T) {
 			if err := os.Chmod(dir, tt.mode); err != nil {
 				t.Fatal(err)
 			}
-			if got := testutil.ErrText(checkParent(dir)); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
+			if got := testutil.ErrText(workdir.CheckParent(dir)); tt.wantErr == "" && got != "" || !strings.Contains(got, tt.wantErr) {
 				t.Errorf("%q, want %q", got, tt.wantErr)
 			}
 		})
@@ -558,26 +557,26 @@ func TestRemovalLeavesAnotherDirectoryAlone(t *testing.T) {
 		"a directory": func(path string) error { return os.Rename(victim, path) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, err := newWorkDir(base, newRunner("", "", 0, nil))
+			w, err := workdir.New(base, newRunner("", "", 0, nil))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := os.Rename(w.path, w.path+"-away"); err != nil {
+			if err := os.Rename(w.Path, w.Path+"-away"); err != nil {
 				t.Fatal(err)
 			}
-			if err := plant(w.path); err != nil {
+			if err := plant(w.Path); err != nil {
 				t.Fatal(err)
 			}
-			if got := testutil.ErrText(w.remove()); !strings.Contains(got, "is no longer the directory that this run made") {
+			if got := testutil.ErrText(w.Remove()); !strings.Contains(got, "is no longer the directory that this run made") {
 				t.Errorf("the error is %q", got)
 			}
-			if got := names(t, w.path); !slices.Equal(got, []string{"precious"}) {
+			if got := names(t, w.Path); !slices.Equal(got, []string{"precious"}) {
 				t.Errorf("the other directory holds %q", got)
 			}
-			if err := os.RemoveAll(w.path + "-away"); err != nil {
+			if err := os.RemoveAll(w.Path + "-away"); err != nil {
 				t.Fatal(err)
 			}
-			_ = os.Rename(w.path, victim) // back, for the next: a link would go where it leads
+			_ = os.Rename(w.Path, victim) // back, for the next: a link would go where it leads
 			mkdir(t, victim, "precious")
 		})
 	}
@@ -592,7 +591,7 @@ func TestWorkDirThatCannotBeFilled(t *testing.T) {
 	if err := os.MkdirAll(parent, 0o700); err != nil {
 		t.Skipf("no such long path here: %v", err)
 	}
-	if _, err := newWorkDir(parent, nil); !errors.Is(err, syscall.ENAMETOOLONG) {
+	if _, err := workdir.New(parent, nil); !errors.Is(err, syscall.ENAMETOOLONG) {
 		t.Errorf("newWorkDir: %v", err)
 	}
 	if left, err := os.ReadDir(parent); err != nil || len(left) > 0 {

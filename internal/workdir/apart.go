@@ -1,4 +1,4 @@
-package main
+package workdir
 
 import (
 	"os"
@@ -11,7 +11,7 @@ import (
 // fsTopdirFlag is FS_TOPDIR_FL of linux/fs.h, "T" of chattr(1).
 const fsTopdirFlag = 0x00020000
 
-// spread asks the file system to place the directories that are made in dir apart from one another.
+// Spread asks the file system to place the directories that are made in dir apart from one another.
 // Only ext4 does so.
 //
 // ext4 places a file near its directory, and a directory near the one above. Where it has no
@@ -20,7 +20,7 @@ const fsTopdirFlag = 0x00020000
 // images come and go, an import took twice as long as on a new one. Directories within one with
 // this flag go each to a part of the disk that has few, and where ext4 begins to look follows from
 // their names: random ones hardly ever meet what another run has removed.
-func spread(dir string) {
+func Spread(dir string) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return
@@ -31,15 +31,15 @@ func spread(dir string) {
 	}
 }
 
-// makeApart makes a directory of mode 0700 for many files, placed apart from everything that lies
+// MakeApart makes a directory of mode 0700 for many files, placed apart from everything that lies
 // beside it (see spread).
-func makeApart(path string) error {
+func MakeApart(path string) error {
 	top, err := os.MkdirTemp(filepath.Dir(path), "apart-")
 	if err != nil {
 		return errors.WithStack(err)
 	}
 	defer func() { _ = os.RemoveAll(top) }()
-	spread(top)
+	Spread(top)
 	dir, err := os.MkdirTemp(top, "")
 	if err != nil {
 		return errors.WithStack(err)

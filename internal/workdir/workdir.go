@@ -1,4 +1,6 @@
-package main
+// Package workdir keeps private directories of a run, which a lock keeps from others, removes what dead runs
+// left, and knows directories by descriptors, so that nobody puts another in their place.
+package workdir
 
 import (
 	"context"
@@ -16,36 +18,36 @@ import (
 
 const (
 	workPrefix    = "ostree-image-"
-	newWorkPrefix = ".ostree-image-new-"
+	NewWorkPrefix = ".ostree-image-new-"
 
-	// workMark is the file that tells a work directory from one that somebody gave such a name.
-	workMark = ".ostree-image-work"
+	// WorkMark is the file that tells a work directory from one that somebody gave such a name.
+	WorkMark = ".ostree-image-work"
 
 	// In a repository's tmp/ ostree removes what is older than a day. A work directory has a time
 	// so far ahead that no clock which is set right meanwhile makes it old; whatever is put into it
 	// takes that time away, which comes back within touchInterval.
 	touchInterval = time.Second
 	timeAhead     = 10 * 365 * 24 * time.Hour
-	// sweptTries is how often a directory is made that others take for left over before it is
+	// SweptTries is how often a directory is made that others take for left over before it is
 	// locked.
-	sweptTries = 20
+	SweptTries = 20
 )
 
 // errSwept says that another run has taken a directory for left over that this one had just made.
 var errSwept = errors.New("another run has removed it")
 
-// workDir is a private directory of one run. A lock on it, which every child inherits, lasts until
+// Dir is a private directory of one run. A lock on it, which every child inherits, lasts until
 // the last process that could still write there has ended; what a dead run left behind is removed
 // by the next.
-type workDir struct {
-	path string
+type Dir struct {
+	Path string
 	lock *os.File
 	done []func()
 }
 
-// checkParent refuses a directory where somebody else could put other things in the place of ours:
+// CheckParent refuses a directory where somebody else could put other things in the place of ours:
 // what is written there by its name, read and removed, would be theirs to choose.
-func checkParent(dir string) error {
+func CheckParent(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {
 		return errors.WithStack(err)
@@ -66,66 +68,58 @@ func checkParent(dir string) error {
 	return nil
 }
 
-// openTmpdir pins the directory of --tmpdir.
-func (s *settings) openTmpdir() (*pinnedDir, error) {
-	dir, err := s.runner.pin(s.tmpdir)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkParent(dir.at); err != nil {
-		dir.unpin()
-		return nil, err
-	}
-	return dir, nil
+// Heirs has the children of the process inherit a file, until the returned function is called.
+type Heirs interface {
+	Inheriting(file *os.File) (end func())
 }
 
-// newWorkDir makes a work directory below parent, after it has removed those that dead runs left
+// New makes a work directory below parent, after it has removed those that dead runs left
 // there.
-func newWorkDir(parent string, r *runner) (*workDir, error) {
-	sweepWorkDirs(parent)
+func New(parent string, children Heirs) (*Dir, error) {
+	Sweep(parent)
 	w, err := lockedDir(parent)
-	for tries := 1; errors.Is(err, errSwept) && tries < sweptTries; tries++ {
+	for tries := 1; errors.Is(err, errSwept) && tries < SweptTries; tries++ {
 		w, err = lockedDir(parent)
 	}
 	if err != nil {
 		return nil, err
 	}
-	w.done = append(w.done, r.Inheriting(w.lock), w.keepYoung())
+	w.done = append(w.done, children.Inheriting(w.lock), w.keepYoung())
 	return w, nil
 }
 
 // lockedDir makes a directory, locks it, and then marks it. Whoever sweeps takes the lock first:
 // what it removes no living run has, or one that has done nothing with it yet. Then the error is
 // errSwept.
-func lockedDir(parent string) (w *workDir, err error) {
-	fresh, err := os.MkdirTemp(parent, newWorkPrefix)
+func lockedDir(parent string) (w *Dir, err error) {
+	fresh, err := os.MkdirTemp(parent, NewWorkPrefix)
 	if err != nil {
 		return nil, errors.WithStack(err)
 	}
-	made := &workDir{path: fresh}
+	made := &Dir{Path: fresh}
 	defer func() {
 		if err != nil {
-			_ = made.remove()
+			_ = made.Remove()
 		}
 	}()
 	if made.lock, err = os.Open(fresh); err != nil {
 		return nil, orSwept(err, fresh)
 	}
-	if ok, err := tryLock(made.lock); err != nil {
+	if ok, err := TryLock(made.lock); err != nil {
 		return nil, errors.Wrapf(err, "locking %s", fresh)
 	} else if !ok {
 		return nil, errors.WithMessage(errSwept, fresh)
 	}
-	if err := os.WriteFile(made.join(workMark), nil, 0o600); err != nil {
+	if err := os.WriteFile(made.Join(WorkMark), nil, 0o600); err != nil {
 		return nil, orSwept(err, fresh)
 	}
 	// The first name is nobody else's, so that even an empty one is ours; under this one, which is
 	// also what users call theirs, the mark tells.
-	final := filepath.Join(parent, workPrefix+strings.TrimPrefix(filepath.Base(fresh), newWorkPrefix))
+	final := filepath.Join(parent, workPrefix+strings.TrimPrefix(filepath.Base(fresh), NewWorkPrefix))
 	if err := os.Rename(fresh, final); err != nil {
 		return nil, errors.WithStack(err)
 	}
-	made.path = final
+	made.Path = final
 	return made, nil
 }
 
@@ -138,10 +132,10 @@ func orSwept(err error, dir string) error {
 }
 
 // keepYoung sets the directory's time again and again.
-func (w *workDir) keepYoung() (stop func()) {
+func (w *Dir) keepYoung() (stop func()) {
 	touch := func() {
 		ahead := time.Now().Add(timeAhead)
-		_ = os.Chtimes(w.path, ahead, ahead)
+		_ = os.Chtimes(w.Path, ahead, ahead)
 	}
 	touch()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -160,24 +154,24 @@ func (w *workDir) keepYoung() (stop func()) {
 	return cancel
 }
 
-// join returns a path within the directory.
-func (w *workDir) join(names ...string) string {
-	return filepath.Join(append([]string{w.path}, names...)...)
+// Join returns a path within the directory.
+func (w *Dir) Join(names ...string) string {
+	return filepath.Join(append([]string{w.Path}, names...)...)
 }
 
-// remove ends the directory and all that is in it. What could not be removed is left to the next
+// Remove ends the directory and all that is in it. What could not be removed is left to the next
 // run.
-func (w *workDir) remove() error {
+func (w *Dir) Remove() error {
 	defer w.unlock()
 	if err := w.check(); err != nil {
 		return err
 	}
-	return removeWorkDir(w.path)
+	return removeWorkDir(w.Path)
 }
 
 // check fails where the path leads to another directory than the one that was made: it would be
 // somebody else's that is removed.
-func (w *workDir) check() error {
+func (w *Dir) check() error {
 	if w.lock == nil {
 		return nil
 	}
@@ -185,7 +179,7 @@ func (w *workDir) check() error {
 	if err != nil {
 		return errors.WithStack(err)
 	}
-	there, err := os.Lstat(w.path)
+	there, err := os.Lstat(w.Path)
 	if os.IsNotExist(err) {
 		return nil
 	}
@@ -195,7 +189,7 @@ func (w *workDir) check() error {
 	if !os.SameFile(made, there) {
 		return errors.Errorf(
 			"%s is no longer the directory that this run made: somebody has put another there, which is left alone",
-			w.path,
+			w.Path,
 		)
 	}
 	return nil
@@ -209,28 +203,35 @@ func removeWorkDir(path string) error {
 		return errors.WithStack(err)
 	}
 	for _, e := range entries {
-		if e.Name() == workMark {
+		if e.Name() == WorkMark {
 			continue
 		}
-		if err := removeTree(filepath.Join(path, e.Name())); err != nil {
+		if err := RemoveTree(filepath.Join(path, e.Name())); err != nil {
 			return err
 		}
 	}
 	if number, named := strings.CutPrefix(filepath.Base(path), workPrefix); named {
-		if bare := filepath.Join(filepath.Dir(path), newWorkPrefix+number); os.Rename(path, bare) == nil {
+		if bare := filepath.Join(filepath.Dir(path), NewWorkPrefix+number); os.Rename(path, bare) == nil {
 			path = bare
 		}
 	}
-	return removeTree(path)
+	return RemoveTree(path)
 }
 
-// release ends the hold on the directory, which stays, and is nobody's to sweep.
-func (w *workDir) release() {
-	_ = os.Remove(w.join(workMark))
+// OnEnd has a function called when the directory is removed or released.
+func (w *Dir) OnEnd(f func()) { w.done = append(w.done, f) }
+
+// Abandon ends this process's hold on the directory, as its death does; the children's lasts. It is
+// for tests, which call Remove in the end.
+func (w *Dir) Abandon() { _ = w.lock.Close() }
+
+// Release ends the hold on the directory, which stays, and is nobody's to sweep.
+func (w *Dir) Release() {
+	_ = os.Remove(w.Join(WorkMark))
 	w.unlock()
 }
 
-func (w *workDir) unlock() {
+func (w *Dir) unlock() {
 	for _, f := range w.done {
 		f()
 	}
@@ -239,20 +240,20 @@ func (w *workDir) unlock() {
 	}
 }
 
-// sweepWorkDirs removes the work directories below parent whose owners are gone, as far as they are
+// Sweep removes the work directories below parent whose owners are gone, as far as they are
 // this user's own.
-func sweepWorkDirs(parent string) {
+func Sweep(parent string) {
 	entries, err := os.ReadDir(parent)
 	if err != nil {
 		return // the caller is about to learn it
 	}
 	for _, e := range entries {
-		fresh := strings.HasPrefix(e.Name(), newWorkPrefix)
+		fresh := strings.HasPrefix(e.Name(), NewWorkPrefix)
 		if !fresh && !strings.HasPrefix(e.Name(), workPrefix) {
 			continue
 		}
 		info, err := e.Info()
-		if err != nil || !ownedByUser(info) {
+		if err != nil || !OwnedByUser(info) {
 			continue
 		}
 		path := filepath.Join(parent, e.Name())
@@ -261,13 +262,13 @@ func sweepWorkDirs(parent string) {
 		}
 		lock, err := os.OpenFile(
 			path,
-			os.O_RDONLY|syscall.O_DIRECTORY|oNoFollow,
+			os.O_RDONLY|syscall.O_DIRECTORY|unix.O_NOFOLLOW,
 			0,
 		) // fails where a link leads to a directory
 		if err != nil {
 			continue
 		}
-		if ok, err := tryLock(lock); err == nil && ok {
+		if ok, err := TryLock(lock); err == nil && ok {
 			if isMarked(path) {
 				_ = removeWorkDir(path)
 			} else if fresh {
@@ -279,18 +280,18 @@ func sweepWorkDirs(parent string) {
 }
 
 func isMarked(path string) bool {
-	mark, err := os.Lstat(filepath.Join(path, workMark))
-	return err == nil && mark.Mode().IsRegular() && ownedByUser(mark)
+	mark, err := os.Lstat(filepath.Join(path, WorkMark))
+	return err == nil && mark.Mode().IsRegular() && OwnedByUser(mark)
 }
 
-func ownedByUser(info fs.FileInfo) bool {
+func OwnedByUser(info fs.FileInfo) bool {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	return ok && int(stat.Uid) == os.Geteuid()
 }
 
-// removeTree removes a directory of ours. A layer can hold directories that not even their owner
+// RemoveTree removes a directory of ours. A layer can hold directories that not even their owner
 // may enter, and ones so deep that there are not as many descriptors, or no path is as long.
-func removeTree(path string) error {
+func RemoveTree(path string) error {
 	err := os.RemoveAll(path)
 	if err == nil {
 		return nil
@@ -313,7 +314,7 @@ func flatten(path string) {
 		dir := todo[0]
 		todo = todo[1:]
 		for _, below := range openedDirectories(dir) {
-			to := filepath.Join(path, fmt.Sprintf("%s%d", newWorkPrefix, n))
+			to := filepath.Join(path, fmt.Sprintf("%s%d", NewWorkPrefix, n))
 			if n++; os.Rename(below, to) == nil {
 				todo = append(todo, to)
 			}

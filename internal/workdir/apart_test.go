@@ -1,4 +1,4 @@
-package main
+package workdir
 
 import (
 	"os"
@@ -12,7 +12,7 @@ func TestMakeApart(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()
 	path := filepath.Join(parent, "stage")
-	if err := makeApart(path); err != nil {
+	if err := MakeApart(path); err != nil {
 		t.Fatal(err)
 	}
 	names, err := os.ReadDir(parent)
@@ -28,10 +28,10 @@ func TestMakeApart(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(path, "file"), nil, 0o600); err != nil {
 		t.Error(err)
 	}
-	if err := makeApart(path); err == nil {
+	if err := MakeApart(path); err == nil {
 		t.Error("a directory with something in it was replaced")
 	}
-	if err := makeApart(filepath.Join(parent, "missing", "stage")); err == nil {
+	if err := MakeApart(filepath.Join(parent, "missing", "stage")); err == nil {
 		t.Error("a directory was made in one that is not there")
 	}
 }
@@ -48,7 +48,7 @@ func TestSpread(t *testing.T) {
 		return unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 	}
 	before, err := flags()
-	spread(dir)
+	Spread(dir)
 	after, _ := flags()
 	if after&^fsTopdirFlag != before&^fsTopdirFlag {
 		t.Errorf("flags %#x before, %#x after", before, after)
@@ -60,5 +60,5 @@ func TestSpread(t *testing.T) {
 	if err == nil && fs.Type == unix.EXT4_SUPER_MAGIC && after&fsTopdirFlag == 0 {
 		t.Error("directories in it stay beside one another")
 	}
-	spread(filepath.Join(dir, "missing")) // is nothing to complain of
+	Spread(filepath.Join(dir, "missing")) // is nothing to complain of
 }

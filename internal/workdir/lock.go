@@ -1,4 +1,4 @@
-package main
+package workdir
 
 import (
 	"bufio"
@@ -15,59 +15,59 @@ import (
 )
 
 const (
-	// lockFile lies in the repository's directory. ostree looks at no file there but its own.
-	lockFile = ".ostree-image-lock"
+	// LockFile lies in the repository's directory. ostree looks at no file there but its own.
+	LockFile = ".ostree-image-lock"
 
 	lockPoll = 20 * time.Millisecond
-	// lockPatience is how long a run waits before it says for whom.
-	lockPatience = 2 * time.Second
-	// defaultLockTimeout is ostree's own (core.lock-timeout-secs).
-	defaultLockTimeout = 5 * time.Minute
+	// LockPatience is how long a run waits before it says for whom.
+	LockPatience = 2 * time.Second
+	// DefaultLockTimeout is ostree's own (core.lock-timeout-secs).
+	DefaultLockTimeout = 5 * time.Minute
 )
 
-// lockOptions say how a run waits for the lock of a repository.
-type lockOptions struct {
-	timeout time.Duration                    // the longest wait, 0 for any
-	warn    func(format string, args ...any) // learns who is waited for, nil for nobody
+// LockOptions say how a run waits for the lock of a repository.
+type LockOptions struct {
+	Timeout time.Duration                    // the longest wait, 0 for any
+	Warn    func(format string, args ...any) // learns who is waited for, nil for nobody
 }
 
-// lock waits for the lock that publishing, remove and prune share: a flock(2) on a file in the
+// Lock waits for the lock of a repository, which publishing, remove and prune share: a flock(2) on a file in the
 // repository that those can open who may write the repository, and nobody else. A lock on the
 // directory itself would be anyone's who can read it. It ends with the returned function, or with
 // the process.
-func (r *repository) lock(ctx context.Context) (unlock func(), err error) {
+func Lock(ctx context.Context, repo string, o LockOptions) (unlock func(), err error) {
 	tick := time.NewTicker(lockPoll)
 	defer tick.Stop()
 	for began, warned := time.Now(), false; ; {
-		f, err := openLockFile(r.path)
+		f, err := openLockFile(repo)
 		if err != nil {
 			return nil, err
 		}
-		ok, err := tryLock(f)
+		ok, err := TryLock(f)
 		if ok && err == nil && isLockFile(f) {
 			return func() { _ = f.Close() }, nil
 		}
 		waited := time.Since(began)
-		late := r.locking.timeout > 0 && waited >= r.locking.timeout
+		late := o.Timeout > 0 && waited >= o.Timeout
 		holder := ""
-		if err == nil && (late || !warned && waited >= lockPatience) {
+		if err == nil && (late || !warned && waited >= LockPatience) {
 			holder = lockHolder(f)
 		}
 		_ = f.Close()
 		switch {
 		case err != nil:
-			return nil, errors.Wrapf(err, "locking the repository %s", r.path)
+			return nil, errors.Wrapf(err, "locking the repository %s", repo)
 		case late:
 			return nil, errors.Errorf(
 				"the repository %s is locked by %s: gave up after %s; try again later, or wait longer with --lock-timeout",
-				r.path,
+				repo,
 				holder,
 				waited.Round(time.Millisecond),
 			)
 		case holder != "":
 			warned = true
-			if r.locking.warn != nil {
-				r.locking.warn("waiting for the lock of the repository %s, which %s has", r.path, holder)
+			if o.Warn != nil {
+				o.Warn("waiting for the lock of the repository %s, which %s has", repo, holder)
 			}
 		}
 		select {
@@ -91,15 +91,15 @@ func openLockFile(repo string) (_ *os.File, err error) {
 	if err := unix.Fstat(int(dir.Fd()), &above); err != nil {
 		return nil, errors.WithStack(err)
 	}
-	path := filepath.Join(repo, lockFile)
+	path := filepath.Join(repo, LockFile)
 	mode := uint32(0o600) | (above.Mode&0o022)*3
 	const flags = unix.O_RDWR | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY // whatever lies there
-	fd, err := unix.Openat(int(dir.Fd()), lockFile, flags, 0)
+	fd, err := unix.Openat(int(dir.Fd()), LockFile, flags, 0)
 	made := false
 	if errors.Is(err, unix.ENOENT) {
-		fd, err = unix.Openat(int(dir.Fd()), lockFile, flags|unix.O_CREAT|unix.O_EXCL, 0o600)
+		fd, err = unix.Openat(int(dir.Fd()), LockFile, flags|unix.O_CREAT|unix.O_EXCL, 0o600)
 		if made = err == nil; errors.Is(err, unix.EEXIST) { // another run was faster
-			fd, err = unix.Openat(int(dir.Fd()), lockFile, flags, 0)
+			fd, err = unix.Openat(int(dir.Fd()), LockFile, flags, 0)
 		}
 	}
 	switch {
@@ -197,4 +197,23 @@ func flockHolder(locks *bufio.Scanner, dev, inode uint64) int {
 		pid = n // btrfs and overlayfs tell stat(2) of another device
 	}
 	return pid
+}
+
+// TryLock takes an exclusive flock(2) on f without waiting and tells whether it got it. The lock
+// belongs to the open file, so it lasts until every process that inherited it has closed it.
+func TryLock(f *os.File) (bool, error) {
+	var lockErr error
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	if err := raw.Control(func(fd uintptr) {
+		lockErr = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB)
+	}); err != nil {
+		return false, err
+	}
+	if lockErr == unix.EWOULDBLOCK {
+		return false, nil
+	}
+	return lockErr == nil, lockErr
 }

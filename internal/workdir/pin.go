@@ -1,4 +1,4 @@
-package main
+package workdir
 
 import (
 	"fmt"
@@ -8,41 +8,32 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
-
-	"ostree-image/internal/proc"
 )
 
-// runner starts the processes of a run, and knows its journal and how the user named the
-// directories that it has pinned.
-type runner struct {
-	*proc.Runner
-	journal *journal
-
+// Pins knows how the user named the directories that a run has pinned.
+type Pins struct {
 	mu    sync.Mutex
 	names map[string]string // of pinned directories, by their paths
 }
 
-func newRunner(ostree, tar string, timeout time.Duration, j *journal) *runner {
-	return &runner{Runner: proc.NewRunner(ostree, tar, timeout, j), journal: j, names: map[string]string{}}
-}
+func NewPins() *Pins { return &Pins{names: map[string]string{}} }
 
-// pinnedDir is a directory that stays the one that it is, whoever moves or replaces what leads to
+// Pinned is a directory that stays the one that it is, whoever moves or replaces what leads to
 // it: its path goes through a descriptor of this process, which the children of the process can
 // use, too.
-type pinnedDir struct {
-	fd    int
-	at    string // its path, that of a link
+type Pinned struct {
+	Fd    int
+	At    string // its path, that of a link
 	shown string // how the user named it
 }
 
-// pin opens a directory, step by step: a symbolic link is followed only where nobody else can have
+// Pin opens a directory, step by step: a symbolic link is followed only where nobody else can have
 // made it, or can change it. The caller calls unpin. What others see of a directory below is up to
 // its mode.
-func (r *runner) pin(path string) (*pinnedDir, error) {
+func (r *Pins) Pin(path string) (*Pinned, error) {
 	fd, err := openDirectly(path)
 	if err != nil {
 		return nil, err
@@ -50,11 +41,11 @@ func (r *runner) pin(path string) (*pinnedDir, error) {
 	return r.pinned(fd, path)
 }
 
-// pinBelow opens a directory of this user's in a pinned one, which must be empty, and makes it
+// PinBelow opens a directory of this user's in a pinned one, which must be empty, and makes it
 // private.
-func (r *runner) pinBelow(parent *pinnedDir, name string) (*pinnedDir, error) {
+func (r *Pins) PinBelow(parent *Pinned, name string) (*Pinned, error) {
 	shown := filepath.Join(parent.shown, name)
-	fd, err := unix.Openat(parent.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(parent.Fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, errors.WithStack(&fs.PathError{Op: "open", Path: shown, Err: err})
 	}
@@ -62,21 +53,21 @@ func (r *runner) pinBelow(parent *pinnedDir, name string) (*pinnedDir, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := os.Lstat(p.within())
-	if err == nil && !ownedByUser(info) {
+	info, err := os.Lstat(p.Within())
+	if err == nil && !OwnedByUser(info) {
 		err = errors.Errorf("%s is not the directory that was made there: somebody has put another in its place", shown)
 	}
 	if err == nil {
-		err = os.Chmod(p.within(), 0o700)
+		err = os.Chmod(p.Within(), 0o700)
 	}
 	if err == nil {
 		var entries []os.DirEntry
-		if entries, err = os.ReadDir(p.at); err == nil && len(entries) > 0 {
+		if entries, err = os.ReadDir(p.At); err == nil && len(entries) > 0 {
 			err = errors.Errorf("%s is not empty, as it was made: somebody has put another in its place", shown)
 		}
 	}
 	if err != nil {
-		p.unpin()
+		p.Unpin()
 		return nil, errors.WithStack(err)
 	}
 	return p, nil
@@ -84,14 +75,14 @@ func (r *runner) pinBelow(parent *pinnedDir, name string) (*pinnedDir, error) {
 
 // pinned is a directory that is open. Where there is no /proc it is known by its path, which others
 // must not be able to change.
-func (r *runner) pinned(fd int, path string) (*pinnedDir, error) {
-	p := &pinnedDir{fd: fd, at: procPath(fd), shown: path}
+func (r *Pins) pinned(fd int, path string) (*Pinned, error) {
+	p := &Pinned{Fd: fd, At: ProcPath(fd), shown: path}
 	var open, there unix.Stat_t
 	err := unix.Fstat(fd, &open)
-	if err == nil && (unix.Stat(p.at, &there) != nil || open.Dev != there.Dev || open.Ino != there.Ino) {
-		p.at = path
+	if err == nil && (unix.Stat(p.At, &there) != nil || open.Dev != there.Dev || open.Ino != there.Ino) {
+		p.At = path
 		for dir := filepath.Dir(path); err == nil && dir != "/"; dir = filepath.Dir(dir) {
-			err = checkParent(dir)
+			err = CheckParent(dir)
 		}
 	}
 	if err != nil {
@@ -100,23 +91,23 @@ func (r *runner) pinned(fd int, path string) (*pinnedDir, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.names[p.at] = path // a descriptor's number may be used again: the last counts
+	r.names[p.At] = path // a descriptor's number may be used again: the last counts
 	return p, nil
 }
 
-// procPath is the path of what a descriptor of this process stands for, that of a link (proc(5)).
-func procPath(fd int) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd) }
+// ProcPath is the path of what a descriptor of this process stands for, that of a link (proc(5)).
+func ProcPath(fd int) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd) }
 
-// within is the path of the directory itself, not of the link.
-func (p *pinnedDir) within() string { return p.at + "/." }
+// Within is the path of the directory itself, not of the link.
+func (p *Pinned) Within() string { return p.At + "/." }
 
-func (p *pinnedDir) unpin() { _ = unix.Close(p.fd) }
+func (p *Pinned) Unpin() { _ = unix.Close(p.Fd) }
 
 // descriptorPath is the path of a pinned directory.
 var descriptorPath = regexp.MustCompile(`/proc/[0-9]+/fd/[0-9]+`)
 
-// shown returns text with the paths of pinned directories as the user named them.
-func (r *runner) shown(text string) string {
+// Shown returns text with the paths of pinned directories as the user named them.
+func (r *Pins) Shown(text string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return descriptorPath.ReplaceAllStringFunc(text, func(path string) string {
@@ -127,9 +118,9 @@ func (r *runner) shown(text string) string {
 	})
 }
 
-// openFile is os.OpenFile for a file whose directory others may own a part of the way to: see pin.
+// OpenFile is os.OpenFile for a file whose directory others may own a part of the way to: see pin.
 // The last part of the path is followed where it is a link, unless flags say otherwise.
-func openFile(path string, flags int, mode uint32) (*os.File, error) {
+func OpenFile(path string, flags int, mode uint32) (*os.File, error) {
 	full, err := filepath.Abs(path)
 	if err != nil {
 		return nil, errors.WithStack(err)
