@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -82,7 +83,7 @@ func (p *program) list(c *cli.Context, o listOptions) error {
 }
 
 func (p *program) printImages(images []imageInfo, noTrunc bool) error {
-	return ui.PrintTable(p.stdout, "NAME\tDIGEST\tPLATFORM\tLAYERS\tSIZE\tCREATED", func(row func(...any)) {
+	return ui.PrintTable(p.stdout, "NAME\tDIGEST\tLAYERS\tSIZE\tCREATED", func(row func(...any)) {
 		for _, i := range images {
 			sum, platforms := i.Digest, i.Platforms
 			if !noTrunc {
@@ -92,8 +93,9 @@ func (p *program) printImages(images []imageInfo, noTrunc bool) error {
 					platforms = append(slices.Clone(platforms[:shownPlatforms]), fmt.Sprintf("+%d", more))
 				}
 			}
-			row(i.Name, sum, cmp.Or(strings.Join(platforms, ","), "-"), i.Layers,
-				units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
+			// Of an index it says more what it is for.
+			layers := cmp.Or(strings.Join(platforms, ","), strconv.Itoa(i.Layers))
+			row(i.Name, sum, layers, units.HumanSize(float64(i.Size)), i.Created.Format(time.DateTime))
 		}
 	})
 }

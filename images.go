@@ -32,11 +32,13 @@ type imageInfo struct {
 	Created          time.Time `json:"created"`          // of an index the newest of its instances'
 	OS               string    `json:"os"`               // "" for an index
 	Architecture     string    `json:"architecture"`     // "" for an index
-	Platforms        []string  `json:"platforms"`        // as OS/ARCH[/VARIANT], of an index those that were copied
 	Layers           int       `json:"layers"`           // of an index those of all instances
 	Size             int64     `json:"size"`             // bytes of the blobs as the manifest names them
 	UncompressedSize int64     `json:"uncompressedSize"` // bytes of the layers' tar streams, as far as they are known
 	Signatures       int       `json:"signatures"`
+
+	// Platforms are those of the instances of an index that were copied, as OS/ARCH or OS/ARCH/VARIANT.
+	Platforms []string `json:"platforms,omitempty"`
 }
 
 // imageSummary is what an image's commit says, wherever it is.
@@ -73,7 +75,7 @@ func (s *blobStore) summary(ctx context.Context, spec string) (image imageSummar
 	if err != nil {
 		return image, err
 	}
-	image.Commit, image.Platforms = info.Checksum, []string{}
+	image.Commit = info.Checksum
 	if text := info.Metadata[imageref.KeySignatures]; text != "" {
 		if image.Signatures, err = strconv.Atoi(text); err != nil {
 			return image, errdefs.Checkf("the commit says that it has %q signatures", text)
@@ -101,9 +103,6 @@ func (s *blobStore) summary(ctx context.Context, spec string) (image imageSummar
 		}
 	}
 	image.OS, image.Architecture = config.OS, config.Architecture
-	if config.OS != "" || config.Architecture != "" {
-		image.Platforms = []string{config.OS + "/" + config.Architecture}
-	}
 	if config.Created != nil {
 		image.Created = config.Created.UTC()
 	}

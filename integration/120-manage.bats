@@ -171,6 +171,7 @@ END
 
 @test "a corrupt image: list shows the rest, prune keeps what it may need" {
     local before commit
+    export XDG_CACHE_HOME=$T/cache # list knows the commit from before
     oi "--repo=$REPO" remove --no-prune two
     before=$(refs "$REPO")
     commit=$(ostree rev-parse "--repo=$REPO" ociimage/one_3Alatest)

@@ -123,7 +123,7 @@ tree_sums() { (cd -- "$1" && find . -type f ! -name version ! -name oci-layout !
     done
     oi "--repo=$REPO" list --format=json
     assert_equal "$(jq -r '.[] | [.name, .layers, (.size > 0), .mediaType] | @tsv' <<<"$output")" \
-        "$(printf 'packed:latest\t0\ttrue\tapplication/vnd.oci.image.index.v1+json\nplain:latest\t0\ttrue\tapplication/vnd.oci.image.index.v1+json')"
+        "$(printf 'packed:latest\t4\ttrue\tapplication/vnd.oci.image.index.v1+json\nplain:latest\t4\ttrue\tapplication/vnd.oci.image.index.v1+json')"
     oi "--repo=$REPO" verify --format=json
     assert_equal "$(jq -c '[.[] | .ok]' <<<"$output")" '[true,true]'
     oi "--repo=$REPO" prune --format=json
