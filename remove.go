@@ -91,9 +91,10 @@ func removeImages(ctx context.Context, s *settings, repo *repository, images []r
 	}
 	gone := map[string]bool{}
 	if !o.noPrune {
-		commits, err := repo.commitsOf(ctx, among(store.refs, specs))
+		// That of a broken image may not be found.
+		commits, _ := repo.commitsOf(ctx, among(store.refs, specs))
 		if ctx.Err() != nil {
-			return err
+			return context.Cause(ctx)
 		}
 		for _, commit := range commits { // of an image that is broken the commit may stay, for prune
 			gone[commit] = true

@@ -9,10 +9,13 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -512,5 +515,101 @@ func TestImageGoesWhileItIsRead(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// TestStoppedAnytime: a run that is stopped at any moment says so, or has done its work.
+func TestStoppedAnytime(t *testing.T) {
+	base := newTestRun(t, testOptions{})
+	if err := base.importImage(t, "a", smallImage(t)); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for what, done := range map[string]func(repo, out string) bool{
+		"remove a":            func(repo, _ string) bool { return !hasRef(repo, "ociimage/a_3Alatest") },
+		"remove --no-prune a": func(repo, _ string) bool { return !hasRef(repo, "ociimage/a_3Alatest") },
+		"untag a":             func(repo, _ string) bool { return !hasRef(repo, "ociimage/a_3Alatest") },
+		"tag a b":             func(repo, _ string) bool { return hasRef(repo, "ociimage/b_3Alatest") },
+		"checkout -U a OUT":   func(_, out string) bool { _, err := os.Stat(out + "/usr"); return err == nil },
+		"push a dir:OUT":      func(_, out string) bool { _, err := os.Stat(out + "/manifest.json"); return err == nil },
+	} {
+		t.Run(what, func(t *testing.T) {
+			programRuns.Lock()
+			defer programRuns.Unlock()
+			seed := rand.Uint64()
+			chance := rand.New(rand.NewPCG(seed, 0))
+			statuses := map[int]int{}
+			longest := 200 * time.Millisecond
+			for n := range 12 {
+				work := filepath.Join(dir, fmt.Sprintf("%s-%d", strings.Fields(what)[0]+fmt.Sprint(len(what)), n))
+				testutil.Run(t, "cp", "-a", "--", base.repo.path, work)
+				ctx, cancel := context.WithCancelCause(t.Context())
+				wait := time.Duration(chance.Int64N(int64(longest)))
+				timer := time.AfterFunc(wait, func() { cancel(errdefs.SignalError{Sig: syscall.SIGINT}) })
+				args := strings.Fields(strings.ReplaceAll(what, "OUT", work+".out"))
+				var out, stderr bytes.Buffer
+				began := time.Now()
+				status := run(ctx, append([]string{"ostree-image", "--insecure-policy", "--quiet", "--repo=" + work}, args...), &out, &stderr)
+				if timer.Stop() && status == 0 { // so long does it take
+					longest = time.Since(began) * 5 / 4
+				}
+				cancel(nil)
+				statuses[status]++
+				if status == 0 && !done(work, work+".out") || status != 0 && status != 130 {
+					t.Errorf("seed %d, stopped after %s: status %d: %s", seed, wait, status, &stderr)
+				}
+			}
+			t.Logf("seed %d: %v", seed, statuses)
+		})
+	}
+}
+
+// hasRef tells whether a repository has a ref.
+func hasRef(repo, ref string) bool {
+	return exec.Command("ostree", "rev-parse", "--repo="+repo, ref).Run() == nil
+}
+
+// countedContext is one that ends when it is asked for the n-th time whether it has ended.
+type countedContext struct {
+	context.Context
+	cancel context.CancelCauseFunc
+	left   atomic.Int64
+}
+
+func newCountedContext(t *testing.T, n int64) *countedContext {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	c := &countedContext{Context: ctx, cancel: cancel}
+	c.left.Store(n)
+	return c
+}
+
+func (c *countedContext) Err() error {
+	if c.left.Add(-1) == 0 {
+		c.cancel(errdefs.SignalError{Sig: syscall.SIGINT})
+	}
+	return c.Context.Err()
+}
+
+// TestStoppedAtEachCheck: a removal that is stopped wherever it looks for that is an error, or
+// done.
+func TestStoppedAtEachCheck(t *testing.T) {
+	for _, o := range []removeOptions{{}, {noPrune: true}} {
+		for n, ended := int64(1), false; !ended; n++ {
+			r := newTestRun(t, testOptions{})
+			if err := r.importImage(t, "a", smallImage(t)); err != nil {
+				t.Fatal(err)
+			}
+			ctx := newCountedContext(t, n)
+			err := removeImages(ctx, r.settings, r.repo, []removal{{image: r.reference(t, "a")}}, o)
+			ended = ctx.left.Load() > 0
+			ctx.cancel(nil)
+			if err == nil && hasRef(r.repo.path, "ociimage/a_3Alatest") {
+				t.Errorf("%+v, stopped at check %d: no error, and nothing is done", o, n)
+			}
+			if ended && err != nil {
+				t.Error(err)
+			}
+		}
 	}
 }

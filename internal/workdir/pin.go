@@ -19,6 +19,7 @@ type Pins struct {
 	names map[string]string // of pinned directories, by their paths
 }
 
+// NewPins returns one that knows none.
 func NewPins() *Pins { return &Pins{names: map[string]string{}} }
 
 // Pinned is a directory that stays the one that it is, whoever moves or replaces what leads to
@@ -101,6 +102,7 @@ func ProcPath(fd int) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(),
 // Within is the path of the directory itself, not of the link.
 func (p *Pinned) Within() string { return p.At + "/." }
 
+// Unpin closes the directory.
 func (p *Pinned) Unpin() { _ = unix.Close(p.Fd) }
 
 // descriptorPath is the path of a pinned directory.

@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	workPrefix    = "ostree-image-"
+	workPrefix = "ostree-image-"
+	// NewWorkPrefix begins the name of a directory that is not marked yet.
 	NewWorkPrefix = ".ostree-image-new-"
 
 	// WorkMark is the file that tells a work directory from one that somebody gave such a name.
@@ -284,6 +285,7 @@ func isMarked(path string) bool {
 	return err == nil && mark.Mode().IsRegular() && OwnedByUser(mark)
 }
 
+// OwnedByUser tells whether a file belongs to this user.
 func OwnedByUser(info fs.FileInfo) bool {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	return ok && int(stat.Uid) == os.Geteuid()
