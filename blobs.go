@@ -18,6 +18,7 @@ import (
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
 	"ostree-image/internal/shellquote"
+	"ostree-image/internal/spool"
 	"ostree-image/internal/treesum"
 )
 
@@ -26,8 +27,8 @@ import (
 type blobStore struct {
 	repo *repository
 	refs map[string]bool
-	near string // the remote, with its colon, whose refs are looked at first; "" for none
-	free pieces // for layers that are put together
+	near string       // the remote, with its colon, whose refs are looked at first; "" for none
+	free spool.Pieces // for layers that are put together
 }
 
 func openBlobStore(ctx context.Context, repo *repository) (*blobStore, error) {
@@ -35,7 +36,7 @@ func openBlobStore(ctx context.Context, repo *repository) (*blobStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &blobStore{repo: repo, refs: refs, free: newPieces(aheadPieces)}, nil
+	return &blobStore{repo: repo, refs: refs, free: spool.NewPieces(spool.AheadPieces)}, nil
 }
 
 // find returns the refspec under which a ref is there: as it is, or under a remote from which it

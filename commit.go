@@ -213,7 +213,7 @@ func (d *destination) putArtifacts() error {
 		b.ref, b.commit, err = d.putContent(
 			d.staging,
 			b.info,
-			treeFile{name: imageref.FileContent, from: b.staged.path, input: b.staged.name()},
+			treeFile{name: imageref.FileContent, from: b.staged.Path, input: b.staged.Name()},
 		)
 		if err != nil {
 			return err
@@ -279,7 +279,7 @@ func (d *destination) checkLayers(ctx context.Context) error {
 			switch {
 			case b == nil || !imageref.IsLayerType(info.MediaType):
 			case b.layer != nil:
-				if size := b.layer.blob.size(); info.Size >= 0 && info.Size != size {
+				if size := b.layer.blob.Size(); info.Size >= 0 && info.Size != size {
 					return errdefs.Checkf(
 						"layer %s has %d bytes, and the manifest names %d",
 						info.Digest,

@@ -11,6 +11,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/pkg/errors"
 	"go.podman.io/image/v5/pkg/compression"
+
+	"ostree-image/internal/spool"
 )
 
 const (
@@ -28,7 +30,7 @@ const (
 // compressed. The bytes decide, as for other tools, and not the media type. zeros is called where
 // zeros follow the data of gzip, at the stream's end.
 func decompress(r io.Reader, zeros func()) (stream io.ReadCloser, plain bool, err error) {
-	in := bufio.NewReaderSize(r, copyBuffer)
+	in := bufio.NewReaderSize(r, spool.CopyBuffer)
 	start, err := in.Peek(tarHeaderSize)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, false, errors.WithMessage(err, "finding out its compression")
@@ -45,7 +47,7 @@ func decompress(r io.Reader, zeros func()) (stream io.ReadCloser, plain bool, er
 		if err != nil {
 			return nil, false, err
 		}
-		return newReadAhead(gz, newPieces(gzipPieces), func() {}), false, nil
+		return spool.NewReadAhead(gz, spool.NewPieces(gzipPieces), func() {}), false, nil
 	case algorithm.Name() == compression.Zstd.Name() || isZstdSkippable(start): // the library's takes a window of 512 MiB
 		decoder, err := zstd.NewReader(in, zstd.WithDecoderMaxWindow(maxZstdWindow))
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/spool"
 )
 
 const (
@@ -72,7 +73,7 @@ type destinationBlob struct {
 	ref    string         // where it is committed, unless it is a layer; known once the queue is empty
 	layer  *importedLayer // nil for other blobs, and until the import has ended
 	noTar  error          // a layer by its media type that is none: what is wrong with it
-	staged *stagedBlob    // such a one
+	staged *spool.Blob    // such a one
 	done   chan struct{}  // closed when the blob has arrived and info is known
 	err    error          // of its arrival
 }
@@ -137,7 +138,7 @@ func (d *destination) open(ask func() (map[string]bool, error)) error {
 	}
 	d.partial = maps.Clone(refs)
 	maps.DeleteFunc(d.partial, func(ref string, _ bool) bool { return d.refs[ref] })
-	d.store = &blobStore{repo: d.repo, refs: d.refs, free: newPieces(aheadPieces)}
+	d.store = &blobStore{repo: d.repo, refs: d.refs, free: spool.NewPieces(spool.AheadPieces)}
 	return nil
 }
 

@@ -112,7 +112,7 @@ func TestBrokenStream(t *testing.T) {
 	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	layer := archive(file("f", bigBody))
 	d := r.destination(t, "a")
-	stream := io.MultiReader(bytes.NewReader(layer[:100000]), readerFunc(func([]byte) (int, error) { return 0, errors.New("the network is gone") }))
+	stream := io.MultiReader(bytes.NewReader(layer[:100000]), testutil.ReaderFunc(func([]byte) (int, error) { return 0, errors.New("the network is gone") }))
 	_, err := d.PutBlob(t.Context(), stream, blobInfo(layer, ""), nil, false)
 	testutil.SameText(t, "error", testutil.ErrText(err), "reading blob "+digest.FromBytes(layer).String()+" after 100000 bytes: the network is gone")
 	testutil.SameText(t, "error of Commit", testutil.ErrText(d.Commit(t.Context(), nil)), testutil.ErrText(err))

@@ -26,7 +26,7 @@ type layerWriter interface {
 
 func (st *staging) startEngine(
 	ctx context.Context,
-	b *stagedBlob,
+	b *spool.Blob,
 	input string,
 	extractable *extractableWriter,
 ) (layerWriter, error) {
@@ -38,7 +38,7 @@ func (st *staging) startEngine(
 		if st.mode == ostree.BareUserOnly && alone {
 			held.Dir = st.work.Path // which has room for the files, too
 		}
-		large := b.want.Size > surelyLarge && held.Dir == ""
+		large := b.Want.Size > surelyLarge && held.Dir == ""
 		return &streamEngine{
 			alone: alone,
 			large: large,
@@ -50,21 +50,21 @@ func (st *staging) startEngine(
 				}
 				return st.repo.commitStream(
 					ctx,
-					ostree.CommitOptions{Why: "commit the files of layer " + b.name()},
+					ostree.CommitOptions{Why: "commit the files of layer " + b.Name()},
 					input,
 				)
 			},
 		}, nil
 	}
 	dir := st.treeDir(b)
-	st.settings.journal.step("a directory for the files of layer "+b.name(), "mkdir", dir)
+	st.settings.journal.step("a directory for the files of layer "+b.Name(), "mkdir", dir)
 	if err := workdir.MakeApart(dir); err != nil {
 		return nil, err
 	}
 	if err := ownDir(dir); err != nil {
 		return nil, err
 	}
-	p, stdin, err := untar(ctx, st.settings.runner, dir, input, "extract layer "+b.name())
+	p, stdin, err := untar(ctx, st.settings.runner, dir, input, "extract layer "+b.Name())
 	if err != nil {
 		return nil, err
 	}

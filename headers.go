@@ -12,6 +12,7 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/spool"
 )
 
 // headers calls f for each entry of the layer, in the layer's order. The layer must be one that can
@@ -115,7 +116,7 @@ func recordHeaders(up storage.Unpacker, f func(*tar.Header) error) error {
 // stored is within the limits of its import, so none are set here; payloads, which may be sparse,
 // are skipped.
 func streamHeaders(ctx context.Context, stream io.Reader, f func(*tar.Header) error) error {
-	in := bufio.NewReaderSize(stream, copyBuffer)
+	in := bufio.NewReaderSize(stream, spool.CopyBuffer)
 	tr := tar.NewReader(in)
 	for {
 		if ctx.Err() != nil {

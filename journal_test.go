@@ -22,6 +22,7 @@ import (
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
+	"ostree-image/internal/spool"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/testutil"
 )
@@ -384,7 +385,7 @@ func TestLoggedChecks(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			j, path := newTestJournal(t)
 			d := tt.algorithm.FromBytes(tt.blob)
-			l := &importedLayer{digest: d, plain: bytes.Equal(tt.blob, layer), blob: &stagedBlob{want: types.BlobInfo{Digest: d}}}
+			l := &importedLayer{digest: d, plain: bytes.Equal(tt.blob, layer), blob: &spool.Blob{Want: types.BlobInfo{Digest: d}}}
 			(&staging{settings: &settings{journal: j}}).logChecks(l, digest.FromBytes(layer))
 			if err := j.close(); err != nil {
 				t.Fatal(err)

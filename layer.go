@@ -36,7 +36,7 @@ const (
 
 // importedLayer is a layer that is committed in the staging repository.
 type importedLayer struct {
-	blob   *stagedBlob
+	blob   *spool.Blob
 	digest digest.Digest
 	plain  bool // the blob is the tar stream itself
 	exact  bool // tree and record give the tar stream back
@@ -60,7 +60,7 @@ type normalizedSink interface {
 
 // importLayer commits the layer in b while it arrives, and what is needed to give its bytes back.
 // Nothing is committed before b is verified. exactBlob asks to keep the blob as it came.
-func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob bool) (l *importedLayer, err error) {
+func (st *staging) importLayer(ctx context.Context, b *spool.Blob, exactBlob bool) (l *importedLayer, err error) {
 	st.warnExceptions()
 	err = again(ctx, func() error {
 		l, err = st.importOnce(ctx, b, exactBlob)
@@ -69,8 +69,8 @@ func (st *staging) importLayer(ctx context.Context, b *stagedBlob, exactBlob boo
 	return l, err
 }
 
-func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool) (*importedLayer, error) {
-	path := b.path + "." + imageref.FileTarSplit
+func (st *staging) importOnce(ctx context.Context, b *spool.Blob, exactBlob bool) (*importedLayer, error) {
+	path := b.Path + "." + imageref.FileTarSplit
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) { // of an attempt before
 		return nil, errors.WithStack(err)
 	}
@@ -90,15 +90,15 @@ func (st *staging) importOnce(ctx context.Context, b *stagedBlob, exactBlob bool
 	if err != nil {
 		return nil, err
 	}
-	if err := st.settings.journal.record.keep(split.path, b.name()+"."+imageref.FileTarSplit); err != nil {
+	if err := st.settings.journal.record.keep(split.path, b.Name()+"."+imageref.FileTarSplit); err != nil {
 		return nil, err
 	}
-	l := &importedLayer{blob: b, digest: b.digest, plain: plain, exact: scan.exact, split: split, diffID: scan.diffID}
+	l := &importedLayer{blob: b, digest: b.Digest, plain: plain, exact: scan.exact, split: split, diffID: scan.diffID}
 	st.logChecks(l, scan.diffID)
 	options := ostree.CommitOptions{
 		Branch: imageref.BlobRef(l.digest), Timestamp: st.timestamp(), Why: "commit layer " + l.digest.String(),
 		Metadata: []ostree.Metadata{
-			{Key: imageref.KeySize, Value: strconv.FormatInt(b.size(), 10)},
+			{Key: imageref.KeySize, Value: strconv.FormatInt(b.Size(), 10)},
 			{Key: imageref.KeyUncompressedSize, Value: strconv.FormatInt(scan.size, 10)},
 			{Key: imageref.KeyUncompressedDigest, Value: scan.diffID.String()},
 		},
@@ -150,7 +150,7 @@ func (t layerTree) drop() {
 
 func (st *staging) commitLayer(
 	ctx context.Context,
-	b *stagedBlob,
+	b *spool.Blob,
 	o ostree.CommitOptions,
 	tree layerTree,
 ) (sum string, err error) {
@@ -165,12 +165,12 @@ func (st *staging) commitLayer(
 		start: func() (*streamCommit, error) { return st.repo.commitStream(ctx, o, tree.input) },
 	}
 	committed, err := e.finish()
-	return committed.commit, errors.WithMessagef(err, "layer %s", b.name())
+	return committed.commit, errors.WithMessagef(err, "layer %s", b.Name())
 }
 
 // unpackNonCanonical commits a layer that names something twice, or reaches through its own links:
 // it is read once to learn what it comes to, and once more to commit that.
-func (st *staging) unpackNonCanonical(ctx context.Context, b *stagedBlob) (tree layerTree, err error) {
+func (st *staging) unpackNonCanonical(ctx context.Context, b *spool.Blob) (tree layerTree, err error) {
 	plan := newLayerPlan(st.perms)
 	plan.limits = st.settings.limits
 	if _, err := st.scan(ctx, b, &layerScan{sink: planSink{plan}}); err != nil {
@@ -179,7 +179,7 @@ func (st *staging) unpackNonCanonical(ctx context.Context, b *stagedBlob) (tree 
 	if n := len(plan.dangles); n > 0 {
 		st.settings.warnf(
 			"layer %s: %d hard links lead to files of layers below, such as %s: empty files keep their places",
-			b.digest,
+			b.Digest,
 			n,
 			ui.Quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))),
 		)
@@ -187,7 +187,7 @@ func (st *staging) unpackNonCanonical(ctx context.Context, b *stagedBlob) (tree 
 	tree, _, err = st.unpack(
 		ctx,
 		b,
-		b.name()+".again.tar",
+		b.Name()+".again.tar",
 		&layerScan{},
 		func(out entryWriter) normalizedSink { return newPlanFilter(plan, out) },
 	)
@@ -200,14 +200,14 @@ type planSink struct{ plan *layerPlan }
 func (s planSink) entry(hdr *tar.Header) (io.Writer, error) { return nil, s.plan.add(hdr) }
 
 // scan reads the layer in b once and tells whether it is not compressed.
-func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (plain bool, err error) {
-	in, err := b.open()
+func (st *staging) scan(ctx context.Context, b *spool.Blob, scan *layerScan) (plain bool, err error) {
+	in, err := b.Open()
 	if err != nil {
 		return false, err
 	}
 	defer func() { _ = in.Close() }()
-	stream, plain, err := decompress(st.settings.progress.Reading(b.want.Digest, in), func() {
-		st.settings.warnf("layer %s: zeros follow its gzip data, and are ignored, as by gzip", b.name())
+	stream, plain, err := decompress(st.settings.progress.Reading(b.Want.Digest, in), func() {
+		st.settings.warnf("layer %s: zeros follow its gzip data, and are ignored, as by gzip", b.Name())
 	})
 	if err == nil {
 		defer func() { _ = stream.Close() }()
@@ -217,13 +217,13 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 		err = &noTarError{err}
 	}
 	if err == nil {
-		return plain, b.wait()
+		return plain, b.Wait()
 	}
 	// Where the blob itself is wrong, what follows from that is of no interest.
-	if serr := b.failure(); serr != nil {
+	if serr := b.Failure(); serr != nil {
 		return plain, serr
 	}
-	return plain, errors.WithMessagef(err, "layer %s", b.name())
+	return plain, errors.WithMessagef(err, "layer %s", b.Name())
 }
 
 // unpack commits the normalized tar stream that makeSink makes of b and returns what its commit is
@@ -231,7 +231,7 @@ func (st *staging) scan(ctx context.Context, b *stagedBlob, scan *layerScan) (pl
 // journal calls the stream.
 func (st *staging) unpack(
 	ctx context.Context,
-	b *stagedBlob,
+	b *spool.Blob,
 	input string,
 	scan *layerScan,
 	makeSink func(entryWriter) normalizedSink,
@@ -258,7 +258,7 @@ func (st *staging) unpack(
 // the error is errNonCanonical.
 func (st *staging) scanInto(
 	ctx context.Context,
-	b *stagedBlob,
+	b *spool.Blob,
 	scan *layerScan,
 	sink normalizedSink,
 ) (plain bool, err error) {
@@ -277,7 +277,7 @@ func (st *staging) scanInto(
 // and is nil where the layer has more than this one.
 func (st *staging) feed(
 	ctx context.Context,
-	b *stagedBlob,
+	b *spool.Blob,
 	input string,
 	extractable *extractableWriter,
 	write func(io.Writer) error,
@@ -298,7 +298,7 @@ func (st *staging) feed(
 	if err != nil {
 		return tree, err
 	}
-	buffered := bufio.NewWriterSize(kept.tee(w), copyBuffer)
+	buffered := bufio.NewWriterSize(kept.tee(w), spool.CopyBuffer)
 	if err = write(buffered); err == nil {
 		err = buffered.Flush()
 	}
@@ -308,19 +308,19 @@ func (st *staging) feed(
 	}
 	if err == nil {
 		tree, err = w.finish()
-		return tree, errors.WithMessagef(err, "layer %s", b.name())
+		return tree, errors.WithMessagef(err, "layer %s", b.Name())
 	}
 	aborted := w.abort()
 	if errors.Is(err, syscall.EPIPE) { // it had ended by itself
-		err = errors.WithMessagef(aborted, "layer %s", b.name())
+		err = errors.WithMessagef(aborted, "layer %s", b.Name())
 	}
 	return layerTree{}, err
 }
 
-func (st *staging) treeDir(b *stagedBlob) string { return st.work.Join(b.name() + ".tree") }
+func (st *staging) treeDir(b *spool.Blob) string { return st.work.Join(b.Name() + ".tree") }
 
 // removeTree removes what the tar engine extracted.
-func (st *staging) removeTree(b *stagedBlob) error {
+func (st *staging) removeTree(b *spool.Blob) error {
 	if st.engine != engineTar {
 		return nil
 	}
@@ -354,9 +354,9 @@ const surelyLarge = spool.Small / 2
 
 // logChecks writes the checks that a blob passed into the journal.
 func (st *staging) logChecks(l *importedLayer, diffID digest.Digest) {
-	blob := `"$BLOBS"/` + shellquote.Word(l.blob.name())
+	blob := `"$BLOBS"/` + shellquote.Word(l.blob.Name())
 	st.settings.journal.shell("the blob's digest holds", fmt.Sprintf(`echo "%s  $BLOBS/%s" | %ssum -c -`,
-		l.digest.Encoded(), l.blob.name(), l.digest.Algorithm()))
+		l.digest.Encoded(), l.blob.Name(), l.digest.Algorithm()))
 	if l.plain && diffID == l.digest {
 		return
 	}
@@ -382,12 +382,12 @@ func (st *staging) keepSidecar(ctx context.Context, l *importedLayer, exactBlob 
 			treeFile{
 				name:  imageref.FileTarSplit,
 				from:  l.split.path,
-				input: l.blob.name() + "." + imageref.FileTarSplit,
+				input: l.blob.Name() + "." + imageref.FileTarSplit,
 			},
 		)
 	}
 	if blob {
-		files = append(files, treeFile{name: imageref.FileBlob, from: l.blob.path, input: l.blob.name()})
+		files = append(files, treeFile{name: imageref.FileBlob, from: l.blob.Path, input: l.blob.Name()})
 	}
 	sum, err := st.commitFiles(ctx, files, ostree.CommitOptions{
 		Branch: imageref.SidecarRef(

@@ -410,9 +410,9 @@ func rebuildLayer(t testing.TB, r *testRun, ref string, record []byte) []byte {
 	defer func() { _ = rc.Close() }()
 	contents := map[string][]byte{}
 	for i, p := range paths {
-		contents[p] = readN(t, rc, sizes[i])
+		contents[p] = testutil.ReadN(t, rc, sizes[i])
 	}
-	if rest := readN(t, rc, -1); len(rest) > 0 {
+	if rest := testutil.ReadN(t, rc, -1); len(rest) > 0 {
 		t.Errorf("ostree cat gave %d bytes too many", len(rest))
 	}
 	return assemble(t, record, contents)

@@ -89,7 +89,7 @@ func (d *destination) rememberProven() {
 		case b.layer != nil:
 			d.settings.proven.add(
 				provenKey(sum, b.layer.commit, b.layer.sidecar),
-				provenBlob{b.layer.diffID, b.layer.blob.size()},
+				provenBlob{b.layer.diffID, b.layer.blob.Size()},
 			)
 		case b.commit != "" && b.ref == imageref.BlobRef(sum):
 			d.settings.proven.add(provenKey(sum, b.commit, ""), provenBlob{sum, b.info.Size})
@@ -130,7 +130,7 @@ func (d *destination) nameStaged(ctx context.Context, ref string) error {
 func (d *destination) dropStaged() {
 	for _, b := range d.blobs {
 		if b.layer != nil {
-			_ = os.Remove(b.layer.blob.path)
+			_ = os.Remove(b.layer.blob.Path)
 		}
 	}
 }

@@ -81,22 +81,22 @@ func (d *destination) putUnknown(
 	if isConfig { // a larger one is refused as any other
 		stream, limit = io.LimitReader(stream, maxConfigBytes+1), 0
 	}
-	staged, file, err := newStagedBlob(st.blobDir(), info, limit)
+	staged, file, err := spool.NewBlob(st.blobDir(), info, limit)
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
-	defer func() { _ = os.Remove(staged.path) }()
-	if err := staged.fill(d.ctx, stream, file); err != nil {
+	defer func() { _ = os.Remove(staged.Path) }()
+	if err := staged.Fill(d.ctx, stream, file); err != nil {
 		err = d.cause(err)
 		d.fail(err)
 		return types.BlobInfo{}, err
 	}
-	in, err := staged.open()
+	in, err := staged.Open()
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
 	defer func() { _ = in.Close() }()
-	info.Digest, info.Size = staged.digest, staged.size()
+	info.Digest, info.Size = staged.Digest, staged.Size()
 	return d.putBlob(ctx, in, info, isConfig)
 }
 
@@ -135,12 +135,12 @@ func (d *destination) receive(
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
-	staged, file, err := newStagedBlob(st.blobDir(), info, d.settings.limits.bytes)
+	staged, file, err := spool.NewBlob(st.blobDir(), info, d.settings.limits.bytes)
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
 	record := d.settings.journal.record
-	record.link(staged.path, staged.name())
+	record.link(staged.Path, staged.Name())
 	isLayer := imageref.IsLayerType(info.MediaType)
 	// A large layer is imported while it arrives. A small one would only keep a slot from others
 	// that are there already.
@@ -150,19 +150,19 @@ func (d *destination) receive(
 	}
 	stop := context.AfterFunc(ctx, func() { d.fail(context.Cause(ctx)) })
 	defer stop()
-	if err := staged.fill(d.ctx, stream, file); err != nil {
+	if err := staged.Fill(d.ctx, stream, file); err != nil {
 		d.fail(err)
 		return types.BlobInfo{}, err
 	}
-	if err := record.keep(staged.path, staged.name()); err != nil {
+	if err := record.keep(staged.Path, staged.Name()); err != nil {
 		return types.BlobInfo{}, err
 	}
 	if isLayer && !early {
 		d.queueLayer(st, staged, b)
 	}
-	info = types.BlobInfo{Digest: staged.digest, Size: staged.size(), MediaType: info.MediaType}
+	info = types.BlobInfo{Digest: staged.Digest, Size: staged.Size(), MediaType: info.MediaType}
 	if !isLayer {
-		file := treeFile{name: imageref.FileContent, from: staged.path, input: staged.name()}
+		file := treeFile{name: imageref.FileContent, from: staged.Path, input: staged.Name()}
 		if b.ref, b.commit, err = d.putContent(st, info, file); err != nil {
 			return types.BlobInfo{}, err
 		}
@@ -171,23 +171,23 @@ func (d *destination) receive(
 }
 
 // queueLayer has a staged layer imported once there is a slot for it.
-func (d *destination) queueLayer(st *staging, staged *stagedBlob, b *destinationBlob) {
+func (d *destination) queueLayer(st *staging, staged *spool.Blob, b *destinationBlob) {
 	d.queue.add(d.ctx, func() { d.importLayer(st, staged, b) })
 }
 
 // importLayer imports a staged layer, while it arrives or after. The first error ends the copy.
-func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinationBlob) {
+func (d *destination) importLayer(st *staging, staged *spool.Blob, b *destinationBlob) {
 	d.mu.Lock()
-	exactBlob, known := d.exactBlob, d.refs[imageref.BlobRef(staged.want.Digest)]
+	exactBlob, known := d.exactBlob, d.refs[imageref.BlobRef(staged.Want.Digest)]
 	d.mu.Unlock()
 	if known && !exactBlob {
 		// A digest that is kept as some other blob's content must stay readable as that. What
 		// cannot be read is no loss.
-		exactBlob, _ = d.repo.hasFile(d.ctx, imageref.BlobRef(staged.want.Digest), imageref.FileContent)
+		exactBlob, _ = d.repo.hasFile(d.ctx, imageref.BlobRef(staged.Want.Digest), imageref.FileContent)
 	}
 	if side := imageref.SidecarRef(
-		staged.want.Digest,
-	); (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.want.Digest)) &&
+		staged.Want.Digest,
+	); (d.settings.signs() && d.refs[side] || d.partial[side] || d.replaces(staged.Want.Digest)) &&
 		!exactBlob {
 		exactBlob, _ = d.repo.hasFile(
 			d.ctx,
@@ -195,7 +195,7 @@ func (d *destination) importLayer(st *staging, staged *stagedBlob, b *destinatio
 			imageref.FileBlob,
 		) // it is made anew, to be signed or whole, and must not lose what it has
 	}
-	bar := d.settings.progress.Importing(staged.want.Digest, staged.want.Size)
+	bar := d.settings.progress.Importing(staged.Want.Digest, staged.Want.Size)
 	defer bar.Done()
 	layer, err := st.importLayer(d.ctx, staged, exactBlob)
 	var noTar *noTarError

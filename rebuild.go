@@ -14,6 +14,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/proc"
+	"ostree-image/internal/spool"
 )
 
 // What is read of a layer's tar-split data before the files of that part are asked for, with one
@@ -40,8 +41,8 @@ type rebuild struct {
 
 type rebuildPart struct {
 	entries []*storage.Entry
-	files   *readAhead // their payloads, one after another; nil for none
-	err     error      // io.EOF behind the last part
+	files   *spool.ReadAhead // their payloads, one after another; nil for none
+	err     error            // io.EOF behind the last part
 }
 
 // maxRecordEntry is how long one entry of tar-split data may be: what the padding of an archive
@@ -115,7 +116,7 @@ func (s *blobStore) newRebuild(ctx context.Context, commit string, record *recor
 	}()
 	go func() {
 		defer close(r.ended)
-		buffered := bufio.NewWriterSize(in, copyBuffer) // a layer is many small pieces
+		buffered := bufio.NewWriterSize(in, spool.CopyBuffer) // a layer is many small pieces
 		err := asm.WriteOutputTarStream(r, r, buffered)
 		if err == nil {
 			err = buffered.Flush()
@@ -166,7 +167,7 @@ func (s *blobStore) readPart(ctx context.Context, commit string, up storage.Unpa
 		cancel()
 		return rebuildPart{err: err}
 	}
-	part.files = newReadAhead(files, s.free, func() { files.Kill(); cancel() })
+	part.files = spool.NewReadAhead(files, s.free, func() { files.Kill(); cancel() })
 	return part
 }
 

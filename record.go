@@ -23,6 +23,7 @@ import (
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
 	"ostree-image/internal/shellquote"
+	"ostree-image/internal/spool"
 	"ostree-image/internal/ui"
 	"ostree-image/internal/workdir"
 )
@@ -384,7 +385,7 @@ func (rec *recorder) stream(name string) (*recordedStream, error) {
 		return nil, errors.Wrap(err, "writing the record")
 	}
 	s := &recordedStream{rec: rec, name: name, file: f, sum: sha256.New()}
-	s.buf = bufio.NewWriterSize(io.MultiWriter(f, s.sum), copyBuffer)
+	s.buf = bufio.NewWriterSize(io.MultiWriter(f, s.sum), spool.CopyBuffer)
 	s.zst, err = zstd.NewWriter(
 		s.buf,
 		zstd.WithEncoderLevel(zstd.SpeedFastest),

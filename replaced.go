@@ -14,6 +14,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/spool"
 	"ostree-image/internal/tarstream"
 )
 
@@ -71,7 +72,7 @@ func (c *checkout) fetchReplaced(ctx context.Context, b *storedBlob, i int, entr
 		return err
 	}
 	extraction := &tarEngine{process: p, stdin: stdin}
-	buffered := bufio.NewWriterSize(kept.tee(extraction), copyBuffer)
+	buffered := bufio.NewWriterSize(kept.tee(extraction), spool.CopyBuffer)
 	sink.out = tarstream.NewWriter(buffered)
 	if _, err = c.store.scanLayer(ctx, b, sink); err == nil {
 		err = sink.out.Close()

@@ -225,7 +225,7 @@ func tarOf(t testing.TB, headers ...*gotar.Header) []byte {
 			t.Fatal(err)
 		}
 		if h.Typeflag == gotar.TypeReg {
-			if _, err := io.CopyN(w, endless(h.Name+"\n"), h.Size); err != nil {
+			if _, err := io.CopyN(w, testutil.Endless(h.Name+"\n"), h.Size); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -234,16 +234,6 @@ func tarOf(t testing.TB, headers ...*gotar.Header) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
-}
-
-// endless gives a text over and over.
-type endless string
-
-func (e endless) Read(p []byte) (int, error) {
-	for i := range p {
-		p[i] = e[i%len(e)]
-	}
-	return len(p), nil
 }
 
 // An image that is there under a remote is imported under its own name all the same.
@@ -332,7 +322,7 @@ func fuzzLayer(data []byte) []byte {
 			continue // not every header fits into every format
 		}
 		if h.Size > 0 {
-			_, _ = io.CopyN(w, endless(h.Name), h.Size)
+			_, _ = io.CopyN(w, testutil.Endless(h.Name), h.Size)
 		}
 	}
 	end := next()
@@ -390,15 +380,15 @@ func FuzzRoundTrip(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		layer := fuzzLayer(data)
 		d := digest.FromBytes(layer)
-		staged, file, err := newStagedBlob(st.blobDir(), types.BlobInfo{Digest: d, Size: int64(len(layer))}, 0)
+		staged, file, err := spool.NewBlob(st.blobDir(), types.BlobInfo{Digest: d, Size: int64(len(layer))}, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer func() {
-			_ = os.Remove(staged.path)
-			_ = os.Remove(staged.path + "." + imageref.FileTarSplit)
+			_ = os.Remove(staged.Path)
+			_ = os.Remove(staged.Path + "." + imageref.FileTarSplit)
 		}()
-		if err := staged.fill(ctx, bytes.NewReader(layer), file); err != nil {
+		if err := staged.Fill(ctx, bytes.NewReader(layer), file); err != nil {
 			t.Fatal(err)
 		}
 		l, err := st.importLayer(ctx, staged, false)

@@ -22,6 +22,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
+	"ostree-image/internal/spool"
 	"ostree-image/internal/testutil"
 )
 
@@ -237,8 +238,8 @@ func TestDeafReader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	readN(t, stream, 3) // it is there, and deaf
-	ahead := newReadAhead(stream, newPieces(1), stream.Kill)
+	testutil.ReadN(t, stream, 3) // it is there, and deaf
+	ahead := spool.NewReadAhead(stream, spool.NewPieces(1), stream.Kill)
 	began := time.Now()
 	if err := ahead.Close(); err != nil {
 		t.Error(err)
@@ -269,7 +270,7 @@ func TestDeafChildKeepsStream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	readN(t, rc, 1) // the child is there, and deaf
+	testutil.ReadN(t, rc, 1) // the child is there, and deaf
 	whim, ended := errors.New("a whim"), make(chan error, 1)
 	cancel(whim)
 	go func() {
@@ -343,7 +344,7 @@ func TestClosedReader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b := readN(t, rc, 4); string(b) != "some" {
+	if b := testutil.ReadN(t, rc, 4); string(b) != "some" {
 		t.Errorf("%q", b)
 	}
 	began := time.Now()

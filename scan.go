@@ -22,6 +22,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/spool"
 	"ostree-image/internal/ui"
 )
 
@@ -136,12 +137,12 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 	rebuilt.SetSeed(seed)
 
 	s.exact = s.packer != nil
-	in := bufio.NewReaderSize(raw, copyBuffer)
+	in := bufio.NewReaderSize(raw, spool.CopyBuffer)
 	guard := &headerGuard{r: in}
 	tr := tar.NewReader(guard)
 	tr.RawAccounting = true
 	crc := crc64.New(storage.CRCTable)
-	buf := make([]byte, copyBuffer)
+	buf := make([]byte, spool.CopyBuffer)
 	segment := func(b []byte) error {
 		if len(b) == 0 {
 			return nil
@@ -205,7 +206,7 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 	}
 	// What follows the archive's end belongs to the layer's bytes too.
 	for {
-		n, err := readPiece(in, buf) // a whole one: the record must not depend on how the layer comes in
+		n, err := spool.ReadPiece(in, buf) // a whole one: the record must not depend on how the layer comes in
 		if perr := segment(buf[:n]); perr != nil {
 			return perr
 		}
@@ -410,7 +411,7 @@ func newSplitFile(path string) (*splitFile, error) {
 	if err != nil {
 		return nil, errors.Wrap(err, "recording the layer's tar stream")
 	}
-	s := &splitFile{path: path, file: f, buf: bufio.NewWriterSize(f, copyBuffer)}
+	s := &splitFile{path: path, file: f, buf: bufio.NewWriterSize(f, spool.CopyBuffer)}
 	s.gz = gzip.NewWriter(s.buf)
 	return s, nil
 }

@@ -66,24 +66,7 @@ func assemble(t testing.TB, record []byte, contents map[string][]byte) []byte {
 	t.Helper()
 	rc := asm.NewOutputTarStream(contentGetter(contents), storage.NewJSONUnpacker(unzipped(t, record)))
 	defer func() { _ = rc.Close() }()
-	return readN(t, rc, -1)
-}
-
-// readN reads n bytes, or all if n is negative.
-func readN(t testing.TB, r io.Reader, n int64) []byte {
-	t.Helper()
-	if n < 0 {
-		b, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
-	}
-	b := make([]byte, n)
-	if _, err := io.ReadFull(r, b); err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return testutil.ReadN(t, rc, -1)
 }
 
 // TestScanPieces: however a layer comes in, byte by byte or at once, what is recorded of it is the

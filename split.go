@@ -34,8 +34,8 @@ const (
 
 // parts is into how many commits a layer is split. In an archive repository nearly all of the time
 // goes into compressing the files, which one ostree does on one core.
-func (st *staging) parts(b *stagedBlob) int {
-	if st.mode != ostree.Archive || st.engine != engineStream || b.want.Size < st.settings.splitFrom {
+func (st *staging) parts(b *spool.Blob) int {
+	if st.mode != ostree.Archive || st.engine != engineStream || b.Want.Size < st.settings.splitFrom {
 		return 1
 	}
 	return max(1, st.settings.splitInto)
@@ -46,7 +46,7 @@ func (st *staging) parts(b *stagedBlob) int {
 // nothing.
 func (st *staging) unpackLayer(
 	ctx context.Context,
-	b *stagedBlob,
+	b *spool.Blob,
 	scan *layerScan,
 ) (tree layerTree, plain bool, err error) {
 	filter := newLayerFilter(st.perms, nil)
@@ -55,7 +55,7 @@ func (st *staging) unpackLayer(
 	if parts > 1 {
 		return st.unpackSplit(ctx, b, scan, filter, parts)
 	}
-	return st.unpack(ctx, b, b.name()+".tar", scan, func(out entryWriter) normalizedSink {
+	return st.unpack(ctx, b, b.Name()+".tar", scan, func(out entryWriter) normalizedSink {
 		filter.out = out
 		return filter
 	})
@@ -64,7 +64,7 @@ func (st *staging) unpackLayer(
 // unpackSplit reads the layer once, and splits what filter makes of it out to so many commits. Each
 // takes its part from a spool as fast as it can, for what is in a row in the layer mostly goes to
 // one of them.
-func (st *staging) unpackSplit(ctx context.Context, b *stagedBlob, scan *layerScan, filter *layerFilter, parts int) (
+func (st *staging) unpackSplit(ctx context.Context, b *spool.Blob, scan *layerScan, filter *layerFilter, parts int) (
 	tree layerTree, plain bool, err error,
 ) {
 	spools := make([]*spool.Spool, parts)
@@ -84,7 +84,7 @@ func (st *staging) unpackSplit(ctx context.Context, b *stagedBlob, scan *layerSc
 			trees[part], err = st.feed(
 				ctx,
 				b,
-				fmt.Sprintf("%s.%d.tar", b.name(), part+1),
+				fmt.Sprintf("%s.%d.tar", b.Name(), part+1),
 				nil,
 				func(w io.Writer) error {
 					_, err := io.Copy(w, s)
@@ -153,7 +153,7 @@ func newSplitter(outs []io.Writer, key func(name string) uint64) *splitter {
 		maxHeld: maxHeldDirs,
 	}
 	for _, w := range outs {
-		buffer := bufio.NewWriterSize(w, copyBuffer)
+		buffer := bufio.NewWriterSize(w, spool.CopyBuffer)
 		s.buffers, s.outs = append(s.buffers, buffer), append(s.outs, tarstream.NewWriter(buffer))
 	}
 	s.dirs[s.key("")] = splitDir{in: s.all()} // every commit has a root

@@ -98,19 +98,3 @@ func copyFile(from, to string) (err error) {
 	_, err = io.Copy(out, in)
 	return errors.WithStack(err)
 }
-
-// name is what the journal and errors call the blob: the hex part of its digest where that is known
-// before it is here.
-func (b *stagedBlob) name() string {
-	if b.want.Digest != "" {
-		return b.want.Digest.Encoded()
-	}
-	return filepath.Base(b.path)
-}
-
-// failure returns why the blob is not what it should be, nil where it is or is still to come.
-func (b *stagedBlob) failure() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.err
-}

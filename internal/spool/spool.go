@@ -1,4 +1,5 @@
-// Package spool keeps streams: one that is read while it is written, and one that is read later.
+// Package spool keeps streams: a blob that is read while it is written and checked, one that waits in memory or on
+// disk, and one that is read before it is asked for.
 package spool
 
 import (

@@ -1,4 +1,4 @@
-package main
+package spool
 
 import (
 	"bytes"
@@ -40,7 +40,7 @@ func TestStagedBlob(t *testing.T) {
 		{"short", types.BlobInfo{Digest: whole, Size: 1000000}, strings.NewReader(content[:999999]), "", "blob " + whole.String() + " has 999999 bytes, and its manifest names 1000000: it was cut short"},
 		{"nothing", types.BlobInfo{Digest: whole, Size: 1000000}, strings.NewReader(""), "", "blob " + whole.String() + " has 0 bytes, and its manifest names 1000000: it was cut short"},
 		{"long", types.BlobInfo{Digest: whole, Size: 1000000}, strings.NewReader(content + "x"), "", "blob " + whole.String() + " is larger than the 1000000 bytes that its manifest names"},
-		{"endless", types.BlobInfo{Digest: whole, Size: 5}, endless("x"), "", "blob " + whole.String() + " is larger than the 5 bytes that its manifest names"},
+		{"endless", types.BlobInfo{Digest: whole, Size: 5}, testutil.Endless("x"), "", "blob " + whole.String() + " is larger than the 5 bytes that its manifest names"},
 		{
 			"other",
 			types.BlobInfo{Digest: whole, Size: 1000000},
@@ -64,7 +64,7 @@ func TestStagedBlob(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			b, f, err := newStagedBlob(t.TempDir(), tt.want, 0)
+			b, f, err := NewBlob(t.TempDir(), tt.want, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -72,11 +72,11 @@ func TestStagedBlob(t *testing.T) {
 			for range 3 { // while it is written
 				readers.Go(func() { checkReader(t, b, content, tt.wantErr) })
 			}
-			err = b.fill(t.Context(), tt.stream, f)
+			err = b.Fill(t.Context(), tt.stream, f)
 			testutil.SameText(t, "error", testutil.ErrText(err), tt.wantErr)
-			testutil.SameText(t, "error of wait", testutil.ErrText(b.wait()), tt.wantErr)
+			testutil.SameText(t, "error of wait", testutil.ErrText(b.Wait()), tt.wantErr)
 			if err == nil {
-				testutil.SameText(t, "digest", string(b.digest), string(tt.digest))
+				testutil.SameText(t, "digest", string(b.Digest), string(tt.digest))
 			}
 			readers.Wait()
 			checkReader(t, b, content, tt.wantErr) // and after
@@ -88,9 +88,9 @@ func TestStagedBlob(t *testing.T) {
 }
 
 // checkReader reads a blob: what it gives is what arrived, and it ends well only with all of it.
-func checkReader(t *testing.T, b *stagedBlob, content, wantErr string) {
+func checkReader(t *testing.T, b *Blob, content, wantErr string) {
 	t.Helper()
-	r, err := b.open()
+	r, err := b.Open()
 	if err != nil {
 		t.Error(err)
 		return
@@ -98,8 +98,8 @@ func checkReader(t *testing.T, b *stagedBlob, content, wantErr string) {
 	defer func() { _ = r.Close() }()
 	got, err := io.ReadAll(r)
 	testutil.SameText(t, "error of a reader", testutil.ErrText(err), wantErr)
-	if wantErr == "" && int64(len(got)) != b.size() {
-		t.Errorf("a reader got %d of %d bytes", len(got), b.size())
+	if wantErr == "" && int64(len(got)) != b.Size() {
+		t.Errorf("a reader got %d of %d bytes", len(got), b.Size())
 	}
 	if wantErr != "" && len(got) > 0 && !strings.HasPrefix(content+"x", string(got)) && got[0] != 'x' && !strings.HasPrefix(string(got), content[:999999]) {
 		t.Errorf("a reader got what never arrived")
@@ -111,16 +111,16 @@ func checkReader(t *testing.T, b *stagedBlob, content, wantErr string) {
 
 // TestReadersFollow: each reader gets what has arrived without waiting for the rest.
 func TestReadersFollow(t *testing.T) {
-	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1}, 0)
+	b, f, err := NewBlob(t.TempDir(), types.BlobInfo{Size: -1}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	pr, pw := io.Pipe()
 	filled := make(chan error, 1)
-	go func() { filled <- b.fill(t.Context(), pr, f) }()
+	go func() { filled <- b.Fill(t.Context(), pr, f) }()
 	var readers []io.ReadCloser
 	for range 3 {
-		r, err := b.open()
+		r, err := b.Open()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -132,7 +132,7 @@ func TestReadersFollow(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, r := range readers {
-			if got := readN(t, r, int64(len(part))); string(got) != part {
+			if got := testutil.ReadN(t, r, int64(len(part))); string(got) != part {
 				t.Errorf("%q, want %q", got, part)
 			}
 		}
@@ -151,17 +151,17 @@ func TestReadersFollow(t *testing.T) {
 }
 
 func TestStagingStops(t *testing.T) {
-	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1}, 0)
+	b, f, err := NewBlob(t.TempDir(), types.BlobInfo{Size: -1}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	whim := errors.New("a whim")
-	stream := io.MultiReader(bytes.NewReader(make([]byte, 100)), readerFunc(func([]byte) (int, error) { cancel(whim); return 0, nil }), endless("x"))
-	if err := b.fill(ctx, stream, f); !errors.Is(err, whim) {
+	stream := io.MultiReader(bytes.NewReader(make([]byte, 100)), testutil.ReaderFunc(func([]byte) (int, error) { cancel(whim); return 0, nil }), testutil.Endless("x"))
+	if err := b.Fill(ctx, stream, f); !errors.Is(err, whim) {
 		t.Errorf("%v, want %v", err, whim)
 	}
-	r, err := b.open()
+	r, err := b.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,39 +171,35 @@ func TestStagingStops(t *testing.T) {
 	}
 }
 
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
 // TestStagedFileCut: what somebody else makes shorter is not taken for whole.
 func TestStagedFileCut(t *testing.T) {
-	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1}, 0)
+	b, f, err := NewBlob(t.TempDir(), types.BlobInfo{Size: -1}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.fill(t.Context(), strings.NewReader("content"), f); err != nil {
+	if err := b.Fill(t.Context(), strings.NewReader("content"), f); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(b.path, 3); err != nil {
+	if err := os.Truncate(b.Path, 3); err != nil {
 		t.Fatal(err)
 	}
-	r, err := b.open()
+	r, err := b.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = r.Close() }()
 	_, err = io.ReadAll(r)
-	testutil.SameText(t, "error", testutil.ErrText(err), "staged blob "+b.path+" became shorter")
+	testutil.SameText(t, "error", testutil.ErrText(err), "staged blob "+b.Path+" became shorter")
 }
 
 // TestEndlessBlob: a blob whose size nobody names ends where a layer may have no more.
 func TestEndlessBlob(t *testing.T) {
 	t.Parallel()
-	b, f, err := newStagedBlob(t.TempDir(), types.BlobInfo{Size: -1}, 1000)
+	b, f, err := NewBlob(t.TempDir(), types.BlobInfo{Size: -1}, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = b.fill(t.Context(), strings.NewReader(strings.Repeat("x", 1001)), f)
+	err = b.Fill(t.Context(), strings.NewReader(strings.Repeat("x", 1001)), f)
 	if err == nil || !strings.Contains(err.Error(), "more than 1000 bytes, the limit of --max-layer-size") {
 		t.Errorf("error %v", err)
 	}

@@ -1,4 +1,4 @@
-package main
+package spool
 
 import (
 	"io"
@@ -6,28 +6,29 @@ import (
 )
 
 const (
-	// aheadPiece is in how large pieces streams are read ahead, in bytes.
-	aheadPiece = 256 << 10
-	// aheadPieces is how many of them wait at the most, of all streams that share them, beside one
+	// AheadPiece is in how large pieces streams are read ahead, in bytes.
+	AheadPiece = 256 << 10
+	// AheadPieces is how many of them wait at the most, of all streams that share them, beside one
 	// of each.
-	aheadPieces = 128
+	AheadPieces = 128
 )
 
-// pieces are buffers that wait for a reader. One that is nil is still to be made.
-type pieces chan []byte
+// Pieces are buffers that wait for a reader. One that is nil is still to be made.
+type Pieces chan []byte
 
-func newPieces(n int) pieces {
-	free := make(pieces, n)
+// NewPieces returns n of them.
+func NewPieces(n int) Pieces {
+	free := make(Pieces, n)
 	for range n {
 		free <- nil
 	}
 	return free
 }
 
-// readAhead reads a stream before it is asked for, as far as there are free pieces: the process
+// ReadAhead reads a stream before it is asked for, as far as there are free pieces: the process
 // that writes it then works while another's turn lasts. It always has one piece of its own, so that
 // none waits for another.
-type readAhead struct {
+type ReadAhead struct {
 	stream io.ReadCloser
 	end    func()           // ends who writes the stream
 	read   chan filledPiece // closed when no more will come
@@ -38,7 +39,7 @@ type readAhead struct {
 type filledPiece struct {
 	bytes []byte
 	err   error // after them
-	from  pieces
+	from  Pieces
 }
 
 func (f filledPiece) giveBack() {
@@ -47,16 +48,16 @@ func (f filledPiece) giveBack() {
 	}
 }
 
-// newReadAhead begins to read stream. free is shared with other streams, and end makes a Read of
+// NewReadAhead begins to read stream. free is shared with other streams, and end makes a Read of
 // the stream end that waits.
-func newReadAhead(stream io.ReadCloser, free pieces, end func()) *readAhead {
+func NewReadAhead(stream io.ReadCloser, free Pieces, end func()) *ReadAhead {
 	stop := make(chan struct{})
-	r := &readAhead{stream: stream, end: func() { close(stop); end() }, read: make(chan filledPiece, cap(free)+1)}
-	go r.fill(free, newPieces(1), stop)
+	r := &ReadAhead{stream: stream, end: func() { close(stop); end() }, read: make(chan filledPiece, cap(free)+1)}
+	go r.fill(free, NewPieces(1), stop)
 	return r
 }
 
-func (r *readAhead) fill(free, own pieces, stop <-chan struct{}) {
+func (r *ReadAhead) fill(free, own Pieces, stop <-chan struct{}) {
 	defer close(r.read)
 	for {
 		var f filledPiece
@@ -69,10 +70,10 @@ func (r *readAhead) fill(free, own pieces, stop <-chan struct{}) {
 			return
 		}
 		if f.bytes == nil {
-			f.bytes = make([]byte, 0, aheadPiece)
+			f.bytes = make([]byte, 0, AheadPiece)
 		}
 		var n int
-		n, f.err = readPiece(r.stream, f.bytes[:aheadPiece])
+		n, f.err = ReadPiece(r.stream, f.bytes[:AheadPiece])
 		f.bytes = f.bytes[:n]
 		r.read <- f // has room for all pieces that there are
 		if f.err != nil {
@@ -81,7 +82,7 @@ func (r *readAhead) fill(free, own pieces, stop <-chan struct{}) {
 	}
 }
 
-func (r *readAhead) Read(p []byte) (int, error) {
+func (r *ReadAhead) Read(p []byte) (int, error) {
 	for r.at == len(r.now.bytes) {
 		if r.now.err != nil {
 			return 0, r.now.err
@@ -99,7 +100,7 @@ func (r *readAhead) Read(p []byte) (int, error) {
 }
 
 // Close ends who writes the stream, and gives all pieces back. It must not be called twice.
-func (r *readAhead) Close() error {
+func (r *ReadAhead) Close() error {
 	r.end()
 	r.now.giveBack()
 	r.now, r.at = filledPiece{}, 0
@@ -109,9 +110,9 @@ func (r *readAhead) Close() error {
 	return r.stream.Close()
 }
 
-// readPiece reads until buf is full or r gives an error, and returns that as it is: io.ReadFull
+// ReadPiece reads until buf is full or r gives an error, and returns that as it is: io.ReadFull
 // makes of an early end what a stream that was cut gives, too.
-func readPiece(r io.Reader, buf []byte) (n int, err error) {
+func ReadPiece(r io.Reader, buf []byte) (n int, err error) {
 	for n < len(buf) && err == nil {
 		var more int
 		more, err = r.Read(buf[n:])

@@ -1,4 +1,4 @@
-package main
+package spool
 
 import (
 	"bytes"
@@ -31,12 +31,12 @@ func TestReadAhead(t *testing.T) {
 		err   error
 	}{
 		{name: "nothing"},
-		{name: "less than a piece", bytes: aheadPiece - 1},
-		{name: "a piece", bytes: aheadPiece},
-		{name: "more than all pieces hold", bytes: 5*aheadPiece + 1},
+		{name: "less than a piece", bytes: AheadPiece - 1},
+		{name: "a piece", bytes: AheadPiece},
+		{name: "more than all pieces hold", bytes: 5*AheadPiece + 1},
 		{name: "an error at once", err: broken},
-		{name: "an error in a piece", bytes: aheadPiece + 1, err: broken},
-		{name: "an error after a piece", bytes: aheadPiece, err: broken},
+		{name: "an error in a piece", bytes: AheadPiece + 1, err: broken},
+		{name: "an error after a piece", bytes: AheadPiece, err: broken},
 		{name: "a stream that breaks off", bytes: 1, err: io.ErrUnexpectedEOF},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -49,8 +49,8 @@ func TestReadAhead(t *testing.T) {
 			if c.err != nil {
 				stream = io.MultiReader(stream, iotest.ErrReader(c.err))
 			}
-			free := newPieces(2)
-			r := newReadAhead(io.NopCloser(stream), free, func() {})
+			free := NewPieces(2)
+			r := NewReadAhead(io.NopCloser(stream), free, func() {})
 			got, err := io.ReadAll(iotest.HalfReader(r))
 			if !bytes.Equal(got, want) || !errors.Is(err, c.err) {
 				t.Errorf("%d bytes and %v, not %d and %v", len(got), err, len(want), c.err)
@@ -72,16 +72,16 @@ func TestReadAhead(t *testing.T) {
 // A stream that nobody reads takes all pieces that are shared, and no other has to wait for it.
 func TestReadAheadWhileAnotherWaits(t *testing.T) {
 	t.Parallel()
-	free := newPieces(2)
+	free := NewPieces(2)
 	ctx, cancel := context.WithCancel(t.Context())
-	waiting := newReadAhead(unending{ctx}, free, cancel)
+	waiting := NewReadAhead(unending{ctx}, free, cancel)
 	for len(free) > 0 {
 		if ctx.Err() != nil {
 			t.Fatal(ctx.Err())
 		}
 	}
-	want := bytes.Repeat([]byte("stream"), aheadPiece)
-	other := newReadAhead(io.NopCloser(bytes.NewReader(want)), free, func() {})
+	want := bytes.Repeat([]byte("stream"), AheadPiece)
+	other := NewReadAhead(io.NopCloser(bytes.NewReader(want)), free, func() {})
 	if got, err := io.ReadAll(other); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes of %d, %v", len(got), len(want), err)
 	}

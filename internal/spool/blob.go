@@ -1,4 +1,4 @@
-package main
+package spool
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -15,14 +16,15 @@ import (
 	"ostree-image/internal/errdefs"
 )
 
-const copyBuffer = 256 << 10
+// CopyBuffer is in how large parts streams are copied, in bytes.
+const CopyBuffer = 256 << 10
 
-// stagedBlob is a blob that is written to disk as it arrives. Others can read it from its start at
+// Blob is a blob that is written to disk as it arrives. Others can read it from its start at
 // the same time, as often as they need, and learn at its end whether it is what its digest and size
 // say.
-type stagedBlob struct {
-	path string
-	want types.BlobInfo // Digest "" or Size -1 where unknown
+type Blob struct {
+	Path string
+	Want types.BlobInfo // Digest "" or Size -1 where unknown
 	most int64          // bytes where the size is unknown, 0 for any number
 
 	mu      sync.Mutex
@@ -30,24 +32,24 @@ type stagedBlob struct {
 	written int64
 	ended   bool
 	err     error         // why it is not to be used, once ended
-	digest  digest.Digest // of what arrived, once ended well
+	Digest  digest.Digest // of what arrived, once ended well
 }
 
-// newStagedBlob makes an empty blob in dir. most is how many bytes it may get where its size is
+// NewBlob makes an empty blob in dir. most is how many bytes it may get where its size is
 // unknown, 0 for any number.
-func newStagedBlob(dir string, want types.BlobInfo, most int64) (*stagedBlob, *os.File, error) {
+func NewBlob(dir string, want types.BlobInfo, most int64) (*Blob, *os.File, error) {
 	f, err := os.CreateTemp(dir, "blob-")
 	if err != nil {
 		return nil, nil, errors.Wrap(err, "staging a blob")
 	}
-	b := &stagedBlob{path: f.Name(), want: want, most: most}
+	b := &Blob{Path: f.Name(), Want: want, most: most}
 	b.more = sync.NewCond(&b.mu)
 	return b, f, nil
 }
 
-// fill writes r into the blob, to r's end, and verifies it. The error is also what the blob's
+// Fill writes r into the blob, to r's end, and verifies it. The error is also what the blob's
 // readers get.
-func (b *stagedBlob) fill(ctx context.Context, r io.Reader, f *os.File) error {
+func (b *Blob) Fill(ctx context.Context, r io.Reader, f *os.File) error {
 	sum, algorithm, err := b.hasher()
 	if err == nil {
 		err = b.copy(ctx, r, f, sum)
@@ -60,25 +62,25 @@ func (b *stagedBlob) fill(ctx context.Context, r io.Reader, f *os.File) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.ended, b.err, b.digest = true, err, got
+	b.ended, b.err, b.Digest = true, err, got
 	b.more.Broadcast()
 	return err
 }
 
 // hasher returns the hash of the wanted digest's algorithm.
-func (b *stagedBlob) hasher() (hash.Hash, digest.Algorithm, error) {
-	if b.want.Digest == "" {
+func (b *Blob) hasher() (hash.Hash, digest.Algorithm, error) {
+	if b.Want.Digest == "" {
 		return sha256.New(), digest.SHA256, nil
 	}
-	if err := b.want.Digest.Validate(); err != nil {
-		return nil, "", errors.Wrapf(err, "blob digest %q", b.want.Digest)
+	if err := b.Want.Digest.Validate(); err != nil {
+		return nil, "", errors.Wrapf(err, "blob digest %q", b.Want.Digest)
 	}
-	a := b.want.Digest.Algorithm()
+	a := b.Want.Digest.Algorithm()
 	return a.Hash(), a, nil
 }
 
-func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.Writer) error {
-	buf := make([]byte, copyBuffer)
+func (b *Blob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.Writer) error {
+	buf := make([]byte, CopyBuffer)
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -91,21 +93,21 @@ func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.
 			_, _ = sum.Write(buf[:n])
 			b.mu.Lock()
 			b.written += int64(n)
-			over := b.want.Size >= 0 && b.written > b.want.Size
-			endless := b.want.Size < 0 && b.most > 0 && b.written > b.most
+			over := b.Want.Size >= 0 && b.written > b.Want.Size
+			endless := b.Want.Size < 0 && b.most > 0 && b.written > b.most
 			b.more.Broadcast()
 			b.mu.Unlock()
 			if over {
 				return errdefs.Checkf(
 					"blob %s is larger than the %d bytes that its manifest names",
-					b.want.Digest,
-					b.want.Size,
+					b.Want.Digest,
+					b.Want.Size,
 				)
 			}
 			if endless {
 				return errors.Errorf(
 					"a blob whose size nobody names (%s) has more than %d bytes, the limit of --max-layer-size",
-					b.name(),
+					b.Name(),
 					b.most,
 				)
 			}
@@ -114,34 +116,35 @@ func (b *stagedBlob) copy(ctx context.Context, r io.Reader, w io.Writer, sum io.
 			return nil
 		}
 		if err != nil {
-			return errors.WithMessagef(err, "reading blob %s after %d bytes", b.want.Digest, b.size())
+			return errors.WithMessagef(err, "reading blob %s after %d bytes", b.Want.Digest, b.Size())
 		}
 	}
 }
 
-func (b *stagedBlob) verify(got digest.Digest) error {
-	if b.want.Size >= 0 && b.size() != b.want.Size {
+func (b *Blob) verify(got digest.Digest) error {
+	if b.Want.Size >= 0 && b.Size() != b.Want.Size {
 		return errdefs.Checkf(
 			"blob %s has %d bytes, and its manifest names %d: it was cut short",
-			b.want.Digest,
-			b.size(),
-			b.want.Size,
+			b.Want.Digest,
+			b.Size(),
+			b.Want.Size,
 		)
 	}
-	if b.want.Digest != "" && got != b.want.Digest {
-		return errdefs.Checkf("blob %s does not match its digest: what arrived is %s", b.want.Digest, got)
+	if b.Want.Digest != "" && got != b.Want.Digest {
+		return errdefs.Checkf("blob %s does not match its digest: what arrived is %s", b.Want.Digest, got)
 	}
 	return nil
 }
 
-func (b *stagedBlob) size() int64 {
+// Size returns how many bytes have arrived.
+func (b *Blob) Size() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.written
 }
 
-// wait waits for the blob's end and returns what its readers get there.
-func (b *stagedBlob) wait() error {
+// Wait waits for the blob's end and returns what its readers get there.
+func (b *Blob) Wait() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for !b.ended {
@@ -150,10 +153,10 @@ func (b *stagedBlob) wait() error {
 	return b.err
 }
 
-// open returns a reader of the whole blob that waits where the blob is still to come. It gives
+// Open returns a reader of the whole blob that waits where the blob is still to come. It gives
 // io.EOF only if the blob is what it should be, and the reason otherwise.
-func (b *stagedBlob) open() (io.ReadCloser, error) {
-	f, err := os.Open(b.path)
+func (b *Blob) Open() (io.ReadCloser, error) {
+	f, err := os.Open(b.Path)
 	if err != nil {
 		return nil, errors.WithStack(err)
 	}
@@ -161,7 +164,7 @@ func (b *stagedBlob) open() (io.ReadCloser, error) {
 }
 
 type stagedReader struct {
-	b  *stagedBlob
+	b  *Blob
 	f  *os.File
 	at int64
 }
@@ -182,9 +185,25 @@ func (r *stagedReader) Read(p []byte) (int, error) {
 	n, err := r.f.Read(p[:min(int64(len(p)), ready)])
 	r.at += int64(n)
 	if errors.Is(err, io.EOF) {
-		err = errors.Errorf("staged blob %s became shorter", r.b.path)
+		err = errors.Errorf("staged blob %s became shorter", r.b.Path)
 	}
 	return n, err
 }
 
 func (r *stagedReader) Close() error { return r.f.Close() }
+
+// Name is what the journal and errors call the blob: the hex part of its digest where that is known
+// before it is here.
+func (b *Blob) Name() string {
+	if b.Want.Digest != "" {
+		return b.Want.Digest.Encoded()
+	}
+	return filepath.Base(b.Path)
+}
+
+// Failure returns why the blob is not what it should be, nil where it is or is still to come.
+func (b *Blob) Failure() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}
