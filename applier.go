@@ -9,14 +9,15 @@ import (
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
 
+	"ostree-image/internal/rootfs"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/ui"
 )
 
 // applier applies the entries of one layer.
 type applier struct {
-	root, layer *rootFS
-	replaced    *rootFS         // what the layer itself replaces later, nil where that is nothing
+	root, layer *rootfs.FS
+	replaced    *rootfs.FS      // what the layer itself replaces later, nil where that is nothing
 	base        bool            // the layer is the root already: only whiteouts, devices and hard links are left to do
 	upper       map[string]bool // real paths that this layer has made, and the directories above them; nil where it has no whiteouts
 	settings    *settings
@@ -29,26 +30,26 @@ type applier struct {
 func isWhiteout(e layerEntry) bool { return strings.HasPrefix(path.Base(e.name), whiteoutPrefix) }
 
 func (a *applier) apply(e layerEntry) error {
-	dir, base := splitPath(e.name)
+	dir, base := rootfs.SplitPath(e.name)
 	if strings.HasPrefix(base, whiteoutPrefix) {
 		return a.whiteout(e, dir, base)
 	}
 	if a.base { // it is there already
 		switch e.kind {
 		case tarstream.Dir:
-			a.root.times.setDir(e.name, e.time)
+			a.root.Times.SetDir(e.name, e.time)
 		case impliedKind:
-			a.root.times.plainDir(e.name)
+			a.root.Times.PlainDir(e.name)
 			if a.upper != nil {
 				a.implied = append(a.implied, e.name)
 			}
 		case tarstream.File, tarstream.Symlink:
-			a.root.times.setFile(e.name, e.time)
+			a.root.Times.SetFile(e.name, e.time)
 		case tarstream.HardLink:
-			a.root.times.setFile(e.name, e.time)
+			a.root.Times.SetFile(e.name, e.time)
 			return a.relink(e)
 		case goneKind: // a device. The directory that it is in is there all the same
-			real, _, err := a.root.resolveDir(dir, true, func(string) {})
+			real, _, err := a.root.ResolveDir(dir, true, func(string) {})
 			if a.upper != nil {
 				a.devices = append(a.devices, real+"/")
 			}
@@ -59,12 +60,12 @@ func (a *applier) apply(e layerEntry) error {
 	if e.name == "" {
 		return a.describe(e, "")
 	}
-	parent, _, err := a.root.resolveDir(dir, true, a.keep)
+	parent, _, err := a.root.ResolveDir(dir, true, a.keep)
 	if err != nil {
 		return err
 	}
-	real := joinPath(parent, base)
-	kind, err := a.root.kind(real)
+	real := rootfs.JoinPath(parent, base)
+	kind, err := a.root.Kind(real)
 	if err != nil {
 		return err
 	}
@@ -73,18 +74,18 @@ func (a *applier) apply(e layerEntry) error {
 	switch {
 	case kind == 0 || kind == unix.S_IFDIR && isDir:
 	case kind == unix.S_IFDIR || isDir || e.kind == goneKind:
-		if err := a.root.removeAll(real, nil); err != nil {
+		if err := a.root.RemoveAll(real, nil); err != nil {
 			return err
 		}
 	case e.kind != tarstream.HardLink: // the new name replaces it; a hard link may lead to itself
-		a.root.forget(real, kind)
+		a.root.Forget(real, kind)
 	}
 	switch e.kind {
 	case goneKind:
 		return nil
 	case tarstream.Dir:
 		if kind != unix.S_IFDIR {
-			if err := a.root.mkdir(real); err != nil {
+			if err := a.root.Mkdir(real); err != nil {
 				return err
 			}
 		}
@@ -97,12 +98,12 @@ func (a *applier) apply(e layerEntry) error {
 
 // place moves what an entry brings to a real path.
 func (a *applier) place(e layerEntry, real string) error {
-	a.root.times.setFile(real, e.time)
-	return a.root.place(a.tree(e), e.source, real)
+	a.root.Times.SetFile(real, e.time)
+	return a.root.Place(a.tree(e), e.source, real)
 }
 
 // tree is the tree that holds what an entry brings.
-func (a *applier) tree(e layerEntry) *rootFS {
+func (a *applier) tree(e layerEntry) *rootfs.FS {
 	if e.replaced {
 		return a.replaced
 	}
@@ -116,19 +117,19 @@ func (a *applier) finish() error {
 	dirs := slices.Concat(a.marks, a.implied)
 	slices.Sort(dirs)
 	for _, real := range slices.Backward(slices.Compact(dirs)) { // what lies deeper comes first
-		names, err := a.root.names(real)
+		names, err := a.root.Names(real)
 		if err != nil {
 			return disagreement(err)
 		}
 		if len(names) == 0 &&
 			!slices.ContainsFunc(a.devices, func(dir string) bool { return strings.HasPrefix(dir, real+"/") }) {
-			err = a.root.removeAll(real, nil)
+			err = a.root.RemoveAll(real, nil)
 		} else if strings.HasPrefix(
 			path.Base(real),
 			whiteoutPrefix,
 		) {
-			a.root.times.plainDir(real)
-			err = a.root.describe(real, a.root.plainMeta())
+			a.root.Times.PlainDir(real)
+			err = a.root.Describe(real, a.root.PlainMeta())
 		}
 		if err != nil {
 			return err
@@ -139,17 +140,17 @@ func (a *applier) finish() error {
 
 // describe makes a directory of the root what the layer's one is.
 func (a *applier) describe(e layerEntry, real string) error {
-	a.root.times.setDir(real, e.time)
-	meta, err := a.tree(e).meta(e.source)
+	a.root.Times.SetDir(real, e.time)
+	meta, err := a.tree(e).Meta(e.source)
 	if err != nil {
 		return err
 	}
-	return a.root.describe(real, meta)
+	return a.root.Describe(real, meta)
 }
 
 // keep marks what this layer has made, so that its own whiteouts leave it alone.
 func (a *applier) keep(real string) {
-	for p := real; a.upper != nil && p != "" && !a.upper[p]; p, _ = splitPath(p) {
+	for p := real; a.upper != nil && p != "" && !a.upper[p]; p, _ = rootfs.SplitPath(p) {
 		a.upper[p] = true
 	}
 }
@@ -158,37 +159,37 @@ func (a *applier) keep(real string) {
 // stays, wherever it stands in the layer.
 func (a *applier) whiteout(e layerEntry, dir, base string) error {
 	if a.base { // nothing lies below; what marks it goes
-		if kind, err := a.root.kind(e.name); err != nil || kind == unix.S_IFDIR {
+		if kind, err := a.root.Kind(e.name); err != nil || kind == unix.S_IFDIR {
 			a.marks = append(a.marks, e.name)
 			return err
 		}
-		return a.root.removeAll(e.name, nil)
+		return a.root.RemoveAll(e.name, nil)
 	}
 	kept := func(real string) bool { return a.upper[real] }
-	parent, ok, err := a.root.resolveDir(dir, false, nil)
+	parent, ok, err := a.root.ResolveDir(dir, false, nil)
 	if err != nil || !ok {
 		return err
 	}
 	if base == whiteoutOpaque {
-		return a.root.empty(parent, kept)
+		return a.root.Empty(parent, kept)
 	}
 	name := strings.TrimPrefix(base, whiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
 		a.settings.warnf("the whiteout %s names no file: nothing is removed", ui.Quoted(e.name))
 		return nil
 	}
-	return a.root.removeAll(joinPath(parent, name), kept)
+	return a.root.RemoveAll(rootfs.JoinPath(parent, name), kept)
 }
 
 // linkTarget returns the real path of what a hard link names.
 func (a *applier) linkTarget(e layerEntry) (real string, ok bool, err error) {
-	dir, base := splitPath(e.link)
-	parent, ok, err := a.root.resolveDir(dir, false, nil)
+	dir, base := rootfs.SplitPath(e.link)
+	parent, ok, err := a.root.ResolveDir(dir, false, nil)
 	if err != nil || !ok {
 		return "", false, err
 	}
-	real = joinPath(parent, base)
-	kind, err := a.root.kind(real)
+	real = rootfs.JoinPath(parent, base)
+	kind, err := a.root.Kind(real)
 	if kind == unix.S_IFDIR {
 		return "", false, errors.Errorf("the hard link %q leads to the directory %q", e.name, e.link)
 	}
@@ -200,12 +201,12 @@ func (a *applier) hardLink(e layerEntry, real string) error {
 	if err != nil || ok && target == real {
 		return err
 	}
-	if err := a.root.removeAll(real, nil); err != nil {
+	if err := a.root.RemoveAll(real, nil); err != nil {
 		return err
 	}
 	switch {
 	case ok:
-		return a.root.link(target, real)
+		return a.root.Link(target, real)
 	case e.source == "": // a device, or what a whiteout of this layer has removed
 		return nil
 	}
@@ -219,19 +220,19 @@ func (a *applier) relink(e layerEntry) error {
 	if err != nil || !ok || target == e.name {
 		return err
 	}
-	was, err := a.root.stat(e.name)
+	was, err := a.root.Stat(e.name)
 	if errors.Is(err, fs.ErrNotExist) { // it lay below what passes for a whiteout
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	is, err := a.root.stat(target)
+	is, err := a.root.Stat(target)
 	if err != nil || was.Ino == is.Ino {
 		return err
 	}
-	if err := a.root.removeAll(e.name, nil); err != nil {
+	if err := a.root.RemoveAll(e.name, nil); err != nil {
 		return err
 	}
-	return a.root.link(target, e.name)
+	return a.root.Link(target, e.name)
 }

@@ -19,6 +19,7 @@ import (
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
+	"ostree-image/internal/rootfs"
 	"ostree-image/internal/workdir"
 )
 
@@ -102,13 +103,13 @@ func checkoutLayers(
 	if err != nil {
 		return err
 	}
-	times := newTreeTimes(fileTimeOf(time.Now()), !o.RequireHardlinks)
+	times := rootfs.NewTimes(rootfs.TimeOf(time.Now()), !o.RequireHardlinks)
 	defer func() {
 		if rerr := target.end(); err == nil {
 			err = rerr
 		}
 		if err == nil && target.inside { // the end of the private directory has changed it
-			err = times.setRoot(target.dir)
+			err = times.SetRoot(target.dir)
 		}
 		target.unpin()
 	}()
@@ -181,7 +182,7 @@ type checkout struct {
 	work     *workdir.Dir
 	mode     string // of the repository
 	perms    permissions
-	times    *treeTimes
+	times    *rootfs.Times
 }
 
 func (c *checkout) root() string { return c.work.Join("root") }
@@ -252,25 +253,25 @@ func (c *checkout) build(ctx context.Context, layers []*storedBlob) error {
 		"times.sh",
 		"set the times",
 		"",
-		func(root *rootFS) error { return c.times.setTimes(buildCtx, root) },
+		func(root *rootfs.FS) error { return disagreement(c.times.SetTimes(buildCtx, root)) },
 	)
 }
 
 // withRoot calls f with the tree, and writes what it does into a script of the record. variables
 // are what that needs beside the root.
-func (c *checkout) withRoot(script, why, variables string, f func(root *rootFS) error) (err error) {
+func (c *checkout) withRoot(script, why, variables string, f func(root *rootfs.FS) error) (err error) {
 	j := c.settings.journal
 	steps, err := j.record.steps(script)
 	if err != nil {
 		return err
 	}
-	root, err := openRootFS(c.root(), os.Geteuid() == 0)
+	root, err := rootfs.Open(c.root(), os.Geteuid() == 0)
 	if err == nil {
-		root.steps, root.times = steps, c.times
+		root.Steps, root.Times = steps, c.times
 		err = f(root)
 		errdefs.Close(&err, root)
 	}
-	if serr := steps.end(); err == nil {
+	if serr := steps.End(); err == nil {
 		err = serr
 	}
 	if steps != nil && err == nil {
@@ -318,25 +319,25 @@ func (c *checkout) apply(ctx context.Context, b *storedBlob, i int, entries []la
 		fmt.Sprintf("layer-%d.sh", i),
 		"apply layer "+b.digest.String(),
 		trees,
-		func(root *rootFS) (err error) {
+		func(root *rootfs.FS) (err error) {
 			a := &applier{root: root, layer: root, base: i == 0, settings: c.settings}
 			for _, t := range []struct {
-				tree   **rootFS
+				tree   **rootfs.FS
 				name   string
 				dir    string
 				wanted bool
 			}{
-				{&a.layer, treeLayer, c.layerDir(i), i > 0},
-				{&a.replaced, treeReplaced, c.replacedDir(i), replaces},
+				{&a.layer, rootfs.LayerTree, c.layerDir(i), i > 0},
+				{&a.replaced, rootfs.ReplacedTree, c.replacedDir(i), replaces},
 			} {
 				if !t.wanted {
 					continue
 				}
-				tree, err := openRootFS(t.dir, root.asRoot)
+				tree, err := rootfs.Open(t.dir, root.AsRoot)
 				if err != nil {
 					return err
 				}
-				tree.name, *t.tree = t.name, tree
+				tree.Name, *t.tree = t.name, tree
 				defer func() {
 					_ = tree.Close()
 					if rerr := workdir.RemoveTree(t.dir); err == nil {

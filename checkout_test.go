@@ -31,6 +31,7 @@ import (
 
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/rootfs"
 	"ostree-image/internal/testutil"
 	"ostree-image/internal/workdir"
 )
@@ -167,115 +168,9 @@ func writeLayout(t testing.TB, dir string, images map[string]*testImage) {
 
 // --- what a root file system is --------------------------------------------------------------------------------------
 
-// fsNode is what a file is, as far as checkouts are compared.
-type fsNode struct {
-	kind   fs.FileMode // 0 for a regular file
-	mode   uint32
-	owner  string
-	body   string // a link's target, a file's content, or its checksum where that is long
-	xattrs string
-	inode  uint64
-	links  uint64
-	time   time.Time
-
-	verbatim string // the text, in a node that a test made up
-}
-
-func (n fsNode) String() string {
-	if n.verbatim != "" {
-		return n.verbatim
-	}
-	switch n.kind {
-	case 0:
-		return fmt.Sprintf("file %04o %s %q%s", n.mode, n.owner, n.body, n.xattrs)
-	case fs.ModeDir:
-		return fmt.Sprintf("dir %04o %s%s", n.mode, n.owner, n.xattrs)
-	case fs.ModeSymlink:
-		return fmt.Sprintf("link %s %q", n.owner, n.body)
-	}
-	return n.kind.String()
-}
-
-// brief leaves modes, owners and attributes out.
-func (n fsNode) brief() string { return fmt.Sprintf("%s %q", n.kind, n.body) }
-
-// rootTree returns what is below dir, "." for dir itself.
-func rootTree(t testing.TB, dir string) map[string]fsNode {
-	t.Helper()
-	nodes := map[string]fsNode{}
-	var visit func(path, name string)
-	visit = func(path, name string) {
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			t.Errorf("%s: %v", path, err)
-			return
-		}
-		n := fsNode{mode: st.Mode & 0o7777, owner: fmt.Sprintf("%d:%d", st.Uid, st.Gid), inode: st.Ino, links: uint64(st.Nlink), time: time.Unix(st.Mtim.Unix())} //nolint:unconvert // smaller on some machines
-		switch st.Mode & unix.S_IFMT {
-		case unix.S_IFREG:
-			b, err := os.ReadFile(path)
-			if err != nil {
-				t.Error(err)
-			}
-			if n.body = string(b); len(b) > 100 {
-				n.body = fmt.Sprintf("%d bytes, %x", len(b), sha256.Sum256(b))
-			}
-		case unix.S_IFDIR:
-			n.kind = fs.ModeDir
-		case unix.S_IFLNK:
-			n.kind = fs.ModeSymlink
-			n.body, _ = os.Readlink(path)
-		default:
-			n.kind = fs.ModeDevice
-		}
-		if n.kind == 0 || n.kind == fs.ModeDir {
-			n.xattrs = rootXattrs(t, path)
-		}
-		nodes[name] = n
-		if n.kind != fs.ModeDir {
-			return
-		}
-		entries, err := os.ReadDir(path)
-		if err != nil {
-			t.Error(err)
-		}
-		for _, e := range entries {
-			visit(path+"/"+e.Name(), filepath.Join(name, e.Name()))
-		}
-	}
-	visit(dir, ".")
-	return nodes
-}
-
-// rootXattrs are the attributes that layers keep, in their order.
-func rootXattrs(t testing.TB, path string) string {
-	t.Helper()
-	buf := make([]byte, 4096)
-	n, err := unix.Llistxattr(path, buf)
-	if err != nil {
-		t.Errorf("%s: %v", path, err)
-		return ""
-	}
-	var texts []string
-	for name := range strings.SplitSeq(strings.TrimRight(string(buf[:n]), "\x00"), "\x00") {
-		if name != capability && !strings.HasPrefix(name, "user.") || name == "user.ostreemeta" {
-			continue
-		}
-		value := make([]byte, 4096)
-		n, err := unix.Lgetxattr(path, name, value)
-		if err != nil {
-			t.Errorf("%s: %v", path, err)
-			continue
-		}
-		texts = append(texts, fmt.Sprintf(" %s=%q", name, value[:n]))
-	}
-	slices.Sort(texts)
-	return strings.Join(texts, "")
-}
-
 // compareTrees holds got against want: what is there, what it is, and that what is one file in want
 // is one in got.
-func compareTrees(t testing.TB, what string, got, want map[string]fsNode, text func(fsNode) string) {
+func compareTrees(t testing.TB, what string, got, want map[string]testutil.Node, text func(testutil.Node) string) {
 	t.Helper()
 	for name, w := range want {
 		if g, ok := got[name]; !ok {
@@ -291,15 +186,15 @@ func compareTrees(t testing.TB, what string, got, want map[string]fsNode, text f
 	}
 	first := map[uint64]string{}
 	for name, w := range want {
-		if w.kind == fs.ModeDir || w.links < 2 {
+		if w.Kind == fs.ModeDir || w.Links < 2 {
 			continue
 		}
-		other, ok := first[w.inode]
+		other, ok := first[w.Inode]
 		if !ok {
-			first[w.inode] = name
+			first[w.Inode] = name
 			continue
 		}
-		if got[name].inode != got[other].inode {
+		if got[name].Inode != got[other].Inode {
 			t.Errorf("%s: %q and %q should be one file", what, name, other)
 		}
 	}
@@ -307,24 +202,24 @@ func compareTrees(t testing.TB, what string, got, want map[string]fsNode, text f
 
 // compareCopies holds a checkout by copies against what umoci has unpacked since began: beside what
 // compareTrees does, that no two names are one file which are two in want, and the times.
-func compareCopies(t testing.TB, what string, got, want map[string]fsNode, began time.Time, text func(fsNode) string) {
+func compareCopies(t testing.TB, what string, got, want map[string]testutil.Node, began time.Time, text func(testutil.Node) string) {
 	t.Helper()
 	compareTrees(t, what, got, want, text)
 	for name, w := range want {
 		g, ok := got[name]
-		if !ok || w.verbatim != "" {
+		if !ok || w.Verbatim != "" {
 			continue
 		}
-		if w.kind != fs.ModeDir && g.links != w.links {
-			t.Errorf("%s: %q has %d names, and should have %d", what, name, g.links, w.links)
+		if w.Kind != fs.ModeDir && g.Links != w.Links {
+			t.Errorf("%s: %q has %d names, and should have %d", what, name, g.Links, w.Links)
 		}
 		// umoci forgets the time of a directory in which it makes another that no layer names, or
 		// removes what a whiteout two levels above names.
-		if w.kind == fs.ModeDir && !w.time.Before(began) {
+		if w.Kind == fs.ModeDir && !w.Time.Before(began) {
 			continue
 		}
-		if !g.time.Equal(w.time) {
-			t.Errorf("%s: %q is of %s, and should be of %s", what, name, g.time, w.time)
+		if !g.Time.Equal(w.Time) {
+			t.Errorf("%s: %q is of %s, and should be of %s", what, name, g.Time, w.Time)
 		}
 	}
 }
@@ -344,14 +239,14 @@ func listed(t testing.TB, lines []string) map[string]string {
 	return nodes
 }
 
-func compareListed(t testing.TB, what string, got map[string]fsNode, lines []string) {
+func compareListed(t testing.TB, what string, got map[string]testutil.Node, lines []string) {
 	t.Helper()
 	want := listed(t, lines)
 	for name, w := range want {
 		if g, ok := got[name]; !ok {
 			t.Errorf("%s: %q is missing; it should be %s", what, name, w)
 		} else if same, ok := strings.CutPrefix(w, "= "); ok {
-			if got[same].inode != g.inode {
+			if got[same].Inode != g.Inode {
 				t.Errorf("%s: %q and %q should be one file", what, name, same)
 			}
 		} else if g.String() != w {
@@ -366,11 +261,11 @@ func compareListed(t testing.TB, what string, got map[string]fsNode, lines []str
 }
 
 // umociTree is the root file system that umoci makes of an image of a layout.
-func umociTree(t testing.TB, layout, name string) map[string]fsNode {
+func umociTree(t testing.TB, layout, name string) map[string]testutil.Node {
 	t.Helper()
 	bundle := filepath.Join(t.TempDir(), "bundle")
 	testutil.Run(t, "umoci", "unpack", "--image", layout+":"+name, bundle)
-	return rootTree(t, filepath.Join(bundle, "rootfs"))
+	return testutil.TreeOf(t, filepath.Join(bundle, "rootfs"))
 }
 
 // checkoutTo checks an image out.
@@ -520,8 +415,8 @@ func stackCases() []stackCase {
 			but: []string{"d/new: dir 0755 0:0"},
 		}, // umoci's mkdir inherits from d, which is setgid, what no layer says
 		{name: "capabilities", layers: stackOf(
-			layerOf(tFile("ping", "p").mode(0o755).x(capability, netRaw), tFile("pong", "p").mode(0o755).x(capability, netRaw)),
-			layerOf(tFile("new", "p").mode(0o755).own(9, 9).x(capability, netRaw), tFile("pong", "p").mode(0o755), tHard("ping2", "new")))},
+			layerOf(tFile("ping", "p").mode(0o755).x(rootfs.Capability, netRaw), tFile("pong", "p").mode(0o755).x(rootfs.Capability, netRaw)),
+			layerOf(tFile("new", "p").mode(0o755).own(9, 9).x(rootfs.Capability, netRaw), tFile("pong", "p").mode(0o755), tHard("ping2", "new")))},
 		{name: "modes that keep others out", layers: stackOf(
 			layerOf(tDir("none", 0), tFile("none/f", "f").mode(0), tDir("none/sub", 0o555), tFile("none/sub/g", "g"), tDir("ro", 0o555), tFile("ro/f", "f").mode(0o400)),
 			layerOf(tFile("none/new", "n").mode(0), tWh("none/sub/g"), tDir("ro", 0o500), tFile("ro/n", "n"), tDir("none2", 0), tDir("none2/in", 0o111), tFile("none2/in/f", "f")))},
@@ -604,12 +499,12 @@ func TestCheckoutStacks(t *testing.T) {
 		for i, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
-				var want map[string]fsNode
+				var want map[string]testutil.Node
 				if c.want == nil {
 					want = umociTree(t, layout, c.tag(i))
 					dropDevices(want)
 					for name, line := range listed(t, c.but) {
-						if want[name] = (fsNode{verbatim: line}); line == "-" {
+						if want[name] = (testutil.Node{Verbatim: line}); line == "-" {
 							delete(want, name)
 						}
 					}
@@ -622,9 +517,9 @@ func TestCheckoutStacks(t *testing.T) {
 					}
 					testutil.OnlyEntries(t, filepath.Dir(dir), "root")
 					if c.want != nil {
-						compareListed(t, mode, rootTree(t, dir), c.want)
+						compareListed(t, mode, testutil.TreeOf(t, dir), c.want)
 					} else {
-						compareCopies(t, mode, rootTree(t, dir), want, began, fsNode.String)
+						compareCopies(t, mode, testutil.TreeOf(t, dir), want, began, testutil.Node.String)
 					}
 				}
 				if i%6 == 2 && c.want == nil && c.but == nil {
@@ -632,7 +527,7 @@ func TestCheckoutStacks(t *testing.T) {
 					if err := only.checkoutTo(t, c.tag(i), dir, ostree.CheckoutOptions{UserMode: true}); err != nil {
 						t.Fatal(err)
 					}
-					compareTrees(t, ostree.BareUserOnly, rootTree(t, dir), want, fsNode.brief)
+					compareTrees(t, ostree.BareUserOnly, testutil.TreeOf(t, dir), want, testutil.Node.Brief)
 				}
 			})
 		}
@@ -645,9 +540,9 @@ func TestCheckoutStacks(t *testing.T) {
 func (c stackCase) tag(i int) string { return fmt.Sprintf("case-%d", i) }
 
 // dropDevices leaves devices out.
-func dropDevices(nodes map[string]fsNode) {
+func dropDevices(nodes map[string]testutil.Node) {
 	for name, n := range nodes {
-		if n.kind == fs.ModeDevice {
+		if n.Kind == fs.ModeDevice {
 			delete(nodes, name)
 		}
 	}
@@ -721,7 +616,7 @@ func victims(t *testing.T, dirs ...string) func(t testing.TB, what string) {
 	state := func(t testing.TB) string {
 		var b strings.Builder
 		for _, d := range dirs {
-			nodes := rootTree(t, filepath.Join(d, "victim"))
+			nodes := testutil.TreeOf(t, filepath.Join(d, "victim"))
 			var names []string
 			for name := range nodes {
 				names = append(names, name)
@@ -733,7 +628,7 @@ func victims(t *testing.T, dirs ...string) func(t testing.TB, what string) {
 					t.Error(err)
 					continue
 				}
-				fmt.Fprintf(&b, "%s/%s %s %d links %s\n", d, name, nodes[name], nodes[name].links, info.ModTime())
+				fmt.Fprintf(&b, "%s/%s %s %d links %s\n", d, name, nodes[name], nodes[name].Links, info.ModTime())
 			}
 		}
 		return b.String()
@@ -809,8 +704,8 @@ func TestCheckoutHostile(t *testing.T) {
 					t.Errorf("%s: %v", c.name, err)
 				}
 			}
-			for name, n := range rootTree(t, dir) { // nothing in it is a file of the victims'
-				if n.kind == 0 && n.body == "victim" {
+			for name, n := range testutil.TreeOf(t, dir) { // nothing in it is a file of the victims'
+				if n.Kind == 0 && n.Body == "victim" {
 					t.Errorf("%s: %q is a victim's file", c.name, name)
 				}
 			}
@@ -910,7 +805,7 @@ func TestCheckoutTarget(t *testing.T) {
 				t.Fatal(err)
 			}
 			testutil.OnlyEntries(t, parent, c.beside...)
-			compareListed(t, c.name, rootTree(t, filepath.Clean(dir)), want)
+			compareListed(t, c.name, testutil.TreeOf(t, filepath.Clean(dir)), want)
 			if _ = unix.Stat(dir, &after); c.stays && before.Ino != after.Ino {
 				t.Error("it is another directory")
 			}
@@ -1101,9 +996,9 @@ func TestCheckoutOptions(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				before := rootTree(t, other)
-				for name, n := range rootTree(t, dir) {
-					if n.kind != 0 {
+				before := testutil.TreeOf(t, other)
+				for name, n := range testutil.TreeOf(t, dir) {
+					if n.Kind != 0 {
 						continue
 					}
 					f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_APPEND, 0)
@@ -1120,7 +1015,7 @@ func TestCheckoutOptions(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				compareCopies(t, "the other one", rootTree(t, other), before, time.Now(), fsNode.String)
+				compareCopies(t, "the other one", testutil.TreeOf(t, other), before, time.Now(), testutil.Node.String)
 				fsck(t, r.repo.path)
 			}
 		})
@@ -1129,9 +1024,9 @@ func TestCheckoutOptions(t *testing.T) {
 			if err := r.checkoutTo(t, "simple", dir, ostree.CheckoutOptions{UserMode: true}); err != nil {
 				t.Fatal(err)
 			}
-			got := rootTree(t, dir)
+			got := testutil.TreeOf(t, dir)
 			for name, n := range got {
-				if n.owner != "0:0" || n.xattrs != "" {
+				if n.Owner != "0:0" || n.Xattrs != "" {
 					t.Errorf("%q: %s", name, n)
 				}
 			}
@@ -1258,7 +1153,7 @@ func TestCheckoutOldLayers(t *testing.T) {
 	if err := run.checkoutTo(t, "image", dir, ostree.CheckoutOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	compareListed(t, "old layers", rootTree(t, dir), []string{
+	compareListed(t, "old layers", testutil.TreeOf(t, dir), []string{
 		".: dir 0755 0:0", `d: dir 0711 3:4 user.d="d"`, `d/f: file 0644 0:0 "1"`, `d/-: file 0644 0:0 "2"`, "e: dir 0700 0:0", `e/!: file 0644 0:0 "2"`,
 		// In the tree nothing tells that the layer went through a link of a layer below: s is a
 		// directory there.
@@ -1454,36 +1349,8 @@ func TestCheckoutProcess(t *testing.T) {
 // checkoutProcess makes that process, of another user where uid is not 0.
 func checkoutProcess(t testing.TB, uid int, calls ...[]string) *exec.Cmd {
 	t.Helper()
-	cmd := checkoutTestAs(t, uid, "TestCheckoutProcess")
+	cmd := testutil.TestAs(t, uid, "TestCheckoutProcess")
 	cmd.Env = append(cmd.Env, "CHECKOUT_CALLS="+string(marshal(t, calls)))
-	return cmd
-}
-
-// checkoutTestAs makes a process that runs one test, as another user where uid is not 0.
-func checkoutTestAs(t testing.TB, uid int, test string) *exec.Cmd {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	env := os.Environ()
-	if uid != 0 { // the test binary lies where only root gets
-		dir := openTempDir(t, uid)
-		program := filepath.Join(dir, "program")
-		b, err := os.ReadFile(self)
-		if err == nil {
-			err = os.WriteFile(program, b, 0o755)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		self, env = program, append(env, "TMPDIR="+dir, "HOME="+dir)
-	}
-	cmd := exec.Command(self, "-test.run=^"+test+"$")
-	cmd.Dir, cmd.Env = "/", env
-	if uid != 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
-	}
 	return cmd
 }
 
@@ -1508,9 +1375,6 @@ func openTempDir(t testing.TB, uid int) string {
 	return dir
 }
 
-// someUser is an id that no user of the machine needs to have.
-const someUser = 54321
-
 // TestCheckoutAsUser imports and checks out as a user who is not root.
 func TestCheckoutAsUser(t *testing.T) {
 	testutil.NeedRoot(t)
@@ -1529,7 +1393,7 @@ func TestCheckoutAsUser(t *testing.T) {
 	}
 	cases = append(cases, stackCase{name: "a root that cannot be written", layers: stackOf(
 		layerOf(tDir(".", 0o555), tDir("d", 0o555), tFile("d/f", "f"), tDir("d/e", 0), tFile("d/e/f", "f")), layerOf(tFile("n", "n"), tFile("d/n", "n"), tWh("d/e/f")))})
-	dir := openTempDir(t, someUser)
+	dir := openTempDir(t, testutil.SomeUser)
 	layout := filepath.Join(dir, "layout")
 	images := map[string]*testImage{}
 	for i, c := range cases {
@@ -1541,7 +1405,7 @@ func TestCheckoutAsUser(t *testing.T) {
 	for _, mode := range modes {
 		repo := filepath.Join(dir, mode)
 		testutil.Run(t, "ostree", "init", "--repo="+repo, "--mode="+mode)
-		testutil.Run(t, "chown", "-R", fmt.Sprint(someUser, ":", someUser), repo)
+		testutil.Run(t, "chown", "-R", fmt.Sprint(testutil.SomeUser, ":", testutil.SomeUser), repo)
 		testutil.Run(t, "mkdir", "-m", "777", filepath.Join(dir, mode+"-roots"))
 	}
 	for i, c := range cases {
@@ -1551,7 +1415,7 @@ func TestCheckoutAsUser(t *testing.T) {
 				[]string{"--repo=" + repo, "checkout", c.tag(i), filepath.Join(dir, mode+"-roots", c.tag(i))})
 		}
 	}
-	b, err := checkoutProcess(t, someUser, calls...).CombinedOutput()
+	b, err := checkoutProcess(t, testutil.SomeUser, calls...).CombinedOutput()
 	if err != nil {
 		t.Error(err)
 	}
@@ -1568,33 +1432,33 @@ func TestCheckoutAsUser(t *testing.T) {
 			t.Parallel()
 			want := umociTree(t, layout, c.tag(i))
 			for _, mode := range modes {
-				got := rootTree(t, filepath.Join(dir, mode+"-roots", c.tag(i)))
+				got := testutil.TreeOf(t, filepath.Join(dir, mode+"-roots", c.tag(i)))
 				for name, w := range want {
 					if mode == ostree.BareUser {
-						w.mode, w.xattrs = 0, ""
+						w.Perm, w.Xattrs = 0, ""
 					}
-					w.owner = fmt.Sprint(someUser, ":", someUser)
-					if w.xattrs = withoutCapability(w.xattrs); w.kind == 0 {
-						w.mode |= 0o400 // as imported
+					w.Owner = fmt.Sprint(testutil.SomeUser, ":", testutil.SomeUser)
+					if w.Xattrs = withoutCapability(w.Xattrs); w.Kind == 0 {
+						w.Perm |= 0o400 // as imported
 					}
 					want[name] = w
 				}
 				for name, g := range got {
 					if mode == ostree.BareUser {
-						g.mode, g.xattrs = 0, ""
-						if g.kind == 0 {
-							g.mode = 0o400
+						g.Perm, g.Xattrs = 0, ""
+						if g.Kind == 0 {
+							g.Perm = 0o400
 						}
 					}
 					got[name] = g
 				}
 				for name, line := range listed(t, c.but) {
 					want[name] = got[name]
-					if got[name].kind != fs.ModeDir {
+					if got[name].Kind != fs.ModeDir {
 						t.Errorf("%q is not %s", name, line)
 					}
 				}
-				compareTrees(t, mode, got, want, fsNode.String)
+				compareTrees(t, mode, got, want, testutil.Node.String)
 			}
 		})
 	}
@@ -1612,7 +1476,7 @@ func tagsOf(cases []stackCase) (tags []string) {
 }
 
 func withoutCapability(xattrs string) string {
-	if i := strings.Index(xattrs, " "+capability); i >= 0 {
+	if i := strings.Index(xattrs, " "+rootfs.Capability); i >= 0 {
 		return xattrs[:i]
 	}
 	return xattrs

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/rootfs"
 	"ostree-image/internal/workdir"
 )
 
@@ -239,21 +240,21 @@ func moveEntry(from, to string) error {
 // copyDirMeta gives one directory the owner, the mode and the attributes of another.
 func copyDirMeta(from, to string) (err error) {
 	asRoot := os.Geteuid() == 0
-	source, err := openRootFS(from, asRoot)
+	source, err := rootfs.Open(from, asRoot)
 	if err != nil {
 		return err
 	}
 	defer errdefs.Close(&err, source)
-	target, err := openRootFS(to, asRoot)
+	target, err := rootfs.Open(to, asRoot)
 	if err != nil {
 		return err
 	}
 	defer errdefs.Close(&err, target)
-	meta, err := source.meta("")
+	meta, err := source.Meta("")
 	if err != nil {
 		return err
 	}
-	return target.describe("", meta)
+	return target.Describe("", meta)
 }
 
 // end removes the private directory.

@@ -15,6 +15,7 @@ import (
 
 	"ostree-image/internal/gvariant"
 	"ostree-image/internal/ostree"
+	"ostree-image/internal/rootfs"
 	"ostree-image/internal/tarstream"
 )
 
@@ -113,8 +114,6 @@ func (p permissions) own(e *tarstream.Entry) {
 	}
 }
 
-const capability = "security.capability"
-
 // tarAttribute writes an attribute's name so that GNU tar reads it as it is. tar takes "%3D" for
 // "=" and "%25" for "%", and leaves other percent signs alone.
 var tarAttribute = strings.NewReplacer("%3D", "%253D", "%25", "%2525")
@@ -133,7 +132,7 @@ func (p permissions) xattrs(records map[string]string) map[string]string {
 		switch {
 		case !ok:
 			continue
-		case name == capability && !p.asOwn && !p.rootOwned:
+		case name == rootfs.Capability && !p.asOwn && !p.rootOwned:
 			value = cleanCapability(value)
 		case strings.HasPrefix(name, "user.") && len(name) > len("user.") && len(name) <= 255 && gvariant.IsText(name) &&
 			name != "user.ostreemeta" && !strings.HasPrefix(name, "user.overlay."):

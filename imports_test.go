@@ -13,7 +13,7 @@ import (
 // mayImport is which packages of internal/ each of them may import. What tests share is for tests
 // only.
 var mayImport = map[string][]string{
-	"doctor": nil, "errdefs": nil, "gvariant": nil, "shellquote": nil, "spool": {"errdefs"}, "tarstream": nil, "treesum": {"tarstream"},
+	"doctor": nil, "errdefs": nil, "gvariant": nil, "rootfs": {"errdefs", "shellquote"}, "shellquote": nil, "spool": {"errdefs"}, "tarstream": nil, "treesum": {"tarstream"},
 	"imageref":  {"errdefs"},
 	"ostree":    {"errdefs", "gvariant"},
 	"proc":      {"errdefs"},

@@ -11,6 +11,7 @@ import (
 	"github.com/vbatts/tar-split/archive/tar"
 	"golang.org/x/sys/unix"
 
+	"ostree-image/internal/rootfs"
 	"ostree-image/internal/tarstream"
 )
 
@@ -22,8 +23,8 @@ type layerEntry struct {
 	link   string // what a hard link leads to
 	source string // where the tree of the layer has it, "" for nowhere
 
-	replaced bool     // the layer itself replaces it later: source is a name in the tree of fetchReplaced
-	time     fileTime // of its modification
+	replaced bool        // the layer itself replaces it later: source is a name in the tree of fetchReplaced
+	time     rootfs.Time // of its modification
 }
 
 // Kinds beside those of tarstream.
@@ -52,7 +53,7 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 		if err != nil {
 			return err
 		}
-		entry := layerEntry{kind: e.Kind, name: e.Name, source: e.Name, time: fileTimeOf(hdr.ModTime)}
+		entry := layerEntry{kind: e.Kind, name: e.Name, source: e.Name, time: rootfs.TimeOf(hdr.ModTime)}
 		if e.Kind == tarstream.HardLink {
 			entry.link = e.Link
 		}
@@ -103,9 +104,9 @@ func appendImplied(entries []layerEntry, dirs []string) []layerEntry {
 // there already.
 func (c *checkout) plannedEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
 	plan := newLayerPlan(permissions{})
-	var times []fileTime
+	var times []rootfs.Time
 	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
-		times = append(times, fileTimeOf(hdr.ModTime))
+		times = append(times, rootfs.TimeOf(hdr.ModTime))
 		return plan.add(hdr)
 	})
 	if err != nil {
@@ -143,7 +144,7 @@ func (c *checkout) nonCanonicalEntries(ctx context.Context, b *storedBlob) ([]la
 		if ok {
 			entries, places = append(
 				entries,
-				layerEntry{kind: e.Kind, name: e.Name, link: e.Link, time: fileTimeOf(hdr.ModTime)},
+				layerEntry{kind: e.Kind, name: e.Name, link: e.Link, time: rootfs.TimeOf(hdr.ModTime)},
 			), append(
 				places,
 				plan.index,
@@ -168,15 +169,15 @@ func (c *checkout) nonCanonicalEntries(ctx context.Context, b *storedBlob) ([]la
 }
 
 // treeEntries returns what a checked out layer holds, whiteouts first in each directory.
-func treeEntries(layer *rootFS) ([]layerEntry, error) {
-	st, err := layer.stat("")
+func treeEntries(layer *rootfs.FS) ([]layerEntry, error) {
+	st, err := layer.Stat("")
 	if err != nil {
 		return nil, err
 	}
 	entries := []layerEntry{{kind: tarstream.Dir, time: changed(st)}}
 	var visit func(dir string) error
 	visit = func(dir string) error {
-		names, err := layer.names(dir)
+		names, err := layer.Names(dir)
 		if err != nil {
 			return err
 		}
@@ -190,8 +191,8 @@ func treeEntries(layer *rootFS) ([]layerEntry, error) {
 			return strings.Compare(a, b)
 		})
 		for _, name := range names {
-			real := joinPath(dir, name)
-			st, err := layer.stat(real)
+			real := rootfs.JoinPath(dir, name)
+			st, err := layer.Stat(real)
 			if err != nil {
 				return err
 			}
@@ -214,4 +215,4 @@ func treeEntries(layer *rootFS) ([]layerEntry, error) {
 	return entries, visit("")
 }
 
-func changed(st unix.Stat_t) fileTime { return fileTimeOf(time.Unix(st.Mtim.Unix())) }
+func changed(st unix.Stat_t) rootfs.Time { return rootfs.TimeOf(time.Unix(st.Mtim.Unix())) }

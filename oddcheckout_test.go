@@ -105,9 +105,9 @@ func (p *stackPool) checkOdd(t *testing.T, name, mode, image string, stack []int
 			t.Errorf("%s, %s: umoci refuses it: %s", image, mode, testutil.TailOf(string(out)))
 			return
 		}
-		want := rootTree(t, dir+"/umoci")
+		want := testutil.TreeOf(t, dir+"/umoci")
 		dropDevices(want)
-		compareCopies(t, image+", "+mode, rootTree(t, root), want, began, fsNode.String)
+		compareCopies(t, image+", "+mode, testutil.TreeOf(t, root), want, began, testutil.Node.String)
 		return
 	}
 	// Nothing but what the layer's commit has, above what the base has.

@@ -22,6 +22,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
+	"ostree-image/internal/rootfs"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/spool"
 	"ostree-image/internal/ui"
@@ -147,6 +148,22 @@ func (rec *recorder) write(f *os.File, text string) {
 	if _, err := f.WriteString(text); err != nil && rec.err == nil {
 		rec.err = errors.Wrap(err, "writing the record")
 	}
+}
+
+// steps begins a script of the record. A nil recorder returns nil.
+func (rec *recorder) steps(name string) (*rootfs.Script, error) {
+	if rec == nil {
+		return nil, nil
+	}
+	f, err := os.OpenFile(filepath.Join(rec.dir, recordBlobs, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return nil, errors.Wrap(err, "writing the record")
+	}
+	return rootfs.NewScript(f, func(sum string) {
+		rec.mu.Lock()
+		defer rec.mu.Unlock()
+		rec.write(rec.sums, fmt.Sprintf("%s  %s/%s\n", sum, recordBlobs, name))
+	}), nil
 }
 
 // print appends to the script. A nil recorder takes everything and does nothing.

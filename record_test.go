@@ -110,7 +110,7 @@ func TestGoldenRecord(t *testing.T) {
 				}
 			},
 			func(t *testing.T, _, work string) {
-				compareCopies(t, "replayed", rootTree(t, filepath.Join(work, "out")), rootTree(t, root), time.Now(), fsNode.String)
+				compareCopies(t, "replayed", testutil.TreeOf(t, filepath.Join(work, "out")), testutil.TreeOf(t, root), time.Now(), testutil.Node.String)
 			},
 		},
 		{

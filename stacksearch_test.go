@@ -284,10 +284,10 @@ func (p *stackPool) try(t *testing.T, n int, stack []int, modes []string, count 
 	began := time.Now()
 	dir := t.TempDir()
 	cmd := exec.Command("umoci", "raw", "unpack", "--image", fmt.Sprintf("%s:stack-%d", p.layout, n), dir+"/umoci")
-	var want map[string]fsNode
+	var want map[string]testutil.Node
 	refused, err := cmd.CombinedOutput()
 	if err == nil {
-		want = rootTree(t, dir+"/umoci")
+		want = testutil.TreeOf(t, dir+"/umoci")
 		dropDevices(want)
 	}
 	for _, mode := range modes {
@@ -308,10 +308,10 @@ func (p *stackPool) try(t *testing.T, n int, stack []int, modes []string, count 
 			t.Errorf("%s: %v", mode, oerr)
 		case mode == ostree.BareUserOnly:
 			count("as umoci")
-			compareCopies(t, mode, canonical(rootTree(t, root)), canonical(maps.Clone(want)), began, fsNode.String)
+			compareCopies(t, mode, canonical(testutil.TreeOf(t, root)), canonical(maps.Clone(want)), began, testutil.Node.String)
 		default:
 			count("as umoci")
-			compareCopies(t, mode, rootTree(t, root), want, began, fsNode.String)
+			compareCopies(t, mode, testutil.TreeOf(t, root), want, began, testutil.Node.String)
 		}
 		if n%6 == 0 && oerr == nil {
 			p.replay(t, mode, stack, dir)
@@ -343,7 +343,7 @@ func (p *stackPool) replay(t *testing.T, mode string, stack []int, dir string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s, replayed: %v: %s", mode, err, testutil.TailOf(string(out)))
 	}
-	compareCopies(t, mode+", replayed", rootTree(t, again), rootTree(t, root), time.Now(), fsNode.String)
+	compareCopies(t, mode+", replayed", testutil.TreeOf(t, again), testutil.TreeOf(t, root), time.Now(), testutil.Node.String)
 	for _, d := range []string{root, again, record} {
 		if err := workdir.RemoveTree(d); err != nil {
 			t.Fatal(err)
@@ -352,11 +352,11 @@ func (p *stackPool) replay(t *testing.T, mode string, stack []int, dir string) {
 }
 
 // canonical makes nodes what a bare-user-only repository holds of them.
-func canonical(nodes map[string]fsNode) map[string]fsNode {
+func canonical(nodes map[string]testutil.Node) map[string]testutil.Node {
 	for name, n := range nodes {
-		n.owner, n.xattrs = "0:0", ""
-		if n.kind != fs.ModeSymlink {
-			n.mode &= 0o755
+		n.Owner, n.Xattrs = "0:0", ""
+		if n.Kind != fs.ModeSymlink {
+			n.Perm &= 0o755
 		}
 		nodes[name] = n
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/rootfs"
 )
 
 const (
@@ -135,7 +136,7 @@ func (c *checkout) fetchDivided(ctx context.Context, b *storedBlob, i int) (entr
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	tree, err := openRootFS(c.layerDir(i), true)
+	tree, err := rootfs.Open(c.layerDir(i), true)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +146,7 @@ func (c *checkout) fetchDivided(ctx context.Context, b *storedBlob, i int) (entr
 			continue
 		}
 		c.settings.journal.step("its place in the tree", "mv", dirs[p.path], filepath.Join(c.layerDir(i), p.path))
-		if err := tree.adopt(dirs[p.path], p.path); err != nil {
+		if err := tree.Adopt(dirs[p.path], p.path); err != nil {
 			return nil, disagreement(err)
 		}
 	}

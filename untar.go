@@ -15,6 +15,7 @@ import (
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
+	"ostree-image/internal/rootfs"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/ui"
 )
@@ -66,7 +67,7 @@ func untarArgs(dir string, asRoot bool) []string {
 		"--directory=" + dir,
 	}
 	if asRoot {
-		return append(args, "--same-owner", "--xattrs", "--xattrs-include=user.*", "--xattrs-include="+capability)
+		return append(args, "--same-owner", "--xattrs", "--xattrs-include=user.*", "--xattrs-include="+rootfs.Capability)
 	}
 	return append(args, "--no-same-owner", "--xattrs", "--xattrs-include=user.*")
 }

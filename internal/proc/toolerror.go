@@ -63,7 +63,7 @@ func Advice(text string) string {
 	switch {
 	case strings.Contains(lower, "too many open files"):
 		return fmt.Sprintf(" (no more than %d files may be open at a time; raise that with: ulimit -n)",
-			OpenFilesLimit())
+			openFilesLimit())
 	case strings.Contains(lower, "setxattr") && strings.Contains(lower, "not supported"):
 		return " (the file system there keeps no extended attributes; checkout --user-mode needs none, " +
 			"nor does a repository of mode archive)"
@@ -74,8 +74,8 @@ func Advice(text string) string {
 // fewFiles is how many descriptors a process may surely have.
 const fewFiles = 4096
 
-// OpenFilesLimit is how many descriptors the process may have.
-func OpenFilesLimit() uint64 {
+// openFilesLimit is how many descriptors the process may have.
+func openFilesLimit() uint64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return 8 * fewFiles

@@ -1,4 +1,4 @@
-package main
+package rootfs
 
 import (
 	"cmp"
@@ -17,24 +17,25 @@ import (
 	"ostree-image/internal/errdefs"
 )
 
-// treeTimes are the modification times that what is in a tree is to have, by real paths. Making,
+// Times are the modification times that what is in a tree is to have, by real paths. Making,
 // moving and removing files changes those of directories, so all are set at the end.
-type treeTimes struct {
-	now   fileTime // of what no layer names
-	files bool     // files and links are the tree's own, and have times, too
-	of    map[string]fileTime
+type Times struct {
+	now   Time // of what no layer names
+	files bool // files and links are the tree's own, and have times, too
+	of    map[string]Time
 }
 
-// fileTime is a time to the nanosecond, since 1970.
-type fileTime struct {
+// Time is a time to the nanosecond, since 1970.
+type Time struct {
 	sec  int64
 	nsec int32
 }
 
-func fileTimeOf(t time.Time) fileTime { return fileTime{t.Unix(), int32(t.Nanosecond())} }
+// TimeOf returns a time as file systems have it.
+func TimeOf(t time.Time) Time { return Time{t.Unix(), int32(t.Nanosecond())} }
 
 // timespec returns the time for the kernel, or the last one that it takes (on machines of 32 bits).
-func (t fileTime) timespec() unix.Timespec {
+func (t Time) timespec() unix.Timespec {
 	at, err := unix.TimeToTimespec(time.Unix(t.sec, int64(t.nsec)))
 	if err != nil {
 		return unix.Timespec{Sec: math.MaxInt32}
@@ -42,32 +43,34 @@ func (t fileTime) timespec() unix.Timespec {
 	return at
 }
 
-// newTreeTimes begins with the root, which is as old as umoci makes it where no layer names it.
-func newTreeTimes(now fileTime, files bool) *treeTimes {
-	return &treeTimes{now: now, files: files, of: map[string]fileTime{"": {}}}
+// NewTimes begins with the root, which is as old as umoci makes it where no layer names it.
+func NewTimes(now Time, files bool) *Times {
+	return &Times{now: now, files: files, of: map[string]Time{"": {}}}
 }
 
-func (t *treeTimes) setDir(real string, at fileTime) {
+// SetDir notes the time of a directory.
+func (t *Times) SetDir(real string, at Time) {
 	if t != nil {
 		t.of[real] = at
 	}
 }
 
-// plainDir sets the time of a directory that no layer names.
-func (t *treeTimes) plainDir(real string) {
+// PlainDir sets the time of a directory that no layer names.
+func (t *Times) PlainDir(real string) {
 	if t != nil {
 		t.of[real] = t.now
 	}
 }
 
-func (t *treeTimes) setFile(real string, at fileTime) {
+// SetFile notes the time of anything else.
+func (t *Times) SetFile(real string, at Time) {
 	if t != nil && t.files {
 		t.of[real] = at
 	}
 }
 
 // link gives a second name of a file the time of the first.
-func (t *treeTimes) link(target, real string) {
+func (t *Times) link(target, real string) {
 	if t == nil {
 		return
 	}
@@ -76,24 +79,24 @@ func (t *treeTimes) link(target, real string) {
 	}
 }
 
-func (t *treeTimes) drop(real string) {
+func (t *Times) drop(real string) {
 	if t != nil {
 		delete(t.of, real)
 	}
 }
 
-// setTimes gives the finished tree its times, and writes that down.
-func (t *treeTimes) setTimes(ctx context.Context, root *rootFS) error {
+// SetTimes gives the finished tree its times, and writes that down.
+func (t *Times) SetTimes(ctx context.Context, root *FS) error {
 	paths := slices.Sorted(maps.Keys(t.of)) // what lies in one directory comes together
 	for i, real := range paths {
 		if i&0xfff == 0 && ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if err := root.setTime(real, t.of[real]); err != nil {
-			return disagreement(err)
+			return err
 		}
 	}
-	if root.steps == nil {
+	if root.Steps == nil {
 		return nil
 	}
 	slices.SortStableFunc(paths, func(a, b string) int { return compareTimes(t.of[a], t.of[b]) })
@@ -102,15 +105,15 @@ func (t *treeTimes) setTimes(ctx context.Context, root *rootFS) error {
 		for n < min(len(paths), pathsAtOnce) && t.of[paths[n]] == at {
 			n++
 		}
-		root.steps.touch(at, paths[:n])
+		root.Steps.touch(at, paths[:n])
 		paths = paths[n:]
 	}
 	return nil
 }
 
-// setRoot sets the time of the directory that the tree's root has become.
-func (t *treeTimes) setRoot(dir string) (err error) {
-	root, err := openRootFS(dir, os.Geteuid() == 0)
+// SetRoot sets the time of the directory that the tree's root has become.
+func (t *Times) SetRoot(dir string) (err error) {
+	root, err := Open(dir, os.Geteuid() == 0)
 	if err != nil {
 		return err
 	}
@@ -118,12 +121,12 @@ func (t *treeTimes) setRoot(dir string) (err error) {
 	return root.setTime("", t.of[""])
 }
 
-func compareTimes(a, b fileTime) int {
+func compareTimes(a, b Time) int {
 	return cmp.Or(cmp.Compare(a.sec, b.sec), cmp.Compare(a.nsec, b.nsec))
 }
 
 // timeText is a time in seconds since 1970, as touch(1) takes it.
-func timeText(at fileTime) string {
+func timeText(at Time) string {
 	sec, nsec, sign := at.sec, at.nsec, ""
 	if sec < 0 {
 		if nsec > 0 {
@@ -139,8 +142,8 @@ func timeText(at fileTime) string {
 }
 
 // setTime sets the modification time of what is at a real path, a link's own.
-func (r *rootFS) setTime(real string, at fileTime) error {
-	dir, base := splitPath(real)
+func (r *FS) setTime(real string, at Time) error {
+	dir, base := SplitPath(real)
 	if real == "" {
 		base = "."
 	}

@@ -1,4 +1,4 @@
-package main
+package rootfs
 
 import (
 	"bufio"
@@ -8,7 +8,6 @@ import (
 	"hash"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/pkg/errors"
 
@@ -19,19 +18,18 @@ import (
 // The trees that a script of steps works on, as variables that the record's script sets.
 const (
 	treeRoot     = "ROOT"     // the root file system that is made
-	treeLayer    = "LAYER"    // the layer that is applied to it
-	treeReplaced = "REPLACED" // what that layer brings and replaces itself
+	LayerTree    = "LAYER"    // the layer that is applied to it
+	ReplacedTree = "REPLACED" // what that layer brings and replaces itself
 )
 
-// stepScript writes down what a checkout does to a tree between the commands, as a script of the
+// Script writes down what a checkout does to a tree between the commands, as a script of the
 // record. It is not safe for parallel use. A nil one takes everything and does nothing.
-type stepScript struct {
-	rec  *recorder
-	name string
-	file *os.File
-	buf  *bufio.Writer
-	sum  hash.Hash
-	err  error
+type Script struct {
+	file  *os.File
+	ended func(sum string)
+	buf   *bufio.Writer
+	sum   hash.Hash
+	err   error
 
 	// Files that are moved from one directory to another, one after the other, are one command.
 	from, to string
@@ -39,26 +37,19 @@ type stepScript struct {
 }
 
 const (
-	stepHeader  = "# What the program itself did to the tree $" + treeRoot + ", of files of $" + treeLayer + ".\nset -eu\n"
+	stepHeader  = "# What the program itself did to the tree $" + treeRoot + ", of files of $" + LayerTree + ".\nset -eu\n"
 	pathsAtOnce = 200
 )
 
-// steps begins a script. A nil recorder returns nil.
-func (rec *recorder) steps(name string) (*stepScript, error) {
-	if rec == nil {
-		return nil, nil
-	}
-	f, err := os.OpenFile(filepath.Join(rec.dir, recordBlobs, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-	if err != nil {
-		return nil, errors.Wrap(err, "writing the record")
-	}
-	s := &stepScript{rec: rec, name: name, file: f, sum: sha256.New()}
-	s.buf = bufio.NewWriter(io.MultiWriter(f, s.sum))
+// NewScript begins a script in a file. ended learns of its SHA-256 when it has ended.
+func NewScript(file *os.File, ended func(sum string)) *Script {
+	s := &Script{file: file, ended: ended, sum: sha256.New()}
+	s.buf = bufio.NewWriter(io.MultiWriter(file, s.sum))
 	s.print(stepHeader + shellquote.Prelude + "\n")
-	return s, nil
+	return s
 }
 
-func (s *stepScript) print(text string) {
+func (s *Script) print(text string) {
 	if _, err := s.buf.WriteString(text); err != nil && s.err == nil {
 		s.err = err
 	}
@@ -73,7 +64,7 @@ func inTree(tree, real string) string {
 }
 
 // run writes a command whose last argument is a path of the root.
-func (s *stepScript) run(real string, words ...string) {
+func (s *Script) run(real string, words ...string) {
 	if s == nil {
 		return
 	}
@@ -82,13 +73,13 @@ func (s *stepScript) run(real string, words ...string) {
 }
 
 // move writes that a file of another tree comes into the root.
-func (s *stepScript) move(tree, source, real string) {
+func (s *Script) move(tree, source, real string) {
 	if s == nil {
 		return
 	}
-	from, name := splitPath(source)
-	to, base := splitPath(real)
-	if tree != treeLayer || name != base {
+	from, name := SplitPath(source)
+	to, base := SplitPath(real)
+	if tree != LayerTree || name != base {
 		s.run(real, "rm", "-f")
 		s.print("mv " + inTree(tree, source) + " " + inTree(treeRoot, real) + "\n")
 		return
@@ -101,7 +92,7 @@ func (s *stepScript) move(tree, source, real string) {
 }
 
 // link writes a hard link within the root.
-func (s *stepScript) link(target, real string) {
+func (s *Script) link(target, real string) {
 	if s == nil {
 		return
 	}
@@ -110,7 +101,7 @@ func (s *stepScript) link(target, real string) {
 }
 
 // touch writes the modification time of things in the root.
-func (s *stepScript) touch(at fileTime, paths []string) {
+func (s *Script) touch(at Time, paths []string) {
 	s.flush()
 	s.print("touch -h -d @" + timeText(at))
 	for _, real := range paths {
@@ -120,7 +111,7 @@ func (s *stepScript) touch(at fileTime, paths []string) {
 }
 
 // describe writes what a directory is given. Of the attributes, all are set anew.
-func (s *stepScript) describe(real string, m dirMeta, old []string) {
+func (s *Script) describe(real string, m Meta, old []string) {
 	if s == nil {
 		return
 	}
@@ -139,25 +130,25 @@ func (s *stepScript) describe(real string, m dirMeta, old []string) {
 }
 
 // flush writes the moves that were gathered.
-func (s *stepScript) flush() {
+func (s *Script) flush() {
 	if len(s.moved) == 0 {
 		return
 	}
 	// mv moves no file over another name of itself, which rename(2) takes for done.
 	s.print("rm -f")
 	for _, name := range s.moved {
-		s.print(" " + inTree(treeRoot, joinPath(s.to, name)))
+		s.print(" " + inTree(treeRoot, JoinPath(s.to, name)))
 	}
 	s.print("\nmv -f")
 	for _, name := range s.moved {
-		s.print(" " + inTree(treeLayer, joinPath(s.from, name)))
+		s.print(" " + inTree(LayerTree, JoinPath(s.from, name)))
 	}
 	s.print(" " + inTree(treeRoot, s.to) + "/\n")
 	s.moved = s.moved[:0]
 }
 
-// end ends the script and tells the record what it comes to.
-func (s *stepScript) end() error {
+// End ends the script and says what it comes to.
+func (s *Script) End() error {
 	if s == nil {
 		return nil
 	}
@@ -167,8 +158,6 @@ func (s *stepScript) end() error {
 		err = ferr
 	}
 	errdefs.Close(&err, s.file)
-	s.rec.mu.Lock()
-	defer s.rec.mu.Unlock()
-	s.rec.write(s.rec.sums, fmt.Sprintf("%x  %s/%s\n", s.sum.Sum(nil), recordBlobs, s.name))
+	s.ended(hex.EncodeToString(s.sum.Sum(nil)))
 	return errors.WithMessage(err, "writing the record")
 }

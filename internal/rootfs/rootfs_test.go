@@ -1,4 +1,4 @@
-package main
+package rootfs
 
 import (
 	"fmt"
@@ -14,7 +14,7 @@ import (
 
 // openTree makes a directory of these entries, "d/" for a directory, "l -> target" for a symlink,
 // anything else for a file that holds its own name, and opens it.
-func openTree(t testing.TB, entries ...string) (*rootFS, string) {
+func openTree(t testing.TB, entries ...string) (*FS, string) {
 	t.Helper()
 	dir := t.TempDir()
 	for _, e := range entries {
@@ -35,7 +35,7 @@ func openTree(t testing.TB, entries ...string) (*rootFS, string) {
 		}
 	}
 	before := openFiles(t)
-	r, err := openRootFS(dir, os.Geteuid() == 0)
+	r, err := Open(dir, os.Geteuid() == 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,13 +97,13 @@ func TestRootFSResolveDir(t *testing.T) {
 		t.Run(fmt.Sprintf("%.40q", c.name), func(t *testing.T) {
 			r, dir := openTree(t, tree...)
 			if c.name == "" {
-				if real, ok, err := r.resolveDir("", true, nil); real != "" || !ok || err != nil {
+				if real, ok, err := r.ResolveDir("", true, nil); real != "" || !ok || err != nil {
 					t.Errorf("%q, %v, %v", real, ok, err)
 				}
 				return
 			}
 			for range 2 { // the second time from what is remembered
-				real, ok, err := r.resolveDir(c.name, false, nil)
+				real, ok, err := r.ResolveDir(c.name, false, nil)
 				if c.fails != "" {
 					if err == nil || !strings.Contains(err.Error(), c.fails) {
 						t.Fatalf("error %v, want %q", err, c.fails)
@@ -115,7 +115,7 @@ func TestRootFSResolveDir(t *testing.T) {
 				}
 			}
 			made := map[string]bool{}
-			real, ok, err := r.resolveDir(c.name, true, func(p string) { made[p] = true })
+			real, ok, err := r.ResolveDir(c.name, true, func(p string) { made[p] = true })
 			if c.fails != "" {
 				return
 			}
@@ -139,31 +139,31 @@ func TestRootFSForgets(t *testing.T) {
 	r, _ := openTree(t, "a/x/", "b/x/", "l -> a", "f")
 	resolve := func(name, want string) {
 		t.Helper()
-		real, ok, err := r.resolveDir(name, false, nil)
+		real, ok, err := r.ResolveDir(name, false, nil)
 		if err != nil || ok != (want != "") || real != want {
 			t.Errorf("%s: %q, %v, %v, want %q", name, real, ok, err, want)
 		}
 	}
 	resolve("l/x", "a/x")
 	resolve("l", "a")
-	if err := r.removeAll("l", nil); err != nil {
+	if err := r.RemoveAll("l", nil); err != nil {
 		t.Fatal(err)
 	}
 	resolve("l/x", "")
-	if err := r.mkdir("l"); err != nil {
+	if err := r.Mkdir("l"); err != nil {
 		t.Fatal(err)
 	}
 	resolve("l", "l")
 	resolve("l/x", "")
-	if err := r.removeAll("l", nil); err != nil {
+	if err := r.RemoveAll("l", nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.link("f", "l"); err != nil {
+	if err := r.Link("f", "l"); err != nil {
 		t.Fatal(err)
 	}
 	resolve("l", "")
 	resolve("a/x", "a/x")
-	if err := r.removeAll("a", nil); err != nil {
+	if err := r.RemoveAll("a", nil); err != nil {
 		t.Fatal(err)
 	}
 	resolve("a/x", "")
@@ -193,10 +193,10 @@ func TestRootFSRemoveAll(t *testing.T) {
 			for _, k := range c.keep {
 				keep[k] = true
 			}
-			if err := r.removeAll(c.what, func(real string) bool { return keep[real] }); err != nil {
+			if err := r.RemoveAll(c.what, func(real string) bool { return keep[real] }); err != nil {
 				t.Fatal(err)
 			}
-			got := rootTree(t, dir)
+			got := testutil.TreeOf(t, dir)
 			for _, name := range c.left {
 				if _, ok := got[name]; !ok {
 					t.Errorf("%q is gone", name)
@@ -214,22 +214,22 @@ func TestRootFSNeverFollows(t *testing.T) {
 	r, dir := openTree(t, "l -> d", "d/f", "f")
 	for name, call := range map[string]func() error{
 		"dir":      func() error { _, err := r.dir("l"); return err },
-		"stat":     func() error { _, err := r.stat("l/f"); return err },
-		"mkdir":    func() error { return r.mkdir("l/new") },
-		"names":    func() error { _, err := r.names("l"); return err },
-		"link":     func() error { return r.link("f", "l/new") },
-		"link to":  func() error { return r.link("l/f", "new") },
-		"describe": func() error { return r.describe("l", dirMeta{mode: 0o700}) },
-		"meta":     func() error { _, err := r.meta("l"); return err },
-		"place":    func() error { return r.place(r, "f", "l/new") },
-		"remove":   func() error { return r.removeAll("l/f", nil) },
+		"stat":     func() error { _, err := r.Stat("l/f"); return err },
+		"mkdir":    func() error { return r.Mkdir("l/new") },
+		"names":    func() error { _, err := r.Names("l"); return err },
+		"link":     func() error { return r.Link("f", "l/new") },
+		"link to":  func() error { return r.Link("l/f", "new") },
+		"describe": func() error { return r.Describe("l", Meta{mode: 0o700}) },
+		"meta":     func() error { _, err := r.Meta("l"); return err },
+		"place":    func() error { return r.Place(r, "f", "l/new") },
+		"remove":   func() error { return r.RemoveAll("l/f", nil) },
 		"file":     func() error { _, err := r.dir("f"); return err },
 	} {
 		if err := call(); err == nil {
 			t.Errorf("%s goes through a link", name)
 		}
 	}
-	if got := rootTree(t, dir); len(got) != 5 || got["d"].mode != 0o755 {
+	if got := testutil.TreeOf(t, dir); len(got) != 5 || got["d"].Perm != 0o755 {
 		t.Errorf("there are %v", got)
 	}
 }
@@ -237,29 +237,29 @@ func TestRootFSNeverFollows(t *testing.T) {
 func TestRootFSDescribe(t *testing.T) {
 	r, dir := openTree(t, "d/f", "e/", "f")
 	uid, gid := uint32(os.Geteuid()), uint32(os.Getegid())
-	meta := dirMeta{uid: uid, gid: gid, mode: 0o1750, xattrs: map[string]string{"user.a": "1", "user.with space": "\x00\xff"}}
-	if r.asRoot {
+	meta := Meta{uid: uid, gid: gid, mode: 0o1750, xattrs: map[string]string{"user.a": "1", "user.with space": "\x00\xff"}}
+	if r.AsRoot {
 		meta.uid, meta.gid, meta.mode = 1, 2, 0o2701
 	}
 	for _, d := range []string{"d", ""} {
-		if err := r.describe(d, meta); err != nil {
+		if err := r.Describe(d, meta); err != nil {
 			t.Fatal(err)
 		}
-		got, err := r.meta(d)
+		got, err := r.Meta(d)
 		if testutil.SameText(t, d, fmt.Sprint(got, err), fmt.Sprint(meta, nil)); err != nil {
 			t.Error(err)
 		}
 	}
 	meta.xattrs = map[string]string{"user.b": strings.Repeat("x", 1000)}
-	if err := r.describe("d", meta); err != nil {
+	if err := r.Describe("d", meta); err != nil {
 		t.Fatal(err)
 	}
-	n := rootTree(t, dir)["d"]
-	testutil.SameText(t, "attributes", n.xattrs, fmt.Sprintf(" user.b=%q", meta.xattrs["user.b"]))
-	if err := r.describe("f", meta); err == nil {
+	n := testutil.TreeOf(t, dir)["d"]
+	testutil.SameText(t, "attributes", n.Xattrs, fmt.Sprintf(" user.b=%q", meta.xattrs["user.b"]))
+	if err := r.Describe("f", meta); err == nil {
 		t.Error("it describes a file")
 	}
-	if err := r.describe("e", dirMeta{uid: uid, gid: gid, mode: 0o755}); err != nil {
+	if err := r.Describe("e", Meta{uid: uid, gid: gid, mode: 0o755}); err != nil {
 		t.Error(err)
 	}
 }
@@ -270,16 +270,16 @@ func TestRootFSManyDirectories(t *testing.T) {
 	r, dir := openTree(t, "f")
 	before := openFiles(t)
 	for i := range n {
-		if err := r.mkdir(fmt.Sprint(i)); err != nil {
+		if err := r.Mkdir(fmt.Sprint(i)); err != nil {
 			t.Fatal(err)
 		}
 		if i == 0 {
-			if err := r.link("f", "0/f"); err != nil {
+			if err := r.Link("f", "0/f"); err != nil {
 				t.Fatal(err)
 			}
 			continue
 		}
-		if err := r.link(fmt.Sprintf("%d/f", i*7919%i), fmt.Sprintf("%d/f", i)); err != nil {
+		if err := r.Link(fmt.Sprintf("%d/f", i*7919%i), fmt.Sprintf("%d/f", i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -287,15 +287,15 @@ func TestRootFSManyDirectories(t *testing.T) {
 		t.Errorf("%d directories are open", open)
 	}
 	for i := range n {
-		if err := r.link(fmt.Sprintf("%d/f", i), fmt.Sprintf("%d/%d", (i+maxOpenDirs)%n, i)); err != nil {
+		if err := r.Link(fmt.Sprintf("%d/f", i), fmt.Sprintf("%d/%d", (i+maxOpenDirs)%n, i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	got := rootTree(t, dir)
-	if len(got) != 2+n+2*n || got["f"].links != 1+2*n {
-		t.Errorf("there are %d files, and the file has %d names", len(got), got["f"].links)
+	got := testutil.TreeOf(t, dir)
+	if len(got) != 2+n+2*n || got["f"].Links != 1+2*n {
+		t.Errorf("there are %d files, and the file has %d names", len(got), got["f"].Links)
 	}
-	if err := r.empty("", nil); err != nil {
+	if err := r.Empty("", nil); err != nil {
 		t.Fatal(err)
 	}
 	testutil.OnlyEntries(t, dir)
@@ -305,24 +305,24 @@ func TestRootFSManyDirectories(t *testing.T) {
 func TestRootFSDeep(t *testing.T) {
 	r, dir := openTree(t)
 	name := strings.TrimSuffix(strings.Repeat("d/", 2000), "/")
-	if _, ok, err := r.resolveDir(name, true, func(string) {}); !ok || err != nil {
+	if _, ok, err := r.ResolveDir(name, true, func(string) {}); !ok || err != nil {
 		t.Fatal(err)
 	}
 	// Through a link it goes deeper than one path can say.
 	if err := os.Symlink(name, filepath.Join(dir, "l")); err != nil {
 		t.Fatal(err)
 	}
-	real, ok, err := r.resolveDir("l/"+strings.TrimSuffix(strings.Repeat("e/", 1000), "/"), true, func(string) {})
+	real, ok, err := r.ResolveDir("l/"+strings.TrimSuffix(strings.Repeat("e/", 1000), "/"), true, func(string) {})
 	if !ok || err != nil || len(real) != 2*3000-1 {
 		t.Fatalf("%d bytes, %v, %v", len(real), ok, err)
 	}
-	if err := r.mkdir(real + "/f"); err != nil {
+	if err := r.Mkdir(real + "/f"); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.describe(real, dirMeta{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), mode: 0o711}); err != nil {
+	if err := r.Describe(real, Meta{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), mode: 0o711}); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.removeAll("d", nil); err != nil {
+	if err := r.RemoveAll("d", nil); err != nil {
 		t.Fatal(err)
 	}
 	testutil.OnlyEntries(t, dir, "l")
@@ -333,7 +333,7 @@ func TestRootFSDeep(t *testing.T) {
 func TestRootFSUnprivileged(t *testing.T) {
 	dir := t.TempDir()
 	if os.Geteuid() == 0 {
-		cmd := checkoutTestAs(t, someUser, "TestRootFSUnprivileged")
+		cmd := testutil.TestAs(t, testutil.SomeUser, "TestRootFSUnprivileged")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
@@ -352,19 +352,19 @@ func TestRootFSUnprivileged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r, err := openRootFS(dir, false)
+	r, err := Open(dir, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, err := range []error{
-		r.mkdir("none/in/new"), r.mkdir("ro/new"), r.removeAll("gone", nil), r.mkdir("new"), r.mkdir("open/new"),
-		r.describe("open", dirMeta{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), mode: 0o100}), r.mkdir("open/more"),
+		r.Mkdir("none/in/new"), r.Mkdir("ro/new"), r.RemoveAll("gone", nil), r.Mkdir("new"), r.Mkdir("open/new"),
+		r.Describe("open", Meta{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), mode: 0o100}), r.Mkdir("open/more"),
 	} {
 		if err != nil {
 			t.Error(err)
 		}
 	}
-	if m, err := r.meta("none/in"); err != nil || m.mode != 0 {
+	if m, err := r.Meta("none/in"); err != nil || m.mode != 0 {
 		t.Errorf("none/in has mode %o: %v", m.mode, err)
 	}
 	if err := r.Close(); err != nil {

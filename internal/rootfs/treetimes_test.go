@@ -1,4 +1,4 @@
-package main
+package rootfs
 
 import (
 	"testing"
@@ -22,6 +22,6 @@ func TestTimeText(t *testing.T) {
 		{time.Unix(-1, 25e7), "-0.75"},
 		{time.Unix(7e10, 0), "70000000000"},
 	} {
-		testutil.SameText(t, c.time.String(), timeText(fileTimeOf(c.time)), c.want)
+		testutil.SameText(t, c.time.String(), timeText(TimeOf(c.time)), c.want)
 	}
 }

@@ -1,4 +1,6 @@
-package main
+// Package rootfs is a directory tree that layers are applied to: it is entered by file descriptors only, and nothing
+// in it leads out of it.
+package rootfs
 
 import (
 	"fmt"
@@ -11,26 +13,31 @@ import (
 
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
-
-	"ostree-image/internal/proc"
 )
 
-// rootFS is a directory tree that layers are applied to. Every name that it is given is resolved
+const (
+	maxLinks = 40 // symbolic links that one path may lead through, as in path_resolution(7)
+
+	// Capability is the attribute that holds the capabilities of a file (capabilities(7)).
+	Capability = "security.capability"
+)
+
+// FS is a directory tree that layers are applied to. Every name that it is given is resolved
 // within the tree, one component after another and by file descriptors that were opened without
 // following links: an absolute link means the tree's own root, and ".." stops there. Nothing that
 // the tree holds can lead out of it.
 //
 // A real path is one without links, relative, "" for the root.
-type rootFS struct {
+type FS struct {
 	dirs     map[string]int    // open directories by their real paths
 	resolved map[string]string // real paths of directories by the names that led there
 	restore  map[string]uint32 // modes of directories that were opened up for work, by their real paths
 	pinned   string            // the real path of a directory that stays open
 	most     int               // how many directories are open at a time
-	asRoot   bool
-	times    *treeTimes  // what has which time in the end, nil where that is of no interest
-	name     string      // what scripts call the tree
-	steps    *stepScript // writes down what is done, nil without a record
+	AsRoot   bool
+	Times    *Times  // what has which time in the end, nil where that is of no interest
+	Name     string  // what scripts call the tree
+	Steps    *Script // writes down what is done, nil without a record
 }
 
 const (
@@ -38,11 +45,20 @@ const (
 	dirFlags    = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 )
 
-// openRootFS opens the tree at the given path, which no other user can change.
-func openRootFS(root string, asRoot bool) (*rootFS, error) {
-	r := &rootFS{
-		dirs: map[string]int{}, resolved: map[string]string{}, restore: map[string]uint32{}, asRoot: asRoot,
-		most: int(max(4, min(maxOpenDirs, proc.OpenFilesLimit()/8))),
+// mostOpenDirs is how many directories are open at a time: a part of what the process may open.
+func mostOpenDirs() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return maxOpenDirs
+	}
+	return int(max(4, min(maxOpenDirs, limit.Cur/8)))
+}
+
+// Open opens the tree at the given path, which no other user can change.
+func Open(root string, asRoot bool) (*FS, error) {
+	r := &FS{
+		dirs: map[string]int{}, resolved: map[string]string{}, restore: map[string]uint32{}, AsRoot: asRoot,
+		most: mostOpenDirs(),
 	}
 	fd, err := r.openDir(unix.AT_FDCWD, root, "")
 	if err != nil {
@@ -53,12 +69,12 @@ func openRootFS(root string, asRoot bool) (*rootFS, error) {
 }
 
 // Close gives the directories back the modes that they had and closes the tree.
-func (r *rootFS) Close() error {
+func (r *FS) Close() error {
 	var failed error
 	paths := slices.Sorted(maps.Keys(r.restore))
 	for _, p := range slices.Backward(paths) { // what lies deeper comes first
 		if fd, err := r.dir(p); err == nil {
-			r.steps.run(p, "chmod", fmt.Sprintf("%04o", r.restore[p]))
+			r.Steps.run(p, "chmod", fmt.Sprintf("%04o", r.restore[p]))
 			if err := unix.Fchmod(fd, r.restore[p]); err != nil && failed == nil {
 				failed = errors.Wrapf(err, "setting the mode of %q", p)
 			}
@@ -72,11 +88,11 @@ func (r *rootFS) Close() error {
 
 // dir returns an open descriptor of the directory at a real path. It stays the tree's own, and open
 // until dir is called again.
-func (r *rootFS) dir(real string) (int, error) {
+func (r *FS) dir(real string) (int, error) {
 	if fd, ok := r.dirs[real]; ok {
 		return fd, nil
 	}
-	above, base := splitPath(real)
+	above, base := SplitPath(real)
 	parent, err := r.dir(above)
 	if err != nil {
 		return -1, err
@@ -98,8 +114,8 @@ func (r *rootFS) dir(real string) (int, error) {
 }
 
 // openDir opens a directory. A user who is not root may need to open it up first.
-func (r *rootFS) openDir(parent int, base, real string) (int, error) {
-	if !r.asRoot {
+func (r *FS) openDir(parent int, base, real string) (int, error) {
+	if !r.AsRoot {
 		var st unix.Stat_t
 		if err := unix.Fstatat(parent, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return -1, errors.Wrapf(err, "opening %q", real)
@@ -108,7 +124,7 @@ func (r *rootFS) openDir(parent int, base, real string) (int, error) {
 			if err := unix.Fchmodat(parent, base, mode|0o700, 0); err != nil {
 				return -1, errors.Wrapf(err, "opening %q", real)
 			}
-			r.steps.run(real, "chmod", "u+rwx")
+			r.Steps.run(real, "chmod", "u+rwx")
 			r.restore[real] = mode
 		}
 	}
@@ -116,29 +132,31 @@ func (r *rootFS) openDir(parent int, base, real string) (int, error) {
 	return fd, errors.Wrapf(err, "opening %q", real)
 }
 
-// splitPath parts a real path into the directory and the name in it.
-func splitPath(real string) (dir, base string) {
+// SplitPath parts a real path into the directory and the name in it.
+func SplitPath(real string) (dir, base string) {
 	dir, base = path.Split(real)
 	return strings.TrimSuffix(dir, "/"), base
 }
 
-func joinPath(dir, base string) string {
+// JoinPath returns the path of base in dir, which is "" for the root.
+func JoinPath(dir, base string) string {
 	if dir == "" {
 		return base
 	}
 	return dir + "/" + base
 }
 
-// kind returns the type of what is at a real path, as in stat(2), and 0 for nothing.
-func (r *rootFS) kind(real string) (uint32, error) {
-	st, err := r.stat(real)
+// Kind returns the type of what is at a real path, as in stat(2), and 0 for nothing.
+func (r *FS) Kind(real string) (uint32, error) {
+	st, err := r.Stat(real)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}
 	return st.Mode & unix.S_IFMT, err
 }
 
-func (r *rootFS) stat(real string) (unix.Stat_t, error) {
+// Stat describes what is at a real path, a link itself.
+func (r *FS) Stat(real string) (unix.Stat_t, error) {
 	var st unix.Stat_t
 	if real == "" {
 		fd, err := r.dir("")
@@ -147,7 +165,7 @@ func (r *rootFS) stat(real string) (unix.Stat_t, error) {
 		}
 		return st, errors.WithStack(unix.Fstat(fd, &st))
 	}
-	dir, base := splitPath(real)
+	dir, base := SplitPath(real)
 	fd, err := r.dir(dir)
 	if err != nil {
 		return st, err
@@ -155,12 +173,12 @@ func (r *rootFS) stat(real string) (unix.Stat_t, error) {
 	return st, errors.Wrapf(unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW), "looking at %q", real)
 }
 
-// resolveDir returns the real path of the directory that name leads to. With create, what is
+// ResolveDir returns the real path of the directory that name leads to. With create, what is
 // missing is made, with mode 0755, and a file in the way gives way; each directory that was made is
 // told to made. Without, ok is false where something is missing.
-func (r *rootFS) resolveDir(name string, create bool, made func(real string)) (real string, ok bool, err error) {
+func (r *FS) ResolveDir(name string, create bool, made func(real string)) (real string, ok bool, err error) {
 	rest := name
-	for known := name; known != ""; known, _ = splitPath(known) {
+	for known := name; known != ""; known, _ = SplitPath(known) {
 		if real, ok = r.resolved[known]; ok {
 			rest = strings.TrimPrefix(name[len(known):], "/")
 			break
@@ -178,18 +196,18 @@ func (r *rootFS) resolveDir(name string, create bool, made func(real string)) (r
 		case "", ".":
 			continue
 		case "..":
-			real, _ = splitPath(real)
+			real, _ = SplitPath(real)
 			continue
 		}
-		next := joinPath(real, part)
-		kind, err := r.kind(next)
+		next := JoinPath(real, part)
+		kind, err := r.Kind(next)
 		switch {
 		case errors.Is(err, unix.ENOTDIR):
 		case err != nil:
 			return "", false, err
 		case kind == unix.S_IFLNK:
-			if follows++; follows > maxLinkFollow {
-				return "", false, errors.Errorf("%q leads through more than %d symbolic links", name, maxLinkFollow)
+			if follows++; follows > maxLinks {
+				return "", false, errors.Errorf("%q leads through more than %d symbolic links", name, maxLinks)
 			}
 			target, err := r.readlink(next)
 			if err != nil {
@@ -215,13 +233,13 @@ func (r *rootFS) resolveDir(name string, create bool, made func(real string)) (r
 
 // makeAll makes the directory at a real path, and those above it, where create is set. ok tells
 // whether it is there.
-func (r *rootFS) makeAll(real string, create bool, made func(real string)) (ok bool, err error) {
+func (r *FS) makeAll(real string, create bool, made func(real string)) (ok bool, err error) {
 	done := 0
 	for part := range strings.SplitSeq(real, "/") {
 		done += len(part)
 		next := real[:done]
 		done++
-		kind, err := r.kind(next)
+		kind, err := r.Kind(next)
 		if err != nil {
 			return false, err
 		}
@@ -231,10 +249,10 @@ func (r *rootFS) makeAll(real string, create bool, made func(real string)) (ok b
 		if !create {
 			return false, nil
 		}
-		if err := r.removeAll(next, nil); err != nil {
+		if err := r.RemoveAll(next, nil); err != nil {
 			return false, err
 		}
-		if err := r.mkdir(next); err != nil {
+		if err := r.Mkdir(next); err != nil {
 			return false, err
 		}
 		made(next)
@@ -242,13 +260,13 @@ func (r *rootFS) makeAll(real string, create bool, made func(real string)) (ok b
 	return true, nil
 }
 
-func (r *rootFS) readlink(real string) (string, error) {
-	dir, base := splitPath(real)
+func (r *FS) readlink(real string) (string, error) {
+	dir, base := SplitPath(real)
 	fd, err := r.dir(dir)
 	if err != nil {
 		return "", err
 	}
-	buf := make([]byte, maxPathBytes+1)
+	buf := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(fd, base, buf)
 	if err != nil {
 		return "", errors.Wrapf(err, "reading the link %q", real)
@@ -256,9 +274,9 @@ func (r *rootFS) readlink(real string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// mkdir makes a directory of mode 0755, whatever the umask, that belongs to the user.
-func (r *rootFS) mkdir(real string) error {
-	dir, base := splitPath(real)
+// Mkdir makes a directory of mode 0755, whatever the umask, that belongs to the user.
+func (r *FS) Mkdir(real string) error {
+	dir, base := SplitPath(real)
 	fd, err := r.dir(dir)
 	if err != nil {
 		return err
@@ -266,24 +284,24 @@ func (r *rootFS) mkdir(real string) error {
 	if err := unix.Mkdirat(fd, base, 0o755); err != nil {
 		return errors.Wrapf(err, "making the directory %q", real)
 	}
-	r.steps.run(real, "mkdir")
-	r.times.plainDir(real)
+	r.Steps.run(real, "mkdir")
+	r.Times.PlainDir(real)
 	child, err := r.dir(real)
 	if err != nil {
 		return err
 	}
-	if r.asRoot { // a directory above that is set-group-id would hand its group down
+	if r.AsRoot { // a directory above that is set-group-id would hand its group down
 		if err := unix.Fchown(child, 0, 0); err != nil {
 			return errors.Wrapf(err, "making the directory %q", real)
 		}
-		r.steps.run(real, "chown", "0:0")
+		r.Steps.run(real, "chown", "0:0")
 	}
-	r.steps.run(real, "chmod", "0755")
+	r.Steps.run(real, "chmod", "0755")
 	return errors.Wrapf(unix.Fchmod(child, 0o755), "making the directory %q", real)
 }
 
-// names returns what a directory holds.
-func (r *rootFS) names(real string) ([]string, error) {
+// Names returns what a directory holds.
+func (r *FS) Names(real string) ([]string, error) {
 	fd, err := r.dir(real)
 	if err != nil {
 		return nil, err
@@ -307,29 +325,29 @@ func (r *rootFS) names(real string) ([]string, error) {
 	}
 }
 
-// removeAll removes what is at a real path, unless keep says that it must stay; a directory then
+// RemoveAll removes what is at a real path, unless keep says that it must stay; a directory then
 // loses what may go.
-func (r *rootFS) removeAll(real string, keep func(real string) bool) error {
-	kind, err := r.kind(real)
+func (r *FS) RemoveAll(real string, keep func(real string) bool) error {
+	kind, err := r.Kind(real)
 	if err != nil || kind == 0 {
 		return err
 	}
 	stays := keep != nil && keep(real)
 	if kind == unix.S_IFDIR {
-		if err := r.empty(real, keep); err != nil {
+		if err := r.Empty(real, keep); err != nil {
 			return err
 		}
 	}
 	if stays {
 		return nil
 	}
-	r.forget(real, kind)
-	dir, base := splitPath(real)
+	r.Forget(real, kind)
+	dir, base := SplitPath(real)
 	fd, err := r.dir(dir)
 	if err != nil {
 		return err
 	}
-	r.steps.run(real, "rm", "-rf")
+	r.Steps.run(real, "rm", "-rf")
 	flags := 0
 	if kind == unix.S_IFDIR {
 		flags = unix.AT_REMOVEDIR
@@ -337,23 +355,23 @@ func (r *rootFS) removeAll(real string, keep func(real string) bool) error {
 	return errors.Wrapf(unix.Unlinkat(fd, base, flags), "removing %q", real)
 }
 
-// empty removes what a directory holds, except what keep says.
-func (r *rootFS) empty(real string, keep func(real string) bool) error {
-	names, err := r.names(real)
+// Empty removes what a directory holds, except what keep says.
+func (r *FS) Empty(real string, keep func(real string) bool) error {
+	names, err := r.Names(real)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		if err := r.removeAll(joinPath(real, name), keep); err != nil {
+		if err := r.RemoveAll(JoinPath(real, name), keep); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// forget drops what is remembered of a path that is about to change.
-func (r *rootFS) forget(real string, kind uint32) {
-	r.times.drop(real)
+// Forget drops what is remembered of a path that is about to change.
+func (r *FS) Forget(real string, kind uint32) {
+	r.Times.drop(real)
 	switch kind {
 	case unix.S_IFDIR:
 		if fd, ok := r.dirs[real]; ok {
@@ -370,27 +388,27 @@ func (r *rootFS) forget(real string, kind uint32) {
 	}
 }
 
-// place moves the file or link at a real path of another tree on the same file system to a real
+// Place moves the file or link at a real path of another tree on the same file system to a real
 // path of this one, where nothing stands, or no directory.
-func (r *rootFS) place(from *rootFS, source, real string) error {
-	sourceDir, sourceBase := splitPath(source)
+func (r *FS) Place(from *FS, source, real string) error {
+	sourceDir, sourceBase := SplitPath(source)
 	fromFd, err := from.dir(sourceDir)
 	if err != nil {
 		return err
 	}
-	dir, base := splitPath(real)
+	dir, base := SplitPath(real)
 	fd, err := r.dir(dir)
 	if err != nil {
 		return err
 	}
-	r.steps.move(from.name, source, real)
+	r.Steps.move(from.Name, source, real)
 	return errors.Wrapf(unix.Renameat(fromFd, sourceBase, fd, base), "placing %q", real)
 }
 
-// adopt moves a directory from elsewhere on the same file system to a real path of this tree, where
+// Adopt moves a directory from elsewhere on the same file system to a real path of this tree, where
 // nothing stands. The directory above stays as old as it is.
-func (r *rootFS) adopt(from, real string) error {
-	dir, base := splitPath(real)
+func (r *FS) Adopt(from, real string) error {
+	dir, base := SplitPath(real)
 	fd, err := r.dir(dir)
 	if err != nil {
 		return err
@@ -405,51 +423,51 @@ func (r *rootFS) adopt(from, real string) error {
 	return errors.Wrapf(unix.UtimesNanoAt(fd, ".", []unix.Timespec{above.Atim, above.Mtim}, 0), "placing %q", real)
 }
 
-// link makes a second name of a file of this tree, where nothing stands.
-func (r *rootFS) link(target, real string) error {
-	targetDir, targetBase := splitPath(target)
+// Link makes a second name of a file of this tree, where nothing stands.
+func (r *FS) Link(target, real string) error {
+	targetDir, targetBase := SplitPath(target)
 	targetFd, err := r.dir(targetDir)
 	if err != nil {
 		return err
 	}
 	r.pinned = targetDir
 	defer func() { r.pinned = "" }()
-	dir, base := splitPath(real)
+	dir, base := SplitPath(real)
 	fd, err := r.dir(dir)
 	if err != nil {
 		return err
 	}
-	r.steps.link(target, real)
-	r.times.link(target, real)
+	r.Steps.link(target, real)
+	r.Times.link(target, real)
 	return errors.Wrapf(unix.Linkat(targetFd, targetBase, fd, base, 0), "linking %q to %q", real, target)
 }
 
-// dirMeta is what a directory has beside a name.
-type dirMeta struct {
+// Meta is what a directory has beside a name.
+type Meta struct {
 	uid, gid, mode uint32
 	xattrs         map[string]string // those of the kinds that layers keep
 }
 
-// plainMeta is what a directory has that no layer describes.
-func (r *rootFS) plainMeta() dirMeta {
-	m := dirMeta{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), mode: 0o755}
-	if r.asRoot {
+// PlainMeta is what a directory has that no layer describes.
+func (r *FS) PlainMeta() Meta {
+	m := Meta{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), mode: 0o755}
+	if r.AsRoot {
 		m.uid, m.gid = 0, 0
 	}
 	return m
 }
 
-// meta returns what the directory at a real path has.
-func (r *rootFS) meta(real string) (dirMeta, error) {
+// Meta returns what the directory at a real path has.
+func (r *FS) Meta(real string) (Meta, error) {
 	fd, err := r.dir(real)
 	if err != nil {
-		return dirMeta{}, err
+		return Meta{}, err
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return dirMeta{}, errors.Wrapf(err, "looking at %q", real)
+		return Meta{}, errors.Wrapf(err, "looking at %q", real)
 	}
-	m := dirMeta{uid: st.Uid, gid: st.Gid, mode: st.Mode & 0o7777}
+	m := Meta{uid: st.Uid, gid: st.Gid, mode: st.Mode & 0o7777}
 	if mode, ok := r.restore[real]; ok {
 		m.mode = mode
 	}
@@ -467,9 +485,9 @@ func (r *rootFS) meta(real string) (dirMeta, error) {
 	return m, errors.Wrapf(err, "reading the attributes of %q", real)
 }
 
-// describe gives a directory these owners, mode and attributes. Attributes that it has beside are
+// Describe gives a directory these owners, mode and attributes. Attributes that it has beside are
 // removed.
-func (r *rootFS) describe(real string, m dirMeta) error {
+func (r *FS) Describe(real string, m Meta) error {
 	fd, err := r.dir(real)
 	if err != nil {
 		return err
@@ -483,19 +501,19 @@ func (r *rootFS) describe(real string, m dirMeta) error {
 			return errors.Wrapf(err, "setting the owner of %q", real)
 		}
 	}
-	if r.steps != nil {
+	if r.Steps != nil {
 		old, err := listXattrs(fd)
 		if err != nil {
 			return errors.WithMessagef(err, "reading the attributes of %q", real)
 		}
-		r.steps.describe(real, m, old)
+		r.Steps.describe(real, m, old)
 	}
 	if err := setXattrs(fd, m.xattrs); err != nil {
 		return errors.WithMessagef(err, "setting the attributes of %q", real)
 	}
 	delete(r.restore, real)
 	mode := m.mode
-	if !r.asRoot && mode&0o700 != 0o700 { // work goes on below: the mode comes at the end
+	if !r.AsRoot && mode&0o700 != 0o700 { // work goes on below: the mode comes at the end
 		r.restore[real] = mode
 		mode |= 0o700
 	}
@@ -521,7 +539,7 @@ func listXattrs(fd int) ([]string, error) {
 	}
 	var names []string
 	for name := range strings.SplitSeq(strings.TrimRight(string(buf[:size]), "\x00"), "\x00") {
-		if strings.HasPrefix(name, "user.") || name == capability {
+		if strings.HasPrefix(name, "user.") || name == Capability {
 			names = append(names, name)
 		}
 	}
