@@ -34,7 +34,7 @@ const (
 )
 
 // colours of the series of a panel; there are no more series than these.
-var colours = []string{"#0b5fa5", "#c2570c", "#2b7a3d", "#7b3fa0"}
+var colours = []string{"#0b5fa5", "#c2570c", "#2b7a3d", "#7b3fa0", "#9a7d0a"}
 
 // plot draws the growth cases as an SVG picture: points at the medians, bars from the fastest to
 // the slowest run, and a dashed line for what is proportional to the size.
