@@ -57,17 +57,46 @@ func TestLinks(t *testing.T) {
 	}
 }
 
+// sourceOf returns the text of the program.
+func sourceOf(t *testing.T) string {
+	t.Helper()
+	var source strings.Builder
+	for file, text := range readAll(t, "*.go", "internal/*/*.go") {
+		if !strings.HasSuffix(file, "_test.go") {
+			source.WriteString(text)
+		}
+	}
+	return source.String()
+}
+
+// TestArchitecture holds that the files and the names in ARCHITECTURE.md are there.
+func TestArchitecture(t *testing.T) {
+	words := map[string]bool{"TestArguments": true} // of a test
+	for _, word := range regexp.MustCompile(`\w+`).FindAllString(sourceOf(t), -1) {
+		words[word] = true
+	}
+	text := readAll(t, "ARCHITECTURE.md")["ARCHITECTURE.md"]
+	for _, name := range regexp.MustCompile("`(\\w+(?:\\.\\w+)*)`").FindAllStringSubmatch(text, -1) {
+		if strings.HasSuffix(name[1], ".go") {
+			if _, err := os.Stat(name[1]); err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		for part := range strings.SplitSeq(name[1], ".") {
+			if !words[part] {
+				t.Errorf("%s: there is no %s", name[1], part)
+			}
+		}
+	}
+}
+
 // ofOthers are texts of errors that the library makes.
 var ofOthers = []string{"http: server gave HTTP response to HTTPS client", "Source image rejected", "unknown transport"}
 
 // TestTroubleshooting holds that the texts by which errors are found are those of errors.
 func TestTroubleshooting(t *testing.T) {
-	var source strings.Builder
-	for file, text := range readAll(t, "*.go", "internal/*/*.go") {
-		if !strings.HasSuffix(file, "_test.go") {
-			source.WriteString(regexp.MustCompile(`"\s*\+\s*"`).ReplaceAllString(text, ""))
-		}
-	}
+	source := regexp.MustCompile(`"\s*\+\s*"`).ReplaceAllString(sourceOf(t), "")
 	text := readAll(t, "docs/troubleshooting.md")["docs/troubleshooting.md"]
 	rows := regexp.MustCompile("(?m)^\\| (`[^|]*) \\|").FindAllStringSubmatch(text, -1)
 	if len(rows) < 10 {
@@ -77,7 +106,7 @@ func TestTroubleshooting(t *testing.T) {
 		for _, said := range regexp.MustCompile("`([^`]*)`").FindAllStringSubmatch(row[1], -1) {
 			for part := range strings.SplitSeq(said[1], "…") {
 				part = strings.TrimSpace(part)
-				if !strings.Contains(source.String(), part) && !slices.Contains(ofOthers, part) {
+				if !strings.Contains(source, part) && !slices.Contains(ofOthers, part) {
 					t.Errorf("no error says %q", part)
 				}
 			}
