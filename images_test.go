@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
@@ -146,6 +147,27 @@ func TestListIndex(t *testing.T) {
 		// Each instance has a layer of its own, and they share one.
 		if i := images[0]; i.OS != "" || i.Layers != 3 || !slices.Equal(i.Platforms, []string{"linux/amd64", "linux/arm64"}) || i.UncompressedSize == 0 {
 			t.Errorf("%+v", i)
+		}
+	}
+}
+
+// TestForgedConfigMetadata: what an image's commit says of its config is verified, and put right by
+// importing the image again.
+func TestForgedConfigMetadata(t *testing.T) {
+	r := newTestRun(t, testOptions{})
+	i := createdImage(t, "2026-01-02T03:04:05Z")
+	for key, value := range map[string]string{
+		imageref.KeyOS: "plan9", imageref.KeyArchitecture: "", imageref.KeyCreated: "2000-01-01T00:00:00Z",
+	} {
+		if err := r.importImage(t, "a", i); err != nil {
+			t.Fatal(err)
+		}
+		r.allWell(t, 1)
+		r.tamper(t, "ociimage/a_3Alatest", func(m map[string]string) { m[key] = value })
+		var out, stderr bytes.Buffer
+		if got := runProgram(t, []string{"--repo=" + r.repo.path, "verify"}, &out, &stderr); got != errdefs.StatusCheck ||
+			!strings.Contains(out.String(), "its config says another thing") {
+			t.Errorf("%s: status %d: %s%s", key, got, &out, &stderr)
 		}
 	}
 }

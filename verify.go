@@ -282,15 +282,34 @@ func (v *verifier) image(ctx context.Context, name, spec string, parallel int) (
 		}
 	}
 	seen := map[digest.Digest]bool{}
+	var config []byte // empty for an index, nil where it cannot be read
 	for _, m := range manifests {
 		blobs, err := imageref.Blobs(m.blob, m.mimeType)
 		if err != nil {
 			add(err)
 			continue
 		}
-		problems = append(problems, v.manifest(ctx, store, blobs, seen, parallel)...)
+		found, content := v.manifest(ctx, store, blobs, seen, parallel)
+		problems = append(problems, found...)
+		if config = content; manifest.MIMETypeIsMultiImage(mimeType) {
+			config = []byte{}
+		}
+	}
+	if err := checkSaid(info, config); err != nil && config != nil {
+		add(err)
 	}
 	return problems
+}
+
+// checkSaid refuses an image's commit that says other things of the config than the config does. The
+// commit of an index, and one of an earlier release, says nothing.
+func checkSaid(info ostree.Commit, config []byte) error {
+	said, ok := imageref.ConfigFromMetadata(info.Metadata)
+	if !ok || maps.Equal(said.Metadata(), imageref.ParseConfig(config).Metadata()) {
+		return nil
+	}
+	return errdefs.Checkf("the image's commit says that it is for %s/%s, made %s, and its config says another thing",
+		said.OS, said.Architecture, info.Metadata[imageref.KeyCreated])
 }
 
 // checkNames refuses a commit of files of ours that holds anything else.
@@ -308,10 +327,11 @@ func (v *verifier) checkNames(ctx context.Context, commit string, ours func(name
 }
 
 // manifest checks the blobs that one manifest names, a config and layers. What is wrong with one is
-// returned only once for all manifests that share seen.
+// returned only once for all manifests that share seen. The config is nil
+// where it cannot be read.
 func (v *verifier) manifest(
 	ctx context.Context, store *blobStore, blobs []types.BlobInfo, seen map[digest.Digest]bool, parallel int,
-) (problems []verifyProblem) {
+) (problems []verifyProblem, config []byte) {
 	checked := make([]checkedBlob, len(blobs))
 	var group errgroup.Group
 	group.SetLimit(max(1, parallel))
@@ -329,7 +349,7 @@ func (v *verifier) manifest(
 		}
 	}
 	if len(checked[0].problems) > 0 {
-		return problems
+		return problems, nil
 	}
 	config, err := store.readSmall(ctx, blobs[0].Digest)
 	var proofs []digest.Digest
@@ -337,7 +357,7 @@ func (v *verifier) manifest(
 		proofs, err = imageref.DiffIDs(config, blobs)
 	}
 	if err != nil {
-		return append(problems, v.problem(blobs[0].Digest, err))
+		return append(problems, v.problem(blobs[0].Digest, err)), nil
 	}
 	for i, b := range checked {
 		if want := blobs[i].Size; len(b.problems) == 0 && b.size != want && want >= 0 {
@@ -369,7 +389,7 @@ func (v *verifier) manifest(
 			}
 		}
 	}
-	return problems
+	return problems, config
 }
 
 // problem describes an error about a blob, "" for the image itself.
