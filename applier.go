@@ -9,6 +9,7 @@ import (
 	"github.com/pkg/errors"
 	"golang.org/x/sys/unix"
 
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/rootfs"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/ui"
@@ -27,11 +28,13 @@ type applier struct {
 	devices []string // directories of devices, with a slash
 }
 
-func isWhiteout(e layerEntry) bool { return strings.HasPrefix(path.Base(e.name), whiteoutPrefix) }
+func isWhiteout(e layerEntry) bool {
+	return strings.HasPrefix(path.Base(e.name), normalize.WhiteoutPrefix)
+}
 
 func (a *applier) apply(e layerEntry) error {
 	dir, base := rootfs.SplitPath(e.name)
-	if strings.HasPrefix(base, whiteoutPrefix) {
+	if strings.HasPrefix(base, normalize.WhiteoutPrefix) {
 		return a.whiteout(e, dir, base)
 	}
 	if a.base { // it is there already
@@ -113,7 +116,7 @@ func (a *applier) tree(e layerEntry) *rootfs.FS {
 // finish takes what is only there for whiteouts out of the lowest layer: directories that are
 // whiteouts, and those that hold nothing else and are not named. Where files lie in a whiteout, it
 // stays as a directory that is not named.
-func (a *applier) finish() error {
+func (a *applier) Finish() error {
 	dirs := slices.Concat(a.marks, a.implied)
 	slices.Sort(dirs)
 	for _, real := range slices.Backward(slices.Compact(dirs)) { // what lies deeper comes first
@@ -126,7 +129,7 @@ func (a *applier) finish() error {
 			err = a.root.RemoveAll(real, nil)
 		} else if strings.HasPrefix(
 			path.Base(real),
-			whiteoutPrefix,
+			normalize.WhiteoutPrefix,
 		) {
 			a.root.Times.PlainDir(real)
 			err = a.root.Describe(real, a.root.PlainMeta())
@@ -170,10 +173,10 @@ func (a *applier) whiteout(e layerEntry, dir, base string) error {
 	if err != nil || !ok {
 		return err
 	}
-	if base == whiteoutOpaque {
+	if base == normalize.WhiteoutOpaque {
 		return a.root.Empty(parent, kept)
 	}
-	name := strings.TrimPrefix(base, whiteoutPrefix)
+	name := strings.TrimPrefix(base, normalize.WhiteoutPrefix)
 	if name == "" || name == "." || name == ".." {
 		a.settings.warnf("the whiteout %s names no file: nothing is removed", ui.Quoted(e.name))
 		return nil

@@ -23,12 +23,6 @@ import (
 	"ostree-image/internal/workdir"
 )
 
-// The names of whiteouts (the OCI image specification, layer.md).
-const (
-	whiteoutPrefix = ".wh."
-	whiteoutOpaque = ".wh..wh..opq"
-)
-
 // checkoutImage makes dir the image's root file system. dir must not exist, or be empty; where the
 // checkout fails it is left as it was.
 //
@@ -372,7 +366,7 @@ func (a *applier) applyAll(ctx context.Context, entries []layerEntry) error {
 			return disagreement(err)
 		}
 	}
-	return a.finish()
+	return a.Finish()
 }
 
 // disagreement makes an error of finding other things in a layer's tree than the layer names one of

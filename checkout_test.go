@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/rootfs"
 	"ostree-image/internal/testutil"
@@ -66,10 +67,10 @@ func tDevice(name string, kind byte) tarItem {
 
 // tWh is the whiteout of what is at name; tOpaque that of all that lies in dir.
 func tWh(name string) tarItem {
-	return tFile(filepath.Join(filepath.Dir(name), whiteoutPrefix+filepath.Base(name)), "")
+	return tFile(filepath.Join(filepath.Dir(name), normalize.WhiteoutPrefix+filepath.Base(name)), "")
 }
 
-func tOpaque(dir string) tarItem { return tFile(filepath.Join(dir, whiteoutOpaque), "") }
+func tOpaque(dir string) tarItem { return tFile(filepath.Join(dir, normalize.WhiteoutOpaque), "") }
 
 func (i tarItem) mode(mode int64) tarItem { i.Mode = mode; return i }
 
@@ -131,7 +132,7 @@ func stackImage(t testing.TB, layers [][]tarItem, zip bool) *testImage {
 		i.layers, i.types = append(i.layers, blob), append(i.types, kind)
 	}
 	i.config = marshal(t, config)
-	return i.finish(t)
+	return i.Finish(t)
 }
 
 // writeLayout writes images into an OCI layout, under their names.
@@ -1257,7 +1258,7 @@ func writeIndexLayout(t *testing.T) string {
 		i := stackImage(t, stackOf(layerOf(tFile("arch", arch)), layerOf(tFile("common", "c"))), false)
 		i.config = bytes.Replace(i.config, []byte(testPlatform.Architecture), []byte(arch), 1)
 		i.manifest = nil
-		images[arch] = i.finish(t)
+		images[arch] = i.Finish(t)
 		index.Manifests = append(index.Manifests, imgspecv1.Descriptor{
 			MediaType: imgspecv1.MediaTypeImageManifest, Digest: digest.FromBytes(i.manifest), Size: int64(len(i.manifest)),
 			Platform: &imgspecv1.Platform{OS: "linux", Architecture: arch},

@@ -277,7 +277,7 @@ func (p *program) importFlags() []cli.Flag {
 			Category:    "Import",
 			Usage:       "refuse a layer of more than `N` files",
 			Value:       2_000_000,
-			Destination: &g.limits.files,
+			Destination: &g.limits.Files,
 		},
 		&cli.StringFlag{
 			Name:        "max-manifest-size",
@@ -385,7 +385,7 @@ func (p *program) copySettings(c *cli.Context) (copyOptions, error) {
 			return o, errors.WithStack(err)
 		}
 	}
-	if s.limits.bytes, err = parseSize("--max-layer-size", g.maxLayerSize); err != nil {
+	if s.limits.Bytes, err = parseSize("--max-layer-size", g.maxLayerSize); err != nil {
 		return o, err
 	}
 	if s.maxManifest, err = parseSize("--max-manifest-size", g.maxManifestSize); err != nil {

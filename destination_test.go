@@ -87,7 +87,7 @@ func TestPutBlobErrors(t *testing.T) {
 			d := r.destination(t, "a")
 			_, err := d.PutBlob(t.Context(), bytes.NewReader(tt.blob), tt.info, nil, tt.isConfig)
 			if err == nil { // what is wrong with a blob that is what its digest says is told at the latest by Commit
-				i := (&testImage{}).finish(t)
+				i := (&testImage{}).Finish(t)
 				if err = d.PutManifest(t.Context(), i.manifest, nil); err == nil {
 					err = d.Commit(t.Context(), nil)
 				}
@@ -183,7 +183,7 @@ func TestManifests(t *testing.T) {
 	}
 	t.Run("the name asks for another", func(t *testing.T) {
 		d := r.destination(t, "a@"+other.String())
-		i := (&testImage{}).finish(t)
+		i := (&testImage{}).Finish(t)
 		err := put(t.Context(), d, i)
 		testutil.SameText(t, "error", testutil.ErrText(err), "the image's manifest is "+digest.FromBytes(i.manifest).String()+", and its name asks for "+other.String())
 	})
@@ -511,7 +511,7 @@ func TestFailingCommands(t *testing.T) {
 		{"image not published", "stage ociimage/a_3Alatest", "publishing the image: FAKE pull-local: exit status 1: no"},
 	}
 	layer := archive(file("f", "fails"))
-	i := (&testImage{layers: [][]byte{layer}}).finish(t)
+	i := (&testImage{layers: [][]byte{layer}}).Finish(t)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -547,7 +547,7 @@ func TestRolledBack(t *testing.T) {
 	// A layer that says nothing of its bytes is imported anew, and its ref moves.
 	r.tamper(t, imageref.BlobRef(digest.FromBytes(shared)), func(m map[string]string) { clear(m) })
 	before := r.commits(t)
-	next := (&testImage{layers: [][]byte{shared, archive(file("g", "new"))}}).finish(t)
+	next := (&testImage{layers: [][]byte{shared, archive(file("g", "new"))}}).Finish(t)
 	for _, tt := range []struct{ name, match, then, wantErr string }{
 		{"the image's ref is moved", "ociimage/a_3Alatest", "echo 'error: too late' >&2; exit 1", "too late"},
 		{"those of blobs are", "ociimage/" + digest.FromBytes(shared).Encoded(), "echo 'error: too late' >&2; exit 1", "too late"},
@@ -587,7 +587,7 @@ func TestSignedBytes(t *testing.T) {
 	t.Parallel()
 	layer := archive(file("f", "signed"))
 	gz := zipped(t, layer)
-	i := (&testImage{layers: [][]byte{gz}, types: []string{imgspecv1.MediaTypeImageLayerGzip}}).finish(t)
+	i := (&testImage{layers: [][]byte{gz}, types: []string{imgspecv1.MediaTypeImageLayerGzip}}).Finish(t)
 	r := newTestRun(t, testOptions{mode: ostree.Archive})
 	if err := r.importImage(t, "unsigned", i); err != nil {
 		t.Fatal(err)
@@ -673,7 +673,7 @@ exec ostree "$@"
 		t.Fatal(err)
 	}
 	r := newTestRun(t, testOptions{ostree: fake})
-	large := (&testImage{layers: [][]byte{archive(file("f", strings.Repeat("large", 1<<20)))}}).finish(t)
+	large := (&testImage{layers: [][]byte{archive(file("f", strings.Repeat("large", 1<<20)))}}).Finish(t)
 	d, ended := r.destination(t, "a"), make(chan error)
 	go func() { ended <- put(t.Context(), d, large) }()
 	there := func(name string) func() bool {
@@ -703,7 +703,7 @@ exec ostree "$@"
 func TestNothingNewWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	r := newTestRun(t, testOptions{mode: ostree.Archive})
-	i := (&testImage{layers: [][]byte{archive(file("f", "there"))}}).finish(t)
+	i := (&testImage{layers: [][]byte{archive(file("f", "there"))}}).Finish(t)
 	if err := r.importImage(t, "a", i); err != nil {
 		t.Fatal(err)
 	}
@@ -731,7 +731,7 @@ func TestEndlessInput(t *testing.T) {
 	if !strings.Contains(testutil.ErrText(err), "is larger than 16777216 bytes") || config.N < maxConfigBytes {
 		t.Errorf("%v, with %d bytes left", err, config.N)
 	}
-	i := (&testImage{}).finish(t)
+	i := (&testImage{}).Finish(t)
 	if err := d.PutManifest(t.Context(), i.manifest, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -765,7 +765,7 @@ func TestBlobDirectory(t *testing.T) {
 	if found, err := filepath.Glob(dir + "/ostree-image-*/blob-*"); err != nil || len(found) == 0 {
 		t.Errorf("nothing is staged in %s: %v", dir, err)
 	}
-	if err := put(t.Context(), d, (&testImage{layers: [][]byte{layer}, types: []string{""}}).finish(t)); err != nil {
+	if err := put(t.Context(), d, (&testImage{layers: [][]byte{layer}, types: []string{""}}).Finish(t)); err != nil {
 		t.Fatal(err)
 	}
 	if left := names(t, dir); len(left) > 0 {
@@ -833,7 +833,7 @@ func TestRemoteArrives(t *testing.T) {
 		t.Fatal(err)
 	}
 	testutil.Run(t, "ostree", "pull-local", "--repo="+r.repo.path, "--remote=origin", origin.repo.path)
-	if err := put(t.Context(), d, image().finish(t)); err != nil {
+	if err := put(t.Context(), d, image().Finish(t)); err != nil {
 		t.Fatal(err)
 	}
 	got := r.commits(t)
@@ -860,7 +860,7 @@ func TestBlobBesideTheManifest(t *testing.T) {
 	if _, err := d.PutBlob(t.Context(), bytes.NewReader(empty), blobInfo(empty, imgspecv1.MediaTypeImageLayer), nil, false); err != nil {
 		t.Fatal(err)
 	}
-	if err := put(t.Context(), d, (&testImage{layers: [][]byte{archive(file("b", "1"))}}).finish(t)); !strings.Contains(testutil.ErrText(err), "publishing the image") {
+	if err := put(t.Context(), d, (&testImage{layers: [][]byte{archive(file("b", "1"))}}).Finish(t)); !strings.Contains(testutil.ErrText(err), "publishing the image") {
 		t.Errorf("it ends with %v", err)
 	}
 	sameCommits(t, "taken back", first.commits(t), before, func(string) string { return "" })

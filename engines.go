@@ -18,7 +18,7 @@ import (
 // layerWriter takes a normalized tar stream. One of finish and abort is called, once.
 type layerWriter interface {
 	io.Writer
-	finish() (tree layerTree, err error)
+	Finish() (tree layerTree, err error)
 	// abort ends the engine. The error is how that ended, and says something only where it had
 	// ended before.
 	abort() error
@@ -104,7 +104,7 @@ func (e *streamEngine) begin() (err error) {
 	return err
 }
 
-func (e *streamEngine) finish() (tree layerTree, err error) {
+func (e *streamEngine) Finish() (tree layerTree, err error) {
 	if e.commit == nil && e.alone {
 		return layerTree{stream: e.held, input: e.input}, nil
 	}
@@ -119,7 +119,7 @@ func (e *streamEngine) finish() (tree layerTree, err error) {
 		}
 		return tree, err
 	}
-	sum, err := e.commit.finish()
+	sum, err := e.commit.Finish()
 	if err != nil {
 		return tree, err
 	}
@@ -165,7 +165,7 @@ func (e *tarEngine) wait() error {
 
 // finish waits for tar, makes what it extracted readable for ostree, and says how to commit it with
 // the modes that the layer has.
-func (e *tarEngine) finish() (tree layerTree, err error) {
+func (e *tarEngine) Finish() (tree layerTree, err error) {
 	if err := e.wait(); err != nil {
 		return tree, err
 	}

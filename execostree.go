@@ -580,7 +580,7 @@ func (r *repository) commitStream(ctx context.Context, o ostree.CommitOptions, i
 func (s *streamCommit) Write(b []byte) (int, error) { return s.stdin.Write(b) }
 
 // finish ends the stream and returns the commit's checksum.
-func (s *streamCommit) finish() (string, error) {
+func (s *streamCommit) Finish() (string, error) {
 	cerr := s.stdin.Close()
 	if err := s.process.Wait(); err != nil {
 		return "", err

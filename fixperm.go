@@ -14,6 +14,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/gvariant"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/rootfs"
 	"ostree-image/internal/tarstream"
@@ -95,8 +96,13 @@ func (p permissions) exceptions(mode string, engine engineName) string {
 	return fmt.Sprintf("not root, repository of mode %s: %s", mode, strings.Join(texts, "; "))
 }
 
-// own applies the rules to an entry.
-func (p permissions) own(e *tarstream.Entry) {
+// CheckOwner refuses a file that cannot be given to its owner in this user namespace.
+func (p permissions) CheckOwner(name string, uid, gid uint32) error {
+	return p.namespace.check(name, uid, gid)
+}
+
+// Own applies the rules to an entry.
+func (p permissions) Own(e *tarstream.Entry) {
 	if p.asOwn {
 		e.UID, e.GID = uint32(p.uid), uint32(p.gid)
 	}
@@ -121,11 +127,11 @@ var tarAttribute = strings.NewReplacer("%3D", "%253D", "%25", "%2525")
 // paxXattr begins the PAX records that hold extended attributes.
 const paxXattr = "SCHILY.xattr."
 
-// xattrs returns the extended attributes that a layer's file keeps of its PAX records, nil for
+// Xattrs returns the extended attributes that a layer's file keeps of its PAX records, nil for
 // none: its capabilities and the user's own. ostree keeps no empty value, user.ostreemeta is where
 // a bare-user repository keeps its own, and the labels and the marks of overlayfs belong to the
 // machine that made the layer.
-func (p permissions) xattrs(records map[string]string) map[string]string {
+func (p permissions) Xattrs(records map[string]string) map[string]string {
 	var kept map[string]string
 	for key, value := range records {
 		name, ok := strings.CutPrefix(key, paxXattr)
@@ -187,7 +193,7 @@ func cleanCapability(value string) string {
 // root gets the bits that it needs on the way, and ostree behind it: tar comes back to directories
 // that it has left, and gives files their attributes after their modes.
 type extractableWriter struct {
-	entryWriter
+	normalize.EntryWriter
 	asRoot bool
 	modes  map[string]uint32 // of what was changed, by its name
 }
@@ -215,7 +221,7 @@ func (w *extractableWriter) WriteEntry(e tarstream.Entry) error {
 		w.modes[e.Name] = e.Mode
 		e.Mode = mode
 	}
-	return w.entryWriter.WriteEntry(e)
+	return w.EntryWriter.WriteEntry(e)
 }
 
 // handsDown is the set-group-ID bit, with which a directory gives its group, and the bit, to the

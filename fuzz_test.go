@@ -13,6 +13,7 @@ import (
 
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/tarstream"
@@ -28,16 +29,16 @@ func FuzzHeaders(f *testing.F) {
 			f.Add(l.layer)
 		}
 	}
-	limits := layerLimits{bytes: 1 << 20, files: 1000}
+	limits := normalize.Limits{Bytes: 1 << 20, Files: 1000}
 	f.Fuzz(func(t *testing.T, layer []byte) {
 		var clean bytes.Buffer
 		perms := permissionsFor(ostree.BareUser, 0, 0)
-		filter := newLayerFilter(perms, tarstream.NewWriter(&clean))
-		filter.limits = limits
+		filter := normalize.NewFilter(perms, tarstream.NewWriter(&clean))
+		filter.Limits = limits
 		scan := &layerScan{limits: limits, sink: filter}
 		err := scan.run(context.Background(), bytes.NewReader(layer))
 		if err == nil && !scan.nonCanonical {
-			err = filter.finish()
+			err = filter.Finish()
 		} else if err == nil {
 			clean.Reset()
 			err = filterPlanned(layer, perms, limits, &clean)
@@ -53,17 +54,17 @@ func FuzzHeaders(f *testing.F) {
 }
 
 // filterPlanned makes a normalized tar stream of a non-canonical layer, as unpackNonCanonical does.
-func filterPlanned(layer []byte, perms permissions, limits layerLimits, out io.Writer) error {
-	plan := newLayerPlan(perms)
-	plan.limits = limits
+func filterPlanned(layer []byte, perms permissions, limits normalize.Limits, out io.Writer) error {
+	plan := normalize.NewPlan(perms)
+	plan.Limits = limits
 	if err := (&layerScan{limits: limits, sink: planSink{plan}}).run(context.Background(), bytes.NewReader(layer)); err != nil {
 		return err
 	}
-	planned := newPlanFilter(plan, tarstream.NewWriter(out))
+	planned := normalize.NewPlanFilter(plan, tarstream.NewWriter(out))
 	if err := (&layerScan{limits: limits, sink: planned}).run(context.Background(), bytes.NewReader(layer)); err != nil {
 		return err
 	}
-	return planned.finish()
+	return planned.Finish()
 }
 
 func checkCleanStream(t *testing.T, clean io.Reader) {
@@ -90,7 +91,7 @@ func checkCleanStream(t *testing.T, clean io.Reader) {
 		if kind, twice := seen[name]; twice && (kind != tar.TypeDir || hdr.Typeflag != tar.TypeDir) {
 			t.Fatalf("%q twice", name)
 		}
-		if name != "" && seen[parentOf(name)] != tar.TypeDir {
+		if name != "" && seen[normalize.ParentOf(name)] != tar.TypeDir {
 			t.Fatalf("%q lies where no directory is", name)
 		}
 		switch hdr.Typeflag {

@@ -11,6 +11,7 @@ import (
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
 
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/testutil"
 	"ostree-image/internal/ui"
@@ -47,26 +48,26 @@ func TestScanLimits(t *testing.T) {
 		return hdr
 	}
 	sparse := func(size int64) *tar.Header { return with(size, "GNU.sparse.major", "1") }
-	attributes := with(0, paxXattr+"user.a", strings.Repeat("v", leastFiles*namesPerFile/2))
+	attributes := with(0, paxXattr+"user.a", strings.Repeat("v", normalize.LeastFiles*normalize.NamesPerFile/2))
 	tests := []struct {
 		name    string
-		limits  layerLimits
+		limits  normalize.Limits
 		headers []*tar.Header
 		wantErr string
 	}{
-		{"as many bytes as may be", layerLimits{bytes: 100}, []*tar.Header{file("a", 60), file("b", 40)}, ""},
-		{"more bytes", layerLimits{bytes: 100}, []*tar.Header{file("a", 60), file("b", 41)}, `with "b", which has 41 bytes, it has more than 100 bytes unpacked`},
-		{"bytes that overflow", layerLimits{bytes: 100}, []*tar.Header{file("a", 60), file("b", 1<<63-1)}, "more than 100 bytes unpacked"},
-		{"a link's size is none", layerLimits{bytes: 100}, []*tar.Header{{Typeflag: tar.TypeSymlink, Name: "l", Linkname: "a", Size: 1 << 40}}, ""},
-		{"long names", layerLimits{files: 1}, longs(leastFiles * namesPerFile / 3000), ""},
-		{"longer names", layerLimits{files: 1}, longs(leastFiles*namesPerFile/3000 + 1), "which is what --max-layer-files=1 allows"},
-		{"long attributes", layerLimits{files: 1}, []*tar.Header{attributes}, ""},
-		{"longer attributes", layerLimits{files: 1}, []*tar.Header{attributes, attributes}, "which is what --max-layer-files=1 allows"},
-		{"no limit", layerLimits{}, append(longs(1000), file("a", 1<<62)), ""},
-		{"sparse files", layerLimits{bytes: 100}, []*tar.Header{sparse(20), sparse(30), file("a", 100)}, ""},
-		{"larger sparse files", layerLimits{bytes: 100}, []*tar.Header{sparse(20), sparse(31)}, "may have no more than 50, half the limit of --max-layer-size"},
-		{"sparse files that overflow", layerLimits{}, []*tar.Header{sparse(1), sparse(1<<63 - 1)}, "may have no more than 17179869184"},
-		{"sparse files without a limit", layerLimits{}, []*tar.Header{sparse(maxSparse), sparse(1)}, "may have no more than 17179869184"},
+		{"as many bytes as may be", normalize.Limits{Bytes: 100}, []*tar.Header{file("a", 60), file("b", 40)}, ""},
+		{"more bytes", normalize.Limits{Bytes: 100}, []*tar.Header{file("a", 60), file("b", 41)}, `with "b", which has 41 bytes, it has more than 100 bytes unpacked`},
+		{"bytes that overflow", normalize.Limits{Bytes: 100}, []*tar.Header{file("a", 60), file("b", 1<<63-1)}, "more than 100 bytes unpacked"},
+		{"a link's size is none", normalize.Limits{Bytes: 100}, []*tar.Header{{Typeflag: tar.TypeSymlink, Name: "l", Linkname: "a", Size: 1 << 40}}, ""},
+		{"long names", normalize.Limits{Files: 1}, longs(normalize.LeastFiles * normalize.NamesPerFile / 3000), ""},
+		{"longer names", normalize.Limits{Files: 1}, longs(normalize.LeastFiles*normalize.NamesPerFile/3000 + 1), "which is what --max-layer-files=1 allows"},
+		{"long attributes", normalize.Limits{Files: 1}, []*tar.Header{attributes}, ""},
+		{"longer attributes", normalize.Limits{Files: 1}, []*tar.Header{attributes, attributes}, "which is what --max-layer-files=1 allows"},
+		{"no limit", normalize.Limits{}, append(longs(1000), file("a", 1<<62)), ""},
+		{"sparse files", normalize.Limits{Bytes: 100}, []*tar.Header{sparse(20), sparse(30), file("a", 100)}, ""},
+		{"larger sparse files", normalize.Limits{Bytes: 100}, []*tar.Header{sparse(20), sparse(31)}, "may have no more than 50, half the limit of --max-layer-size"},
+		{"sparse files that overflow", normalize.Limits{}, []*tar.Header{sparse(1), sparse(1<<63 - 1)}, "may have no more than 17179869184"},
+		{"sparse files without a limit", normalize.Limits{}, []*tar.Header{sparse(normalize.MaxSparse), sparse(1)}, "may have no more than 17179869184"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -92,7 +93,7 @@ func TestPlanLimits(t *testing.T) {
 		return &tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target}
 	}
 	far := []*tar.Header{link("l", strings.Repeat("./", 2000)+"."), {Typeflag: tar.TypeDir, Name: "d/", Mode: 0o755}}
-	for i := range leastFiles * stepsPerFile / 2000 {
+	for i := range normalize.LeastFiles * normalize.StepsPerFile / 2000 {
 		far = append(far, empty(fmt.Sprintf("l/f%d", i)))
 	}
 	deep := strings.Repeat("d/", 1500)
@@ -111,11 +112,11 @@ func TestPlanLimits(t *testing.T) {
 		{"a long name in the deep", 5000, []*tar.Header{link("l", deep), empty("l/" + strings.Repeat("d/", 500) + strings.Repeat("n", 200))}, "4095 is the most"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p := newLayerPlan(permissions{})
-			p.limits.files = tt.files
+			p := normalize.NewPlan(permissions{})
+			p.Limits.Files = tt.files
 			var err error
 			for _, hdr := range tt.headers {
-				if err = p.add(hdr); err != nil {
+				if err = p.Add(hdr); err != nil {
 					break
 				}
 			}
@@ -152,14 +153,14 @@ func TestOddEntries(t *testing.T) {
 		{"a hard link to itself", []*tar.Header{entry(tar.TypeLink, "h", "h")}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			f := newLayerFilter(permissions{}, tarstream.NewWriter(io.Discard))
+			f := normalize.NewFilter(permissions{}, tarstream.NewWriter(io.Discard))
 			var err error
 			for _, hdr := range tt.headers {
-				if _, _, err = f.take(hdr); err != nil {
+				if _, _, err = f.Take(hdr); err != nil {
 					break
 				}
 			}
-			if errors.Is(err, errNonCanonical) != tt.odd || !tt.odd && err != nil {
+			if errors.Is(err, normalize.ErrNonCanonical) != tt.odd || !tt.odd && err != nil {
 				t.Errorf("%v", err)
 			}
 		})
@@ -190,7 +191,7 @@ func TestScanLongPayload(t *testing.T) {
 
 // TestCleanName holds what a name may be, in a layer and in what a repository says of one.
 func TestCleanName(t *testing.T) {
-	long := strings.Repeat("n", maxNameBytes)
+	long := strings.Repeat("n", normalize.MaxNameBytes)
 	deep := strings.TrimSuffix(strings.Repeat(long+"/", 16), "/")
 	for _, tt := range []struct{ name, want, wantErr string }{
 		{"a/b", "a/b", ""},
@@ -213,7 +214,7 @@ func TestCleanName(t *testing.T) {
 		{deep, deep, ""},
 		{deep + "/n", "", "has 4097 bytes, and 4095 is the most"},
 	} {
-		got, err := cleanName(tt.name)
+		got, err := normalize.CleanName(tt.name)
 		if text := testutil.ErrText(err); got != tt.want || tt.wantErr == "" && text != "" || !strings.Contains(text, tt.wantErr) {
 			t.Errorf("%.20q… becomes %.20q…, %q; want %.20q…, %q", tt.name, got, text, tt.want, tt.wantErr)
 		}

@@ -110,7 +110,7 @@ type testImage struct {
 
 var testPlatform = imgspecv1.Platform{OS: "linux", Architecture: "riscv64"}
 
-func (i *testImage) finish(t testing.TB) *testImage {
+func (i *testImage) Finish(t testing.TB) *testImage {
 	t.Helper()
 	if i.confType == "" {
 		i.confType = imgspecv1.MediaTypeImageConfig
@@ -220,7 +220,7 @@ func put(ctx context.Context, d *destination, i *testImage) (err error) {
 // importImage imports an image under a name.
 func (r *testRun) importImage(t testing.TB, name string, i *testImage) error {
 	t.Helper()
-	return put(t.Context(), r.destination(t, name), i.finish(t))
+	return put(t.Context(), r.destination(t, name), i.Finish(t))
 }
 
 // commits returns the commits of all refs.

@@ -22,10 +22,10 @@ import (
 // createdImage is an image that says when it was made.
 func createdImage(t *testing.T, created string) *testImage {
 	t.Helper()
-	i := smallImage(t).finish(t)
+	i := smallImage(t).Finish(t)
 	i.config = bytes.Replace(i.config, []byte(`{`), []byte(fmt.Sprintf(`{"created":%q,`, created)), 1)
 	i.manifest = nil
-	return i.finish(t)
+	return i.Finish(t)
 }
 
 // TestListCache: what list has read of a commit it does not read again, whatever becomes of the

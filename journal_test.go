@@ -20,6 +20,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/spool"
@@ -209,7 +210,7 @@ func blobsOf(t *testing.T, dir string, perms permissions, layers ...[]byte) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		filter := newLayerFilter(perms, tarstream.NewWriter(&clean))
+		filter := normalize.NewFilter(perms, tarstream.NewWriter(&clean))
 		scan := &layerScan{packer: split.packer(), sink: filter}
 		if err := scan.run(t.Context(), bytes.NewReader(l)); err != nil {
 			t.Fatal(err)
@@ -218,20 +219,20 @@ func blobsOf(t *testing.T, dir string, perms permissions, layers ...[]byte) {
 			t.Fatal(err)
 		}
 		if !scan.nonCanonical {
-			if err := filter.finish(); err != nil {
+			if err := filter.Finish(); err != nil {
 				t.Fatal(err)
 			}
 		} else {
 			clean.Reset()
-			plan := newLayerPlan(perms)
+			plan := normalize.NewPlan(perms)
 			if err := (&layerScan{sink: planSink{plan}}).run(t.Context(), bytes.NewReader(l)); err != nil {
 				t.Fatal(err)
 			}
-			planned := newPlanFilter(plan, tarstream.NewWriter(&clean))
+			planned := normalize.NewPlanFilter(plan, tarstream.NewWriter(&clean))
 			if err := (&layerScan{sink: planned}).run(t.Context(), bytes.NewReader(l)); err != nil {
 				t.Fatal(err)
 			}
-			if err := planned.finish(); err != nil {
+			if err := planned.Finish(); err != nil {
 				t.Fatal(err)
 			}
 			mkdirFile(t, filepath.Join(dir, hex+".again.tar"), clean.Bytes())

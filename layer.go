@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
 	"ostree-image/internal/spool"
@@ -55,7 +56,7 @@ func (l *importedLayer) needsBlob(exactBlob bool) bool { return !l.exact || exac
 // normalizedSink makes a normalized tar stream of the entries that it is given, and ends it.
 type normalizedSink interface {
 	entrySink
-	finish() error
+	Finish() error
 }
 
 // importLayer commits the layer in b while it arrives, and what is needed to give its bytes back.
@@ -164,24 +165,24 @@ func (st *staging) commitLayer(
 		held:  tree.stream,
 		start: func() (*streamCommit, error) { return st.repo.commitStream(ctx, o, tree.input) },
 	}
-	committed, err := e.finish()
+	committed, err := e.Finish()
 	return committed.commit, errors.WithMessagef(err, "layer %s", b.Name())
 }
 
 // unpackNonCanonical commits a layer that names something twice, or reaches through its own links:
 // it is read once to learn what it comes to, and once more to commit that.
 func (st *staging) unpackNonCanonical(ctx context.Context, b *spool.Blob) (tree layerTree, err error) {
-	plan := newLayerPlan(st.perms)
-	plan.limits = st.settings.limits
+	plan := normalize.NewPlan(st.perms)
+	plan.Limits = st.settings.limits
 	if _, err := st.scan(ctx, b, &layerScan{sink: planSink{plan}}); err != nil {
 		return tree, err
 	}
-	if n := len(plan.dangles); n > 0 {
+	if n := len(plan.Dangles); n > 0 {
 		st.settings.warnf(
 			"layer %s: %d hard links lead to files of layers below, such as %s: empty files keep their places",
 			b.Digest,
 			n,
-			ui.Quoted(slices.Min(slices.Collect(maps.Keys(plan.dangles)))),
+			ui.Quoted(slices.Min(slices.Collect(maps.Keys(plan.Dangles)))),
 		)
 	}
 	tree, _, err = st.unpack(
@@ -189,15 +190,15 @@ func (st *staging) unpackNonCanonical(ctx context.Context, b *spool.Blob) (tree 
 		b,
 		b.Name()+".again.tar",
 		&layerScan{},
-		func(out entryWriter) normalizedSink { return newPlanFilter(plan, out) },
+		func(out normalize.EntryWriter) normalizedSink { return normalize.NewPlanFilter(plan, out) },
 	)
 	return tree, err
 }
 
 // planSink gives a layer's headers to a plan.
-type planSink struct{ plan *layerPlan }
+type planSink struct{ plan *normalize.Plan }
 
-func (s planSink) entry(hdr *tar.Header) (io.Writer, error) { return nil, s.plan.add(hdr) }
+func (s planSink) Entry(hdr *tar.Header) (io.Writer, error) { return nil, s.plan.Add(hdr) }
 
 // scan reads the layer in b once and tells whether it is not compressed.
 func (st *staging) scan(ctx context.Context, b *spool.Blob, scan *layerScan) (plain bool, err error) {
@@ -234,20 +235,20 @@ func (st *staging) unpack(
 	b *spool.Blob,
 	input string,
 	scan *layerScan,
-	makeSink func(entryWriter) normalizedSink,
+	makeSink func(normalize.EntryWriter) normalizedSink,
 ) (
 	tree layerTree, plain bool, err error,
 ) {
 	extractable := &extractableWriter{asRoot: st.perms.uid == 0, modes: map[string]uint32{}}
 	tree, err = st.feed(ctx, b, input, extractable, func(w io.Writer) (err error) {
-		var out entryWriter = tarstream.NewWriter(w)
+		var out normalize.EntryWriter = tarstream.NewWriter(w)
 		if st.engine == engineTar {
-			extractable.entryWriter, out = out, extractable
+			extractable.EntryWriter, out = out, extractable
 		}
 		plain, err = st.scanInto(ctx, b, scan, makeSink(out))
 		return err
 	})
-	if scan.nonCanonical && errors.Is(err, errNonCanonical) {
+	if scan.nonCanonical && errors.Is(err, normalize.ErrNonCanonical) {
 		err = st.removeTree(b)
 	}
 	return tree, plain, err
@@ -267,9 +268,9 @@ func (st *staging) scanInto(
 		return plain, err
 	}
 	if scan.nonCanonical {
-		return plain, errNonCanonical
+		return plain, normalize.ErrNonCanonical
 	}
-	return plain, sink.finish()
+	return plain, sink.Finish()
 }
 
 // feed gives the stream that write writes to the engine and returns what its commit is made of.
@@ -307,7 +308,7 @@ func (st *staging) feed(
 		err = kept.broken()
 	}
 	if err == nil {
-		tree, err = w.finish()
+		tree, err = w.Finish()
 		return tree, errors.WithMessagef(err, "layer %s", b.Name())
 	}
 	aborted := w.abort()

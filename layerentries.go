@@ -11,6 +11,7 @@ import (
 	"github.com/vbatts/tar-split/archive/tar"
 	"golang.org/x/sys/unix"
 
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/rootfs"
 	"ostree-image/internal/tarstream"
 )
@@ -29,9 +30,7 @@ type layerEntry struct {
 
 // Kinds beside those of tarstream.
 const (
-	// goneKind is the kind of what no tree holds: devices, fifos and sockets. Nothing takes the
-	// place of what was there.
-	goneKind tarstream.Kind = 'g'
+	goneKind = normalize.LeftOut
 	// impliedKind is that of a directory of the lowest layer that the layer does not name.
 	impliedKind tarstream.Kind = 'i'
 )
@@ -43,10 +42,10 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 	var entries []layerEntry
 	odd := false // noted here too: not every source of headers gives the error back
 	var foreign *foreignOwnerError
-	filter := newLayerFilter(permissions{namespace: c.perms.namespace}, nil)
+	filter := normalize.NewFilter(permissions{namespace: c.perms.namespace}, nil)
 	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
-		e, ok, err := filter.take(hdr)
-		if errors.Is(err, errNonCanonical) {
+		e, ok, err := filter.Take(hdr)
+		if errors.Is(err, normalize.ErrNonCanonical) {
 			odd = true
 		}
 		_ = errors.As(err, &foreign)
@@ -58,11 +57,11 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 			entry.link = e.Link
 		}
 		switch {
-		case !ok && e.Kind != leftOut:
+		case !ok && e.Kind != normalize.LeftOut:
 			return nil
 		case hdr.Typeflag == tar.TypeLink && e.Kind == tarstream.Symlink: // ostree has no hard links to links
 			entry.kind = tarstream.HardLink
-			if entry.link, err = cleanName(hdr.Linkname); err != nil {
+			if entry.link, err = normalize.CleanName(hdr.Linkname); err != nil {
 				return err
 			}
 		}
@@ -85,8 +84,8 @@ func (c *checkout) entries(ctx context.Context, b *storedBlob, base bool, weight
 		return c.nonCanonicalEntries(ctx, b)
 	}
 	if base {
-		delete(filter.implied, "") // the root is always there
-		entries = appendImplied(entries, slices.Collect(maps.Keys(filter.implied)))
+		delete(filter.Implied, "") // the root is always there
+		entries = appendImplied(entries, slices.Collect(maps.Keys(filter.Implied)))
 	}
 	return entries, err
 }
@@ -103,41 +102,41 @@ func appendImplied(entries []layerEntry, dirs []string) []layerEntry {
 // through its own links: the entries are those of what it comes to in the end, which is what is
 // there already.
 func (c *checkout) plannedEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
-	plan := newLayerPlan(permissions{})
+	plan := normalize.NewPlan(permissions{})
 	var times []rootfs.Time
 	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
 		times = append(times, rootfs.TimeOf(hdr.ModTime))
-		return plan.add(hdr)
+		return plan.Add(hdr)
 	})
 	if err != nil {
 		return nil, err
 	}
-	plan.finish()
+	plan.Finish()
 	var entries []layerEntry
-	for i := range plan.index {
-		for n, e := range plan.emit[i] {
+	for i := range plan.Index {
+		for n, e := range plan.Emit[i] {
 			entry := layerEntry{kind: e.Kind, name: e.Name, source: e.Name, time: times[i]}
 			if n > 0 { // more names of the same thing
-				entry.kind, entry.link = tarstream.HardLink, plan.emit[i][0].Name
+				entry.kind, entry.link = tarstream.HardLink, plan.Emit[i][0].Name
 			}
 			entries = append(entries, entry)
 		}
 	}
-	for _, name := range plan.leftOut {
+	for _, name := range plan.LeftOut {
 		entries = append(entries, layerEntry{kind: goneKind, name: name})
 	}
-	return appendImplied(entries, plan.implied), nil
+	return appendImplied(entries, plan.Implied), nil
 }
 
 // nonCanonicalEntries is entries for any other such layer. Each entry is applied in its turn, to
 // what is there then. What it brings is where the plan has put it, or, where that is gone in the
 // end, among what fetchReplaced extracts.
 func (c *checkout) nonCanonicalEntries(ctx context.Context, b *storedBlob) ([]layerEntry, error) {
-	plan := newLayerPlan(permissions{})
+	plan := normalize.NewPlan(permissions{})
 	var entries []layerEntry
 	var places []int // in the layer
 	err := c.store.headers(ctx, b, func(hdr *tar.Header) error {
-		e, ok, err := normalizedEntry(hdr, permissions{})
+		e, ok, err := normalize.Entry(hdr, permissions{})
 		if err != nil {
 			return err
 		}
@@ -147,18 +146,18 @@ func (c *checkout) nonCanonicalEntries(ctx context.Context, b *storedBlob) ([]la
 				layerEntry{kind: e.Kind, name: e.Name, link: e.Link, time: rootfs.TimeOf(hdr.ModTime)},
 			), append(
 				places,
-				plan.index,
+				plan.Index,
 			)
 		}
-		return plan.add(hdr)
+		return plan.Add(hdr)
 	})
 	if err != nil {
 		return nil, err
 	}
-	plan.finish()
+	plan.Finish()
 	for i := range entries {
 		e := &entries[i]
-		switch there := plan.emit[places[i]]; {
+		switch there := plan.Emit[places[i]]; {
 		case len(there) > 0:
 			e.source = there[0].Name
 		case e.kind == tarstream.Dir, e.kind == tarstream.File, e.kind == tarstream.Symlink:
@@ -182,7 +181,7 @@ func treeEntries(layer *rootfs.FS) ([]layerEntry, error) {
 			return err
 		}
 		slices.SortFunc(names, func(a, b string) int {
-			if x, y := strings.HasPrefix(a, whiteoutPrefix), strings.HasPrefix(b, whiteoutPrefix); x != y {
+			if x, y := strings.HasPrefix(a, normalize.WhiteoutPrefix), strings.HasPrefix(b, normalize.WhiteoutPrefix); x != y {
 				if x {
 					return -1
 				}

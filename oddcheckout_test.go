@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 )
@@ -71,8 +72,8 @@ func TestOddCheckouts(t *testing.T) {
 	pool := newStackPool(t, blobs, modes)
 	images := map[string]*testImage{}
 	for i := range odd {
-		images[fmt.Sprint("alone-", i+1)] = (&testImage{layers: [][]byte{blobs[i+1]}}).finish(t)
-		images[fmt.Sprint("above-", i+1)] = (&testImage{layers: [][]byte{blobs[0], blobs[i+1]}}).finish(t)
+		images[fmt.Sprint("alone-", i+1)] = (&testImage{layers: [][]byte{blobs[i+1]}}).Finish(t)
+		images[fmt.Sprint("above-", i+1)] = (&testImage{layers: [][]byte{blobs[0], blobs[i+1]}}).Finish(t)
 	}
 	writeLayout(t, pool.layout, images)
 	t.Run("checkout", func(t *testing.T) {
@@ -121,7 +122,7 @@ func (p *stackPool) checkOdd(t *testing.T, name, mode, image string, stack []int
 		delete(listed, " "+removed)
 	}
 	want := slices.DeleteFunc(slices.Sorted(maps.Values(listed)), func(line string) bool {
-		return strings.Contains(line, "/"+whiteoutPrefix) && !strings.Contains(line, "/.wh..wh.plnk")
+		return strings.Contains(line, "/"+normalize.WhiteoutPrefix) && !strings.Contains(line, "/.wh..wh.plnk")
 	})
 	commits := newSharedRepo(t, ostree.Archive)
 	testutil.Run(t, "ostree", "commit", "--repo="+commits, "--branch=root", "--tree=dir="+root)

@@ -12,6 +12,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/treesum"
 	"ostree-image/internal/ui"
@@ -147,23 +148,23 @@ func (s *blobStore) layerTree(
 	perms permissions,
 ) (tree treesum.Root, size int64, err error) {
 	sum := treesum.NewWriter()
-	var sink normalizedSink = newLayerFilter(perms, sum)
+	var sink normalizedSink = normalize.NewFilter(perms, sum)
 	scan, err := s.scanLayer(ctx, b, sink)
 	if err != nil {
 		return tree, 0, err
 	}
 	if scan.nonCanonical {
-		plan := newLayerPlan(perms)
-		if err := s.headers(ctx, b, plan.add); err != nil {
+		plan := normalize.NewPlan(perms)
+		if err := s.headers(ctx, b, plan.Add); err != nil {
 			return tree, 0, err
 		}
 		sum = treesum.NewWriter()
-		sink = newPlanFilter(plan, sum)
+		sink = normalize.NewPlanFilter(plan, sum)
 		if _, err := s.scanLayer(ctx, b, sink); err != nil {
 			return tree, 0, err
 		}
 	}
-	err = sink.finish()
+	err = sink.Finish()
 	return sum.Root(), scan.size, err
 }
 
@@ -196,12 +197,12 @@ type boundedSink struct {
 	left int64 // bytes
 }
 
-func (s *boundedSink) entry(hdr *tar.Header) (io.Writer, error) {
+func (s *boundedSink) Entry(hdr *tar.Header) (io.Writer, error) {
 	const each = 512 // bytes, about what one takes beside its names
 	if s.left -= int64(each + 2*len(hdr.Name) + len(hdr.Linkname)); s.left < 0 {
 		return nil, errdefs.Checkf("its headers take more than %d bytes", int64(maxHeaderMemory))
 	}
-	return s.sink.entry(hdr)
+	return s.sink.Entry(hdr)
 }
 
 // fileTree returns what the tree of a commit of small files comes to: see staging.commitFiles.
@@ -209,7 +210,7 @@ func fileTree(files []treeFile, perms permissions) (treesum.Root, error) {
 	sum := treesum.NewWriter()
 	made := map[string]bool{}
 	entry := func(e tarstream.Entry, content []byte) error {
-		perms.own(&e)
+		perms.Own(&e)
 		err := sum.WriteEntry(e)
 		if err == nil {
 			_, err = sum.Write(content)

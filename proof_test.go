@@ -46,7 +46,7 @@ func gzipped(t testing.TB, i *testImage) *testImage {
 		zipped.layers, zipped.types = append(zipped.layers, b.Bytes()), append(zipped.types, imgspecv1.MediaTypeImageLayerGzip)
 	}
 	zipped.config = marshal(t, config)
-	return zipped.finish(t)
+	return zipped.Finish(t)
 }
 
 // newForgery imports images of all kinds into a new repository: layers whose record is in the
@@ -62,7 +62,7 @@ func newForgery(t testing.TB, mode string) *forgery {
 	small.layers = append(small.layers, tarOf(t, many...))
 	f := &forgery{testRun: newTestRun(t, testOptions{mode: mode}), layout: t.TempDir()}
 	f.insecurePolicy = true
-	f.images = map[string]*testImage{"small": small.finish(t), "other": gzipped(t, otherImage(t))}
+	f.images = map[string]*testImage{"small": small.Finish(t), "other": gzipped(t, otherImage(t))}
 	f.streams = map[string][][]byte{"small": small.layers, "other": otherImage(t).layers}
 	writeLayout(t, f.layout, f.images)
 	for name := range f.images {

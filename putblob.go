@@ -77,7 +77,7 @@ func (d *destination) putUnknown(
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
-	limit := d.settings.limits.bytes
+	limit := d.settings.limits.Bytes
 	if isConfig { // a larger one is refused as any other
 		stream, limit = io.LimitReader(stream, maxConfigBytes+1), 0
 	}
@@ -135,7 +135,7 @@ func (d *destination) receive(
 	if err != nil {
 		return types.BlobInfo{}, err
 	}
-	staged, file, err := spool.NewBlob(st.blobDir(), info, d.settings.limits.bytes)
+	staged, file, err := spool.NewBlob(st.blobDir(), info, d.settings.limits.Bytes)
 	if err != nil {
 		return types.BlobInfo{}, err
 	}

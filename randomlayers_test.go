@@ -21,6 +21,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/testutil"
@@ -110,7 +111,7 @@ func (r *randomSource) layer(t testing.TB) []member {
 			members[i] = r.member(i)
 		}
 		// A layer that must be read twice is refused then, if it is at all.
-		if filterPlanned(archive(members...), permissions{}, layerLimits{}, &bytes.Buffer{}) == nil {
+		if filterPlanned(archive(members...), permissions{}, normalize.Limits{}, &bytes.Buffer{}) == nil {
 			return members
 		}
 	}
@@ -133,7 +134,7 @@ func under(name string, members []member) []member {
 }
 
 func isOdd(members []member) bool {
-	scan := &layerScan{sink: newLayerFilter(permissions{}, tarstream.NewWriter(&bytes.Buffer{}))}
+	scan := &layerScan{sink: normalize.NewFilter(permissions{}, tarstream.NewWriter(&bytes.Buffer{}))}
 	err := scan.run(context.Background(), bytes.NewReader(archive(members...)))
 	return err != nil || scan.nonCanonical
 }

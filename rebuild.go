@@ -13,6 +13,7 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/proc"
 	"ostree-image/internal/spool"
 )
@@ -145,7 +146,7 @@ func (s *blobStore) readPart(ctx context.Context, commit string, up storage.Unpa
 		}
 		bytes += len(e.Payload)
 		if e.Type == storage.FileType && e.Size != 0 {
-			name, err := cleanName(e.GetName())
+			name, err := normalize.CleanName(e.GetName())
 			if err == nil && (e.Size < 0 || name == "") {
 				err = errors.Errorf("the file %q has %d bytes", name, e.Size)
 			}

@@ -488,7 +488,7 @@ func redact(text string, secrets []string) string {
 // finish ends the record, which says so: without its last line it is known to be one of a run that
 // was killed. A run that failed ends with the same error when it is replayed, where none of its
 // commands does so before.
-func (rec *recorder) finish(failure error, status int, secrets []string) error {
+func (rec *recorder) Finish(failure error, status int, secrets []string) error {
 	if rec == nil {
 		return nil
 	}

@@ -47,7 +47,7 @@ func replayed(t *testing.T, dir string) (work, said string, err error) {
 func (r *testRun) importInOrder(t *testing.T, name string, i *testImage) {
 	t.Helper()
 	r.parallelCopies = 1
-	i.finish(t)
+	i.Finish(t)
 	d := r.destination(t, name)
 	info := types.BlobInfo{Digest: digest.FromBytes(i.layers[0]), Size: int64(len(i.layers[0])), MediaType: i.types[0]}
 	if _, err := d.PutBlob(t.Context(), bytes.NewReader(i.layers[0]), info, nil, false); err != nil {
@@ -132,7 +132,7 @@ func TestGoldenRecord(t *testing.T) {
 		t.Run(step.name, func(t *testing.T) {
 			r, dir := newRecordedRun(t, testOptions{repo: repo})
 			step.run(t, r)
-			if err := r.journal.record.finish(nil, 0, nil); err != nil {
+			if err := r.journal.record.Finish(nil, 0, nil); err != nil {
 				t.Fatal(err)
 			}
 			script := readFile(t, filepath.Join(dir, recordScript))
@@ -168,7 +168,7 @@ func TestRecordOfFailure(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), "the disk is full") {
 				t.Fatalf("the import ends with %v", err)
 			}
-			if err := r.journal.record.finish(err, 1, nil); err != nil {
+			if err := r.journal.record.Finish(err, 1, nil); err != nil {
 				t.Fatal(err)
 			}
 			script := readFile(t, filepath.Join(dir, recordScript))

@@ -327,7 +327,7 @@ func TestWaitsForLock(t *testing.T) {
 	if err := r.importImage(t, "a", smallImage(t)); err != nil {
 		t.Fatal(err)
 	}
-	d, i := r.destination(t, "b"), (&testImage{}).finish(t)
+	d, i := r.destination(t, "b"), (&testImage{}).Finish(t)
 	if _, err := d.PutBlob(t.Context(), bytes.NewReader(i.config), blobInfo(i.config, i.confType), nil, true); err != nil {
 		t.Fatal(err)
 	}
@@ -390,7 +390,7 @@ func TestRemoveWhileCopying(t *testing.T) {
 		group.Go(func() { // copies
 			random := rand.New(rand.NewPCG(1, uint64(w)))
 			for time.Now().Before(end) {
-				i := (&testImage{layers: [][]byte{layers[random.IntN(6)], layers[random.IntN(6)]}}).finish(t)
+				i := (&testImage{layers: [][]byte{layers[random.IntN(6)], layers[random.IntN(6)]}}).Finish(t)
 				err := put(context.Background(), r.destination(t, fmt.Sprint("image-", random.IntN(4))), i)
 				var vanished *vanishedError
 				switch {

@@ -13,6 +13,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/spool"
 	"ostree-image/internal/tarstream"
@@ -105,13 +106,13 @@ type replacedSink struct {
 	index     int
 }
 
-func (s *replacedSink) entry(hdr *tar.Header) (io.Writer, error) {
+func (s *replacedSink) Entry(hdr *tar.Header) (io.Writer, error) {
 	place := replacedName(s.index)
 	s.index++
 	if !s.wanted[place] {
 		return nil, nil
 	}
-	e, _, err := normalizedEntry(hdr, s.perms)
+	e, _, err := normalize.Entry(hdr, s.perms)
 	if err != nil {
 		return nil, err
 	}

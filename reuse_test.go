@@ -66,7 +66,7 @@ func TestBlobWithoutDigest(t *testing.T) {
 				if tt.isConfig {
 					i = &testImage{config: tt.blob}
 				}
-				if err := put(t.Context(), d, i.finish(t)); err != nil {
+				if err := put(t.Context(), d, i.Finish(t)); err != nil {
 					t.Fatal(err)
 				}
 			}

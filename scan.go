@@ -21,6 +21,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/spool"
 	"ostree-image/internal/ui"
@@ -28,8 +29,8 @@ import (
 
 // entrySink takes a layer's entries, in their order.
 type entrySink interface {
-	// entry takes a header and returns where its payload is to go, nil for nowhere.
-	entry(hdr *tar.Header) (io.Writer, error)
+	// Entry takes a header and returns where its payload is to go, nil for nowhere.
+	Entry(hdr *tar.Header) (io.Writer, error)
 }
 
 // layerScan is one reading of a layer's tar stream: its digest and size, what tar-split records of
@@ -41,7 +42,7 @@ type entrySink interface {
 type layerScan struct {
 	packer storage.Packer // nil where no record is wanted
 	sink   entrySink      // nil where no normalized tar stream is wanted
-	limits layerLimits
+	limits normalize.Limits
 	// sparseMost is how many bytes sparse files may come to in place of what limits says, 0 for
 	// that.
 	sparseMost int64
@@ -58,50 +59,10 @@ type layerScan struct {
 	nonCanonical bool  // the sink gave errNonCanonical and took nothing more
 }
 
-// layerLimits are how much of a layer is taken before it is refused. 0 is no limit.
-type layerLimits struct {
-	bytes int64 // of the tar stream
-	files int   // entries
-}
-
-// What follows from a limit on files: how much may be known by heart of them, and how much work it
-// may be to place them.
-const (
-	namesPerFile = 256 // bytes of names and attributes
-	stepsPerFile = 256 // directories and links that lead to one
-	leastFiles   = 8192
-)
-
-// names is how many bytes the names and attributes of all entries may have, 0 for any number.
-func (l layerLimits) names() int64 { return l.perFile(namesPerFile) }
-
-// steps is how many directories and links the names of all entries may lead through, 0 for any
-// number.
-func (l layerLimits) steps() int64 { return l.perFile(stepsPerFile) }
-
-func (l layerLimits) perFile(n int64) int64 {
-	if l.files == 0 {
-		return 0
-	}
-	return n * int64(max(l.files, leastFiles))
-}
-
-// sparse is how many bytes the sparse files of one layer may come to, in all.
-func (l layerLimits) sparse() int64 {
-	if l.bytes == 0 {
-		return maxSparse
-	}
-	return l.bytes / 2
-}
-
 const (
 	maxZeroReads = 100
 	tarBlock     = 512 // bytes: the least that an archive's entry has
 )
-
-// maxSparse is how many bytes the sparse files of one layer may come to where nothing else is said.
-// A header of 512 bytes can ask for more than any disk holds.
-const maxSparse = 16 << 30
 
 // maxHeaders is how many bytes the headers of one entry may have, with the padding of the entry
 // before. The tar reader keeps them all, and any number of extended headers can stand before one
@@ -131,7 +92,7 @@ func (g *headerGuard) Read(p []byte) (int, error) {
 // run reads the layer. The stream is uncompressed; ctx ends it between two entries.
 func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 	seed := maphash.MakeSeed()
-	raw := &rawHash{r: r, limit: s.limits.bytes, sum: sha256.New()}
+	raw := &rawHash{r: r, limit: s.limits.Bytes, sum: sha256.New()}
 	raw.fast.SetSeed(seed)
 	var rebuilt maphash.Hash // of the bytes that the record and the payloads come to
 	rebuilt.SetSeed(seed)
@@ -170,8 +131,8 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			return err
 		}
 		s.entries++
-		if s.limits.files > 0 && s.entries > s.limits.files {
-			return errors.Errorf("it has more than %d entries, the limit of --max-layer-files", s.limits.files)
+		if s.limits.Files > 0 && s.entries > s.limits.Files {
+			return errors.Errorf("it has more than %d entries, the limit of --max-layer-files", s.limits.Files)
 		}
 		if err := s.checkHeader(hdr); err != nil {
 			return err
@@ -230,18 +191,18 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 			s.names += int64(len(k) + len(v))
 		}
 	}
-	if most := s.limits.names(); most > 0 && s.names > most {
+	if most := s.limits.Names(); most > 0 && s.names > most {
 		return errors.Errorf(
 			"the names and attributes of its first %d files have more than %d bytes, which is what --max-layer-files=%d allows",
 			s.entries,
 			most,
-			s.limits.files,
+			s.limits.Files,
 		)
 	}
 	if isSparse(hdr) {
 		most := s.sparseMost
 		if most == 0 {
-			most = s.limits.sparse()
+			most = s.limits.Sparse()
 		}
 		if s.sparse += hdr.Size; s.sparse > most || s.sparse < 0 {
 			text := fmt.Sprintf(
@@ -250,7 +211,7 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 				hdr.Size,
 				most,
 			)
-			if s.limits.bytes > 0 {
+			if s.limits.Bytes > 0 {
 				text += ", half the limit of --max-layer-size"
 			}
 			return errors.New(text)
@@ -266,12 +227,12 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 		tar.TypeFifo: // they have no payload, whatever they say
 		return nil
 	}
-	if s.limits.bytes > 0 && hdr.Size > s.limits.bytes-s.declared {
+	if s.limits.Bytes > 0 && hdr.Size > s.limits.Bytes-s.declared {
 		return errors.Errorf(
 			"with %s, which has %d bytes, it has more than %d bytes unpacked, the limit of --max-layer-size",
 			ui.Quoted(hdr.Name),
 			hdr.Size,
-			s.limits.bytes,
+			s.limits.Bytes,
 		)
 	}
 	s.declared += hdr.Size
@@ -287,8 +248,8 @@ func (s *layerScan) offer(hdr *tar.Header) (io.Writer, error) {
 	if s.sink == nil {
 		return nil, nil
 	}
-	w, err := s.sink.entry(hdr)
-	if errors.Is(err, errNonCanonical) {
+	w, err := s.sink.Entry(hdr)
+	if errors.Is(err, normalize.ErrNonCanonical) {
 		s.sink, s.nonCanonical = nil, true
 		return nil, nil
 	}

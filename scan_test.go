@@ -11,6 +11,7 @@ import (
 	"github.com/vbatts/tar-split/tar/asm"
 	"github.com/vbatts/tar-split/tar/storage"
 
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/testutil"
 )
 
@@ -39,7 +40,7 @@ func recorded(t testing.TB, record []byte) (paths []string, sizes []int64) {
 		if e.Type != storage.FileType || e.Size == 0 {
 			continue
 		}
-		name, err := cleanName(e.GetName())
+		name, err := normalize.CleanName(e.GetName())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,7 +52,7 @@ func recorded(t testing.TB, record []byte) (paths []string, sizes []int64) {
 type contentGetter map[string][]byte
 
 func (c contentGetter) Get(name string) (io.ReadCloser, error) {
-	clean, err := cleanName(name)
+	clean, err := normalize.CleanName(name)
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ui"
 	"ostree-image/internal/workdir"
 )
@@ -36,7 +37,7 @@ type settings struct {
 	sameRepository   bool   // the copy's two sides are one repository
 	timestamp        *int64 // of every commit, seconds since 1970; nil for the reproducible ones
 	noFsync          bool
-	limits           layerLimits
+	limits           normalize.Limits
 	splitInto        int           // how many commits share a large layer where that is faster, 0 for one
 	splitFrom        int64         // how many bytes a large layer has
 	divideFrom       int64         // how many bytes a layer's tar stream has whose checkout is divided
@@ -235,7 +236,7 @@ func (s *settings) useRepository(ctx context.Context, repo *repository) error {
 // close ends what the settings hold open. failure and status are how the run ends.
 func (s *settings) close(failure error, status int) error {
 	s.progress.Close()
-	err := s.journal.record.finish(failure, status, s.journal.secrets)
+	err := s.journal.record.Finish(failure, status, s.journal.secrets)
 	if jerr := s.journal.close(); err == nil {
 		err = jerr
 	}

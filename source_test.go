@@ -413,7 +413,7 @@ func TestLyingInstance(t *testing.T) {
 	})
 	tree := t.TempDir()
 	mkdir(t, filepath.Join(tree, instanceDir(lie)))
-	for name, content := range map[string][]byte{imageref.FileManifest: index, instanceDir(lie) + imageref.FileManifest: (&testImage{}).finish(t).manifest} {
+	for name, content := range map[string][]byte{imageref.FileManifest: index, instanceDir(lie) + imageref.FileManifest: (&testImage{}).Finish(t).manifest} {
 		if err := os.WriteFile(filepath.Join(tree, name), content, 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -7,13 +7,13 @@ import (
 	"io"
 	"math"
 	"math/bits"
-	"path"
 	"slices"
 
 	"github.com/pkg/errors"
 	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/spool"
 	"ostree-image/internal/tarstream"
@@ -49,14 +49,14 @@ func (st *staging) unpackLayer(
 	b *spool.Blob,
 	scan *layerScan,
 ) (tree layerTree, plain bool, err error) {
-	filter := newLayerFilter(st.perms, nil)
-	filter.limits = st.settings.limits
+	filter := normalize.NewFilter(st.perms, nil)
+	filter.Limits = st.settings.limits
 	parts := st.parts(b)
 	if parts > 1 {
 		return st.unpackSplit(ctx, b, scan, filter, parts)
 	}
-	return st.unpack(ctx, b, b.Name()+".tar", scan, func(out entryWriter) normalizedSink {
-		filter.out = out
+	return st.unpack(ctx, b, b.Name()+".tar", scan, func(out normalize.EntryWriter) normalizedSink {
+		filter.Out = out
 		return filter
 	})
 }
@@ -64,7 +64,7 @@ func (st *staging) unpackLayer(
 // unpackSplit reads the layer once, and splits what filter makes of it out to so many commits. Each
 // takes its part from a spool as fast as it can, for what is in a row in the layer mostly goes to
 // one of them.
-func (st *staging) unpackSplit(ctx context.Context, b *spool.Blob, scan *layerScan, filter *layerFilter, parts int) (
+func (st *staging) unpackSplit(ctx context.Context, b *spool.Blob, scan *layerScan, filter *normalize.Filter, parts int) (
 	tree layerTree, plain bool, err error,
 ) {
 	spools := make([]*spool.Spool, parts)
@@ -95,7 +95,7 @@ func (st *staging) unpackSplit(ctx context.Context, b *spool.Blob, scan *layerSc
 		})
 	}
 	group.Go(func() (err error) {
-		filter.out = newSplitter(outs, filter.key)
+		filter.Out = newSplitter(outs, filter.Key)
 		plain, err = st.scanInto(ctx, b, scan, filter)
 		for _, s := range spools {
 			s.End(err)
@@ -106,7 +106,7 @@ func (st *staging) unpackSplit(ctx context.Context, b *spool.Blob, scan *layerSc
 		return err
 	})
 	if err = group.Wait(); err != nil {
-		if scan.nonCanonical && errors.Is(err, errNonCanonical) {
+		if scan.nonCanonical && errors.Is(err, normalize.ErrNonCanonical) {
 			err = nil
 		}
 		return tree, plain, err
@@ -169,7 +169,7 @@ func (s *splitter) WriteEntry(e tarstream.Entry) error {
 		return s.directory(e)
 	}
 	part := s.partOf(e)
-	if err := s.hold(parentOf(e.Name), part); err != nil {
+	if err := s.hold(normalize.ParentOf(e.Name), part); err != nil {
 		return err
 	}
 	s.count(e, part)
@@ -181,7 +181,7 @@ func (s *splitter) WriteEntry(e tarstream.Entry) error {
 func (s *splitter) count(e tarstream.Entry, part int) {
 	size := e.Size + shareOfEntry
 	s.load[part] += size
-	key := s.key(parentOf(e.Name))
+	key := s.key(normalize.ParentOf(e.Name))
 	d := s.dirs[key]
 	if d.files++; d.files == 1 {
 		d.first = int8(part)
@@ -231,9 +231,9 @@ func (s *splitter) partOf(e tarstream.Entry) int {
 		if part, ok := s.moved[s.key(e.Link)]; ok {
 			return int(part)
 		}
-		return int(s.dirs[s.key(parentOf(e.Link))].first)
+		return int(s.dirs[s.key(normalize.ParentOf(e.Link))].first)
 	}
-	dir := parentOf(e.Name)
+	dir := normalize.ParentOf(e.Name)
 	switch d := s.dirs[s.key(dir)]; {
 	case d.alone():
 		return bits.TrailingZeros8(d.in)
@@ -254,7 +254,7 @@ func (s *splitter) partOf(e tarstream.Entry) int {
 // name.
 func (s *splitter) penalty(name string, part int) (bytes int64) {
 	for {
-		name = parentOf(name)
+		name = normalize.ParentOf(name)
 		d := s.dirs[s.key(name)]
 		if d.in>>part&1 != 0 {
 			return bytes
@@ -282,7 +282,7 @@ func (s *splitter) hold(name string, part int) error {
 			d.held = nil
 		}
 		s.dirs[key] = d
-		name = parentOf(name)
+		name = normalize.ParentOf(name)
 	}
 	for _, e := range slices.Backward(held) {
 		if err := s.outs[part].WriteEntry(*e); err != nil {
@@ -303,7 +303,7 @@ func (s *splitter) Close() error {
 	}
 	slices.Sort(empty)
 	for _, name := range empty {
-		part := bits.TrailingZeros8(s.dirs[s.key(parentOf(name))].in)
+		part := bits.TrailingZeros8(s.dirs[s.key(normalize.ParentOf(name))].in)
 		if err := s.hold(name, part); err != nil {
 			return err
 		}
@@ -317,12 +317,4 @@ func (s *splitter) Close() error {
 		}
 	}
 	return nil
-}
-
-// parentOf returns the directory that holds name, "" for the root.
-func parentOf(name string) string {
-	if dir := path.Dir(name); dir != "." {
-		return dir
-	}
-	return ""
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/tarstream"
 )
 
@@ -49,7 +50,7 @@ func deal(t *testing.T, entries []tarstream.Entry, parts, maxHeld int) []map[str
 	for part := range streams {
 		outs[part] = &streams[part]
 	}
-	s := newSplitter(outs, newLayerFilter(permissions{}, nil).key)
+	s := newSplitter(outs, normalize.NewFilter(permissions{}, nil).Key)
 	s.maxHeld = maxHeld
 	for _, e := range entries {
 		if err := s.WriteEntry(e); err != nil {
@@ -124,7 +125,7 @@ func TestDealt(t *testing.T) {
 					t.Errorf("seed %d: %q is %q in part %d, and %q in the layer", seed, name, what, part, whole[name])
 				}
 				for dir := name; dir != ""; {
-					dir = parentOf(dir)
+					dir = normalize.ParentOf(dir)
 					if have[dir] == "" {
 						t.Errorf("seed %d: part %d has %q, and not %q above it", seed, part, name, dir)
 					}
@@ -154,7 +155,7 @@ func TestDealt(t *testing.T) {
 // Of many directories without a file, only so many entries are kept back.
 func TestDealerHoldsLittle(t *testing.T) {
 	t.Parallel()
-	s := newSplitter([]io.Writer{io.Discard, io.Discard}, newLayerFilter(permissions{}, nil).key)
+	s := newSplitter([]io.Writer{io.Discard, io.Discard}, normalize.NewFilter(permissions{}, nil).Key)
 	s.maxHeld = 10
 	for i := range 1000 {
 		if err := s.WriteEntry(tarstream.Entry{Name: fmt.Sprintf("d%d", i), Kind: tarstream.Dir, Mode: 0o755}); err != nil {
@@ -196,7 +197,7 @@ func TestDealtEvenly(t *testing.T) {
 				}
 				files++
 				if part > 0 && slices.ContainsFunc(slices.Concat(dealt[:part], dealt[part+1:]), func(other map[string]string) bool {
-					return other[parentOf(name)] != ""
+					return other[normalize.ParentOf(name)] != ""
 				}) {
 					again++
 				}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 	"ostree-image/internal/workdir"
@@ -94,7 +95,9 @@ func randomStackLayer(r *rand.Rand) []tarItem {
 		}
 		return n
 	}
-	whiteout := func(n string) string { return filepath.Join(filepath.Dir(n), whiteoutPrefix+filepath.Base(n)) }
+	whiteout := func(n string) string {
+		return filepath.Join(filepath.Dir(n), normalize.WhiteoutPrefix+filepath.Base(n))
+	}
 	for range 1 + r.IntN(entriesInLayer) {
 		switch k := r.IntN(100); {
 		case k < 34:
@@ -148,7 +151,7 @@ func randomStackLayers(t *testing.T, r *rand.Rand, n int) [][]byte {
 	for len(blobs) < n {
 		blob := stackTar(t, randomStackLayer(r))
 		d := digest.FromBytes(blob)
-		if !seen[d] && filterPlanned(blob, permissions{}, layerLimits{}, io.Discard) == nil {
+		if !seen[d] && filterPlanned(blob, permissions{}, normalize.Limits{}, io.Discard) == nil {
 			blobs = append(blobs, blob)
 		}
 		seen[d] = true
@@ -257,7 +260,7 @@ func TestSearchStacks(t *testing.T) {
 					layer := r.IntN(len(pool.blobs))
 					tried[n], blobs = append(tried[n], layer), append(blobs, pool.blobs[layer])
 				}
-				images[fmt.Sprint("stack-", n)] = (&testImage{layers: blobs}).finish(t)
+				images[fmt.Sprint("stack-", n)] = (&testImage{layers: blobs}).Finish(t)
 			}
 			writeLayout(t, pool.layout, images)
 			for n, stack := range tried {
@@ -335,7 +338,7 @@ func (p *stackPool) replay(t *testing.T, mode string, stack []int, dir string) {
 	if err := p.checkout(t.Context(), s, mode, root, stack); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.record.finish(nil, 0, nil); err != nil {
+	if err := j.record.Finish(nil, 0, nil); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("sh", filepath.Join(record, "commands.sh"))

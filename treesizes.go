@@ -11,6 +11,7 @@ import (
 	"github.com/vbatts/tar-split/archive/tar"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 )
 
@@ -49,7 +50,7 @@ func (v *verifier) checkSizes(ctx context.Context, store *blobStore, b *storedBl
 	}
 	want := map[string]int64{}
 	err = store.headers(ctx, b, func(hdr *tar.Header) error {
-		name, err := cleanName(hdr.Name)
+		name, err := normalize.CleanName(hdr.Name)
 		if err != nil {
 			return errdefs.Checkf("%s", err)
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/testutil"
@@ -47,9 +48,9 @@ func TestTreesum(t *testing.T) {
 			tw, sum := tarstream.NewWriter(&stream), treesum.NewWriter()
 			for _, e := range append([]tarstream.Entry{{Kind: tarstream.Dir, Mode: 0o755}}, entries...) {
 				body := bytes.Repeat([]byte{'x'}, int(e.Size))
-				for n, w := range []entryWriter{tw, sum} {
+				for n, w := range []normalize.EntryWriter{tw, sum} {
 					if n == 1 {
-						perms.own(&e)
+						perms.Own(&e)
 					}
 					if err := w.WriteEntry(e); err != nil {
 						t.Fatal(err)
@@ -59,7 +60,7 @@ func TestTreesum(t *testing.T) {
 					}
 				}
 			}
-			for _, w := range []entryWriter{tw, sum} {
+			for _, w := range []normalize.EntryWriter{tw, sum} {
 				if err := w.Close(); err != nil {
 					t.Fatal(err)
 				}

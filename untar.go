@@ -13,6 +13,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
 	"ostree-image/internal/rootfs"
@@ -134,7 +135,7 @@ func checkedArchive(ctx context.Context, stream io.Reader, out *tarstream.Writer
 			return context.Cause(ctx)
 		}
 		e := tarstream.Entry{Mode: uint32(hdr.Mode) & 0o777, Size: hdr.Size}
-		if e.Name, err = cleanName(hdr.Name); err != nil {
+		if e.Name, err = normalize.CleanName(hdr.Name); err != nil {
 			return err
 		}
 		if strings.HasPrefix(hdr.Name, "/") {
@@ -152,12 +153,12 @@ func checkedArchive(ctx context.Context, stream io.Reader, out *tarstream.Writer
 			e.Kind = tarstream.Dir
 		case tar.TypeSymlink: // an object of a repository of mode bare: nothing is ever read through it
 			e.Kind, e.Link = tarstream.Symlink, hdr.Linkname
-			if err := checkTarget(hdr.Name, hdr.Linkname); err != nil {
+			if err := normalize.CheckTarget(hdr.Name, hdr.Linkname); err != nil {
 				return err
 			}
 		case tar.TypeLink:
 			e.Kind = tarstream.HardLink
-			if e.Link, err = cleanName(hdr.Linkname); err != nil {
+			if e.Link, err = normalize.CleanName(hdr.Linkname); err != nil {
 				return err
 			}
 			if kinds[e.Link] != tarstream.File && kinds[e.Link] != tarstream.HardLink {

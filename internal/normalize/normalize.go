@@ -1,4 +1,6 @@
-package main
+// Package normalize makes the entries of a layer those of a normalized tar stream, which OSTree and tar read alike: every
+// name checked and given once, every directory before what it holds.
+package normalize
 
 import (
 	"hash/maphash"
@@ -17,80 +19,99 @@ import (
 )
 
 const (
-	maxPathBytes  = 4095 // PATH_MAX without its NUL: no file system call takes more
-	maxNameBytes  = 255  // NAME_MAX
-	maxLinkFollow = 40   // symbolic links that one path may lead through, as in path_resolution(7)
+	maxPathBytes = 4095 // PATH_MAX without its NUL: no file system call takes more
+	// MaxNameBytes is NAME_MAX.
+	MaxNameBytes  = 255
+	maxLinkFollow = 40 // symbolic links that one path may lead through, as in path_resolution(7)
 )
 
-// leftOut is the kind of what OSTree cannot hold: devices, fifos and sockets, and hard links to
-// them. A checkout takes it for what it is.
-const leftOut = goneKind
+// LeftOut is the kind of what OSTree cannot hold: devices, fifos and sockets, and hard links to
+// them. A checkout takes it for what it is: nothing takes the place of what was there.
+const LeftOut tarstream.Kind = 'g'
 
-// errNonCanonical says that a layer must be read twice: it names something twice, or puts a file
+// The names of whiteouts (OCI image specification, layer.md): of a file of the layers below, and of
+// all that a directory had there.
+const (
+	WhiteoutPrefix = ".wh."
+	WhiteoutOpaque = ".wh..wh..opq"
+)
+
+// rules say what a repository can hold of a layer's entries.
+type rules interface {
+	// Own gives an entry the owner, the mode and the attributes that it has there.
+	Own(e *tarstream.Entry)
+	// Xattrs returns the extended attributes that are kept of an entry's PAX records.
+	Xattrs(records map[string]string) map[string]string
+	// CheckOwner refuses a file that cannot belong to these.
+	CheckOwner(name string, uid, gid uint32) error
+}
+
+// ErrNonCanonical says that a layer must be read twice: it names something twice, or puts a file
 // where a link leads.
-var errNonCanonical = errors.New("the layer names a path twice, or one below a link")
+var ErrNonCanonical = errors.New("the layer names a path twice, or one below a link")
 
-// layerFilter makes a layer's entries those of a normalized tar stream, which ostree and tar read
+// Filter makes a layer's entries those of a normalized tar stream, which ostree and tar read
 // alike: regular files, directories and links only, every name checked, relative and given once, a
 // hard link to a file that stands before it and is no link itself, and every directory before what
 // it holds. What the layer does not name before its first child is written as a directory of 0:0
 // with mode 0755, and once more where an entry names it later, which then counts. It does so as the
 // layer arrives and gives errNonCanonical where an entry would change any other that is gone by:
 // then layerPlan takes the whole layer first.
-type layerFilter struct {
-	perms   permissions
-	out     entryWriter
+type Filter struct {
+	perms   rules
+	Out     EntryWriter
 	seed    maphash.Seed
 	seen    map[uint64]tarstream.Kind // by a hash of the name: a layer of 10 million names stays within bounds
 	files   map[string]string         // hard links to what they lead to, where that is a link too
 	links   map[string]tarstream.Entry
-	implied map[string]struct{} // directories that no entry has named yet, the root among them
+	Implied map[string]struct{} // directories that no entry has named yet, the root among them
 	missing []string            // those of them that the last entry needs and are still to be written, the lowest first
-	limits  layerLimits         // on what the layer does not name
+	Limits  Limits              // on what the layer does not name
 }
 
-// entryWriter takes the entries of a normalized tar stream, each followed by its payload.
-type entryWriter interface {
+// EntryWriter takes the entries of a normalized tar stream, each followed by its payload.
+type EntryWriter interface {
 	WriteEntry(e tarstream.Entry) error
 	io.Writer
 	Close() error
 }
 
-func newLayerFilter(perms permissions, out entryWriter) *layerFilter {
-	return &layerFilter{
-		perms: perms, out: out, seed: maphash.MakeSeed(), seen: map[uint64]tarstream.Kind{},
-		files: map[string]string{}, links: map[string]tarstream.Entry{}, implied: map[string]struct{}{},
+// NewFilter returns one that writes to out.
+func NewFilter(perms rules, out EntryWriter) *Filter {
+	return &Filter{
+		perms: perms, Out: out, seed: maphash.MakeSeed(), seen: map[uint64]tarstream.Kind{},
+		files: map[string]string{}, links: map[string]tarstream.Entry{}, Implied: map[string]struct{}{},
 	}
 }
 
-// entry takes the next header and returns where its payload is to go, nil for nowhere.
-func (f *layerFilter) entry(hdr *tar.Header) (io.Writer, error) {
-	e, ok, err := f.take(hdr)
+// Entry takes the next header and returns where its payload is to go, nil for nowhere.
+func (f *Filter) Entry(hdr *tar.Header) (io.Writer, error) {
+	e, ok, err := f.Take(hdr)
 	if err != nil {
 		return nil, err
 	}
 	for _, dir := range slices.Backward(f.missing) {
-		if err := f.out.WriteEntry(impliedDir(dir, f.perms)); err != nil {
+		if err := f.Out.WriteEntry(impliedDir(dir, f.perms)); err != nil {
 			return nil, err
 		}
 	}
 	if !ok {
 		return nil, nil
 	}
-	if err := f.out.WriteEntry(e); err != nil {
+	if err := f.Out.WriteEntry(e); err != nil {
 		return nil, err
 	}
 	if e.Kind == tarstream.File {
-		return f.out, nil
+		return f.Out, nil
 	}
 	return nil, nil
 }
 
-// take returns what the next header becomes in the normalized tar stream. ok is false for what that
+// Take returns what the next header becomes in the normalized tar stream. ok is false for what that
 // leaves out.
-func (f *layerFilter) take(hdr *tar.Header) (e tarstream.Entry, ok bool, err error) {
+func (f *Filter) Take(hdr *tar.Header) (e tarstream.Entry, ok bool, err error) {
 	f.missing = f.missing[:0]
-	e, ok, err = normalizedEntry(hdr, f.perms)
+	e, ok, err = Entry(hdr, f.perms)
 	if err != nil || !ok {
 		return e, false, err
 	}
@@ -99,12 +120,12 @@ func (f *layerFilter) take(hdr *tar.Header) (e tarstream.Entry, ok bool, err err
 			return e, false, err
 		}
 	}
-	key := f.key(e.Name)
+	key := f.Key(e.Name)
 	if _, twice := f.seen[key]; twice {
-		if _, implied := f.implied[e.Name]; !implied || e.Kind != tarstream.Dir {
-			return e, false, errNonCanonical
+		if _, implied := f.Implied[e.Name]; !implied || e.Kind != tarstream.Dir {
+			return e, false, ErrNonCanonical
 		}
-		delete(f.implied, e.Name)
+		delete(f.Implied, e.Name)
 	}
 	if e.Kind == tarstream.HardLink {
 		if e, err = f.hardLink(e); err != nil {
@@ -115,25 +136,25 @@ func (f *layerFilter) take(hdr *tar.Header) (e tarstream.Entry, ok bool, err err
 		f.links[e.Name] = e
 	}
 	f.seen[key] = e.Kind
-	return e, e.Kind != leftOut, nil
+	return e, e.Kind != LeftOut, nil
 }
 
 // parents notes the directories above name that no entry has named.
-func (f *layerFilter) parents(name string) error {
+func (f *Filter) parents(name string) error {
 	for name != "" {
-		dir := parentOf(name)
-		key := f.key(dir)
+		dir := ParentOf(name)
+		key := f.Key(dir)
 		kind, known := f.seen[key]
 		if known && kind == tarstream.Dir {
 			return nil
 		}
 		if known {
-			return errNonCanonical
+			return ErrNonCanonical
 		}
 		f.seen[key] = tarstream.Dir
-		f.implied[dir] = struct{}{}
+		f.Implied[dir] = struct{}{}
 		f.missing = append(f.missing, dir)
-		if err := f.limits.checkImplied(len(f.implied) - 1); err != nil { // every layer has a root
+		if err := f.Limits.checkImplied(len(f.Implied) - 1); err != nil { // every layer has a root
 			return err
 		}
 		name = dir
@@ -141,30 +162,18 @@ func (f *layerFilter) parents(name string) error {
 	return nil
 }
 
-// checkImplied refuses a layer with too many directories above its files that it does not name: one
-// name can ask for two thousand.
-func (l layerLimits) checkImplied(n int) error {
-	if l.files > 0 && n > l.files {
-		return errors.Errorf(
-			"its files lie in more than %d directories that it does not name, the limit of --max-layer-files",
-			l.files,
-		)
-	}
-	return nil
-}
-
 // hardLink leads e to what ostree can link to, which takes no link to a link.
-func (f *layerFilter) hardLink(e tarstream.Entry) (tarstream.Entry, error) {
+func (f *Filter) hardLink(e tarstream.Entry) (tarstream.Entry, error) {
 	if target, ok := f.files[e.Link]; ok {
 		e.Link = target
 	}
-	kind, known := f.seen[f.key(e.Link)]
+	kind, known := f.seen[f.Key(e.Link)]
 	if !known || kind == tarstream.Dir || e.Link == e.Name {
-		return e, errNonCanonical
+		return e, ErrNonCanonical
 	}
 	switch kind {
-	case leftOut: // a second name of a device
-		e.Kind = leftOut
+	case LeftOut: // a second name of a device
+		e.Kind = LeftOut
 	case tarstream.Symlink: // a second name of a symbolic link: the same link again
 		name := e.Name
 		e = f.links[e.Link]
@@ -175,29 +184,30 @@ func (f *layerFilter) hardLink(e tarstream.Entry) (tarstream.Entry, error) {
 	return e, nil
 }
 
-func (f *layerFilter) key(name string) uint64 { return maphash.String(f.seed, name) }
+// Key is a number that stands for a name.
+func (f *Filter) Key(name string) uint64 { return maphash.String(f.seed, name) }
 
-// finish writes the end of the stream. A layer without entries has a root, too.
-func (f *layerFilter) finish() error {
-	if _, begun := f.seen[f.key("")]; !begun {
-		if err := f.out.WriteEntry(impliedDir("", f.perms)); err != nil {
+// Finish writes the end of the stream. A layer without entries has a root, too.
+func (f *Filter) Finish() error {
+	if _, begun := f.seen[f.Key("")]; !begun {
+		if err := f.Out.WriteEntry(impliedDir("", f.perms)); err != nil {
 			return err
 		}
 	}
-	return f.out.Close()
+	return f.Out.Close()
 }
 
 // impliedDir is a directory that a layer does not name but needs: 0:0 and 0755, whatever made the
 // stream and whoever reads it.
-func impliedDir(name string, perms permissions) tarstream.Entry {
+func impliedDir(name string, perms rules) tarstream.Entry {
 	e := tarstream.Entry{Name: name, Kind: tarstream.Dir, Mode: 0o755}
-	perms.own(&e)
+	perms.Own(&e)
 	return e
 }
 
-// normalizedEntry returns what a layer's header becomes in a normalized tar stream. ok is false for
+// Entry returns what a layer's header becomes in a normalized tar stream. ok is false for
 // headers that are no entries. An error names the entry and says what is wrong with it.
-func normalizedEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok bool, err error) {
+func Entry(hdr *tar.Header, perms rules) (e tarstream.Entry, ok bool, err error) {
 	switch hdr.Typeflag {
 	case tar.TypeXGlobalHeader, 'V': // no entry; a GNU volume label
 		return e, false, nil
@@ -210,14 +220,14 @@ func normalizedEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok 
 	case tar.TypeLink:
 		e.Kind = tarstream.HardLink
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
-		e.Kind = leftOut
+		e.Kind = LeftOut
 	default: // tar extracts what it does not know as a regular file
 		e.Kind = tarstream.File
 		if strings.HasSuffix(hdr.Name, "/") {
 			e.Kind = tarstream.Dir
 		}
 	}
-	if e.Name, err = cleanName(hdr.Name); err != nil {
+	if e.Name, err = CleanName(hdr.Name); err != nil {
 		return e, false, err
 	}
 	if hdr.Name == "" && e.Kind != tarstream.Dir {
@@ -244,28 +254,28 @@ func normalizedEntry(hdr *tar.Header, perms permissions) (e tarstream.Entry, ok 
 	case tarstream.Symlink:
 		e.Mode = 0o777
 		e.Link = hdr.Linkname
-		if err := checkTarget(hdr.Name, e.Link); err != nil {
+		if err := CheckTarget(hdr.Name, e.Link); err != nil {
 			return e, false, err
 		}
 	case tarstream.HardLink:
 		if hdr.Linkname == "" {
 			return e, false, errors.Errorf("the hard link %s has no target", ui.Quoted(hdr.Name))
 		}
-		if e.Link, err = cleanName(hdr.Linkname); err != nil {
+		if e.Link, err = CleanName(hdr.Linkname); err != nil {
 			return e, false, errors.WithMessagef(err, "the hard link %s", ui.Quoted(hdr.Name))
 		}
 	}
 	if e.Kind == tarstream.File || e.Kind == tarstream.Dir {
-		e.Xattrs = perms.xattrs(hdr.PAXRecords)
+		e.Xattrs = perms.Xattrs(hdr.PAXRecords)
 	}
-	perms.own(&e)
-	return e, true, perms.namespace.check(hdr.Name, e.UID, e.GID)
+	perms.Own(&e)
+	return e, true, perms.CheckOwner(hdr.Name, e.UID, e.GID)
 }
 
-// cleanName returns name without what leads nowhere ("/", "./", "//", "a/../"), or an error for one
+// CleanName returns name without what leads nowhere ("/", "./", "//", "a/../"), or an error for one
 // that no archiver extracts. As in umoci, ".." takes away the part before it, wherever that may
 // lead as a link. The root of the layer is "", also where it has no name.
-func cleanName(name string) (string, error) {
+func CleanName(name string) (string, error) {
 	if !utf8.ValidString(name) {
 		return "", errors.Errorf("the file name %s is not UTF-8, and OSTree holds no other", ui.Quoted(name))
 	}
@@ -283,12 +293,12 @@ func cleanName(name string) (string, error) {
 	}
 	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
 	for part := range strings.SplitSeq(clean, "/") {
-		if len(part) > maxNameBytes {
+		if len(part) > MaxNameBytes {
 			return "", errors.Errorf(
 				"the file name %.80q… has a part of %d bytes, and %d is the most",
 				name,
 				len(part),
-				maxNameBytes,
+				MaxNameBytes,
 			)
 		}
 	}
@@ -306,7 +316,8 @@ func cleanName(name string) (string, error) {
 	return clean, nil
 }
 
-func checkTarget(name, target string) error {
+// CheckTarget refuses the target of a symbolic link that OSTree cannot hold.
+func CheckTarget(name, target string) error {
 	switch {
 	case target == "":
 		return errors.Errorf("the symbolic link %s has no target", ui.Quoted(name))
@@ -325,4 +336,12 @@ func checkTarget(name, target string) error {
 		)
 	}
 	return nil
+}
+
+// ParentOf returns the directory that holds name, "" for the root.
+func ParentOf(name string) string {
+	if dir := path.Dir(name); dir != "." {
+		return dir
+	}
+	return ""
 }

@@ -1,4 +1,4 @@
-package main
+package normalize
 
 import (
 	"io"
@@ -14,18 +14,18 @@ import (
 	"ostree-image/internal/ui"
 )
 
-// layerPlan is what a non-canonical layer comes to once all of it is known: for each of its entries
+// Plan is what a non-canonical layer comes to once all of it is known: for each of its entries
 // that is still there in the end, the names that it has then.
-type layerPlan struct {
-	perms   permissions
+type Plan struct {
+	perms   rules
 	root    *planNode
-	index   int
-	emit    map[int][]tarstream.Entry // by the entry's place in the layer: first the thing itself, then hard links to it
+	Index   int
+	Emit    map[int][]tarstream.Entry // by the entry's place in the layer: first the thing itself, then hard links to it
 	dirs    map[int][]tarstream.Entry // all directories as they are in the end, by the place before which they must be there
-	implied []string                  // those of them that no entry names
-	leftOut []string                  // where devices, fifos and sockets would stand in the end
-	dangles map[string]string         // hard links to what the layer does not hold, and what they name
-	limits  layerLimits
+	Implied []string                  // those of them that no entry names
+	LeftOut []string                  // where devices, fifos and sockets would stand in the end
+	Dangles map[string]string         // hard links to what the layer does not hold, and what they name
+	Limits  Limits
 	made    int   // directories that no entry has named
 	steps   int64 // directories and links that names have led through
 }
@@ -56,10 +56,11 @@ type planInode struct {
 	entry tarstream.Entry
 }
 
-func newLayerPlan(perms permissions) *layerPlan {
-	return &layerPlan{
+// NewPlan returns one that has no entry.
+func NewPlan(perms rules) *Plan {
+	return &Plan{
 		perms: perms, root: newPlanDir(),
-		emit: map[int][]tarstream.Entry{}, dirs: map[int][]tarstream.Entry{}, dangles: map[string]string{},
+		Emit: map[int][]tarstream.Entry{}, dirs: map[int][]tarstream.Entry{}, Dangles: map[string]string{},
 	}
 }
 
@@ -78,11 +79,11 @@ func (n *planNode) newChild(base string) *planNode {
 // up through its own links.
 func (n *planNode) pathLength(base string) int { return n.length + len("/") + len(base) }
 
-// add takes the next header of the layer.
-func (p *layerPlan) add(hdr *tar.Header) error {
-	index := p.index
-	p.index++
-	e, ok, err := normalizedEntry(hdr, p.perms)
+// Add takes the next header of the layer.
+func (p *Plan) Add(hdr *tar.Header) error {
+	index := p.Index
+	p.Index++
+	e, ok, err := Entry(hdr, p.perms)
 	if err != nil || !ok {
 		return err
 	}
@@ -91,7 +92,7 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 		p.root.inode = inode
 		return nil
 	}
-	if e.Kind == leftOut {
+	if e.Kind == LeftOut {
 		inode = nil
 	}
 	dir, base, err := p.parent(e.Name)
@@ -111,7 +112,7 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 		}
 		switch {
 		case target == nil: // in a layer below: an empty file keeps its place
-			p.dangles[e.Name] = e.Link
+			p.Dangles[e.Name] = e.Link
 			inode.entry.Kind, inode.entry.Link = tarstream.File, ""
 			dir.children[base] = &planNode{kind: tarstream.File, inode: inode}
 		case target.kind == tarstream.Dir:
@@ -133,7 +134,7 @@ func (p *layerPlan) add(hdr *tar.Header) error {
 
 // parent returns the directory that name lies in. Symbolic links of the same layer lead on, from
 // the layer's root at the most; what is missing becomes a directory that nothing names.
-func (p *layerPlan) parent(name string) (*planNode, string, error) {
+func (p *Plan) parent(name string) (*planNode, string, error) {
 	dir, base := path.Split(name)
 	node, err := p.walk(strings.TrimSuffix(dir, "/"), true)
 	if err != nil {
@@ -151,7 +152,7 @@ func (p *layerPlan) parent(name string) (*planNode, string, error) {
 }
 
 // lookup returns what stands at name, nil for nothing. A symbolic link at its end is not followed.
-func (p *layerPlan) lookup(name string) (*planNode, error) {
+func (p *Plan) lookup(name string) (*planNode, error) {
 	if name == "" {
 		return p.root, nil
 	}
@@ -164,15 +165,15 @@ func (p *layerPlan) lookup(name string) (*planNode, error) {
 }
 
 // walk returns the directory at dir. Without create it is nil where something is missing.
-func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
+func (p *Plan) walk(dir string, create bool) (*planNode, error) {
 	chain := []*planNode{p.root}
 	todo := strings.Split(dir, "/")
 	for follows := 0; len(todo) > 0; {
-		if p.steps++; p.limits.files > 0 && p.steps > p.limits.steps() {
+		if p.steps++; p.Limits.Files > 0 && p.steps > p.Limits.steps() {
 			return nil, errors.Errorf(
 				"its names lead through more than %d directories and links, which is what --max-layer-files=%d allows",
-				p.limits.steps(),
-				p.limits.files,
+				p.Limits.steps(),
+				p.Limits.Files,
 			)
 		}
 		part := todo[0]
@@ -199,14 +200,14 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 				)
 			}
 			p.made++
-			if err := p.limits.checkImplied(p.made); err != nil {
+			if err := p.Limits.checkImplied(p.made); err != nil {
 				return nil, err
 			}
 			here.children[part] = next
 			chain = append(chain, next)
 		case next.kind == tarstream.Dir:
 			chain = append(chain, next)
-		case strings.HasPrefix(part, whiteoutPrefix) && next.kind != tarstream.Dir:
+		case strings.HasPrefix(part, WhiteoutPrefix) && next.kind != tarstream.Dir:
 			return nil, errors.Errorf("%s lies below a whiteout", ui.Quoted(dir))
 		case next.kind == tarstream.Symlink:
 			if follows++; follows > maxLinkFollow {
@@ -224,15 +225,15 @@ func (p *layerPlan) walk(dir string, create bool) (*planNode, error) {
 	return chain[len(chain)-1], nil
 }
 
-// finish settles which entry has which names, and where the directories must be there: before the
+// Finish settles which entry has which names, and where the directories must be there: before the
 // first entry that lies in them. One that holds nothing is there at its own entry, or at the end.
-func (p *layerPlan) finish() {
+func (p *Plan) Finish() {
 	first := map[*planInode]string{}
 	var visit func(name string, n *planNode) (place int)
 	visit = func(name string, n *planNode) (place int) {
-		place = p.index
-		if n.kind == leftOut {
-			p.leftOut = append(p.leftOut, name)
+		place = p.Index
+		if n.kind == LeftOut {
+			p.LeftOut = append(p.LeftOut, name)
 			return place
 		}
 		e := impliedDir(name, p.perms)
@@ -252,9 +253,9 @@ func (p *layerPlan) finish() {
 			} else {
 				first[n.inode] = name
 			}
-			p.emit[place] = append(p.emit[place], e)
+			p.Emit[place] = append(p.Emit[place], e)
 		} else if name != "" {
-			p.implied = append(p.implied, name)
+			p.Implied = append(p.Implied, name)
 		}
 		for _, base := range slices.Sorted(maps.Keys(n.children)) {
 			place = min(place, visit(path.Join(name, base), n.children[base]))
@@ -270,20 +271,21 @@ func (p *layerPlan) finish() {
 	}
 }
 
-// planFilter writes the normalized tar stream of a layer that has a plan.
-type planFilter struct {
-	plan  *layerPlan
-	out   entryWriter
+// PlanFilter writes the normalized tar stream of a layer that has a plan.
+type PlanFilter struct {
+	plan  *Plan
+	out   EntryWriter
 	index int
 }
 
-func newPlanFilter(plan *layerPlan, out entryWriter) *planFilter {
-	plan.finish()
-	return &planFilter{plan: plan, out: out}
+// NewPlanFilter returns one that writes to out.
+func NewPlanFilter(plan *Plan, out EntryWriter) *PlanFilter {
+	plan.Finish()
+	return &PlanFilter{plan: plan, out: out}
 }
 
-func (f *planFilter) entry(*tar.Header) (io.Writer, error) {
-	dirs, entries := f.plan.dirs[f.index], f.plan.emit[f.index]
+func (f *PlanFilter) Entry(*tar.Header) (io.Writer, error) {
+	dirs, entries := f.plan.dirs[f.index], f.plan.Emit[f.index]
 	f.index++
 	if err := writeEntries(f.out, dirs); err != nil {
 		return nil, err
@@ -300,8 +302,8 @@ func (f *planFilter) entry(*tar.Header) (io.Writer, error) {
 	return nil, writeEntries(f.out, entries[1:])
 }
 
-func (f *planFilter) finish() error {
-	if err := writeEntries(f.out, f.plan.dirs[f.plan.index]); err != nil {
+func (f *PlanFilter) Finish() error {
+	if err := writeEntries(f.out, f.plan.dirs[f.plan.Index]); err != nil {
 		return err
 	}
 	return f.out.Close()
@@ -309,7 +311,7 @@ func (f *planFilter) finish() error {
 
 // payloadThenLinks passes a file's payload on and then writes its hard links.
 type payloadThenLinks struct {
-	out     entryWriter
+	out     EntryWriter
 	missing int64
 	links   []tarstream.Entry
 }
@@ -322,7 +324,7 @@ func (p *payloadThenLinks) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func writeEntries(out entryWriter, entries []tarstream.Entry) error {
+func writeEntries(out EntryWriter, entries []tarstream.Entry) error {
 	for _, e := range entries {
 		if err := out.WriteEntry(e); err != nil {
 			return err
