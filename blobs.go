@@ -15,6 +15,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
 	"ostree-image/internal/shellquote"
@@ -279,7 +280,7 @@ func (s *blobStore) openBlobTar(ctx context.Context, b *storedBlob) (io.ReadClos
 		return nil, err
 	}
 	blob := b.verified(packed, b.digest)
-	stream, _, err := decompress(blob, func() {})
+	stream, _, err := layer.Decompress(blob, func() {})
 	if err != nil {
 		_ = blob.Close()
 		return nil, err

@@ -18,6 +18,7 @@ import (
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/manifest"
 
+	"ostree-image/internal/layer"
 	"ostree-image/internal/testutil"
 )
 
@@ -148,11 +149,11 @@ func compressionLayer() []byte {
 // TestDecompress holds each form of compression against the program that is for it.
 func TestDecompress(t *testing.T) {
 	t.Parallel()
-	layer := compressionLayer()
-	for _, p := range packedForms(t, layer) {
+	content := compressionLayer()
+	for _, p := range packedForms(t, content) {
 		zeros := 0
 		var got []byte
-		stream, plain, err := decompress(bytes.NewReader(p.bytes), func() { zeros++ })
+		stream, plain, err := layer.Decompress(bytes.NewReader(p.bytes), func() { zeros++ })
 		if err == nil {
 			got, err = io.ReadAll(stream)
 			_ = stream.Close()
@@ -165,7 +166,7 @@ func TestDecompress(t *testing.T) {
 		}
 		want := p.bytes
 		if p.tool != "" {
-			if want = through(t, p.bytes, p.tool, "-dc"); !bytes.Equal(want, layer) {
+			if want = through(t, p.bytes, p.tool, "-dc"); !bytes.Equal(want, content) {
 				t.Errorf("%s: %s itself reads something else", p.name, p.tool)
 			}
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/gvariant"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/rootfs"
@@ -124,9 +125,6 @@ func (p permissions) Own(e *tarstream.Entry) {
 // "=" and "%25" for "%", and leaves other percent signs alone.
 var tarAttribute = strings.NewReplacer("%3D", "%253D", "%25", "%2525")
 
-// paxXattr begins the PAX records that hold extended attributes.
-const paxXattr = "SCHILY.xattr."
-
 // Xattrs returns the extended attributes that a layer's file keeps of its PAX records, nil for
 // none: its capabilities and the user's own. ostree keeps no empty value, user.ostreemeta is where
 // a bare-user repository keeps its own, and the labels and the marks of overlayfs belong to the
@@ -134,7 +132,7 @@ const paxXattr = "SCHILY.xattr."
 func (p permissions) Xattrs(records map[string]string) map[string]string {
 	var kept map[string]string
 	for key, value := range records {
-		name, ok := strings.CutPrefix(key, paxXattr)
+		name, ok := strings.CutPrefix(key, layer.PaxXattr)
 		switch {
 		case !ok:
 			continue

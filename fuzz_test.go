@@ -13,6 +13,7 @@ import (
 
 	"github.com/pkg/errors"
 
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
@@ -30,18 +31,18 @@ func FuzzHeaders(f *testing.F) {
 		}
 	}
 	limits := normalize.Limits{Bytes: 1 << 20, Files: 1000}
-	f.Fuzz(func(t *testing.T, layer []byte) {
+	f.Fuzz(func(t *testing.T, content []byte) {
 		var clean bytes.Buffer
 		perms := permissionsFor(ostree.BareUser, 0, 0)
 		filter := normalize.NewFilter(perms, tarstream.NewWriter(&clean))
 		filter.Limits = limits
-		scan := &layerScan{limits: limits, sink: filter}
-		err := scan.run(context.Background(), bytes.NewReader(layer))
-		if err == nil && !scan.nonCanonical {
+		scan := &layer.Scan{Limits: limits, Sink: filter}
+		err := scan.Run(context.Background(), bytes.NewReader(content))
+		if err == nil && !scan.NonCanonical {
 			err = filter.Finish()
 		} else if err == nil {
 			clean.Reset()
-			err = filterPlanned(layer, perms, limits, &clean)
+			err = filterPlanned(content, perms, limits, &clean)
 		}
 		if err != nil {
 			if text := ui.OneLine(err); len(text) > 2000 || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
@@ -54,14 +55,14 @@ func FuzzHeaders(f *testing.F) {
 }
 
 // filterPlanned makes a normalized tar stream of a non-canonical layer, as unpackNonCanonical does.
-func filterPlanned(layer []byte, perms permissions, limits normalize.Limits, out io.Writer) error {
+func filterPlanned(content []byte, perms permissions, limits normalize.Limits, out io.Writer) error {
 	plan := normalize.NewPlan(perms)
 	plan.Limits = limits
-	if err := (&layerScan{limits: limits, sink: planSink{plan}}).run(context.Background(), bytes.NewReader(layer)); err != nil {
+	if err := (&layer.Scan{Limits: limits, Sink: planSink{plan}}).Run(context.Background(), bytes.NewReader(content)); err != nil {
 		return err
 	}
 	planned := normalize.NewPlanFilter(plan, tarstream.NewWriter(out))
-	if err := (&layerScan{limits: limits, sink: planned}).run(context.Background(), bytes.NewReader(layer)); err != nil {
+	if err := (&layer.Scan{Limits: limits, Sink: planned}).Run(context.Background(), bytes.NewReader(content)); err != nil {
 		return err
 	}
 	return planned.Finish()

@@ -11,6 +11,7 @@ import (
 	"github.com/pkg/errors"
 	"github.com/vbatts/tar-split/archive/tar"
 
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/testutil"
@@ -48,7 +49,7 @@ func TestScanLimits(t *testing.T) {
 		return hdr
 	}
 	sparse := func(size int64) *tar.Header { return with(size, "GNU.sparse.major", "1") }
-	attributes := with(0, paxXattr+"user.a", strings.Repeat("v", normalize.LeastFiles*normalize.NamesPerFile/2))
+	attributes := with(0, layer.PaxXattr+"user.a", strings.Repeat("v", normalize.LeastFiles*normalize.NamesPerFile/2))
 	tests := []struct {
 		name    string
 		limits  normalize.Limits
@@ -71,11 +72,11 @@ func TestScanLimits(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s := &layerScan{limits: tt.limits}
+			s := &layer.Scan{Limits: tt.limits}
 			var err error
 			for _, hdr := range tt.headers {
-				s.entries++
-				if err = s.checkHeader(hdr); err != nil {
+				s.Entries++
+				if err = s.CheckHeader(hdr); err != nil {
 					break
 				}
 			}
@@ -169,11 +170,11 @@ func TestOddEntries(t *testing.T) {
 
 // TestHeaderGuard holds that headers end, and that payloads may be of any length.
 func TestHeaderGuard(t *testing.T) {
-	g := &headerGuard{r: zeros(100), left: 50}
-	if n, err := io.Copy(io.Discard, g); n != 50 || !errors.Is(err, errLongHeaders) {
+	g := &layer.HeaderGuard{R: zeros(100), Left: 50}
+	if n, err := io.Copy(io.Discard, g); n != 50 || !errors.Is(err, layer.ErrLongHeaders) {
 		t.Errorf("%d bytes of headers, %v", n, err)
 	}
-	g.left = -1
+	g.Left = -1
 	if n, err := io.Copy(io.Discard, g); n != 50 || err != nil {
 		t.Errorf("%d bytes of payload, %v", n, err)
 	}
@@ -182,10 +183,10 @@ func TestHeaderGuard(t *testing.T) {
 // TestScanLongPayload: what is held against headers is not held against a file that is longer than
 // any.
 func TestScanLongPayload(t *testing.T) {
-	layer := archive(file("f", strings.Repeat("x", maxHeaders+1)), file("g", ""))
-	s := &layerScan{}
-	if err := s.run(t.Context(), bytes.NewReader(layer)); err != nil || s.diffID != digest.FromBytes(layer) {
-		t.Errorf("%v, %s", err, s.diffID)
+	content := archive(file("f", strings.Repeat("x", layer.MaxHeaders+1)), file("g", ""))
+	s := &layer.Scan{}
+	if err := s.Run(t.Context(), bytes.NewReader(content)); err != nil || s.DiffID != digest.FromBytes(content) {
+		t.Errorf("%v, %s", err, s.DiffID)
 	}
 }
 
@@ -257,8 +258,8 @@ func TestRecordReader(t *testing.T) {
 		entries int
 		wantErr string
 	}{
-		{"as many files as there is room for", strings.NewReader(strings.Repeat(entry, 4)), 2 * tarBlock, 4, ""},
-		{"one more", strings.NewReader(strings.Repeat(entry, 5)), 2 * tarBlock, 4, "more entries than the layer's tar stream has room for"},
+		{"as many files as there is room for", strings.NewReader(strings.Repeat(entry, 4)), 2 * layer.TarBlock, 4, ""},
+		{"one more", strings.NewReader(strings.Repeat(entry, 5)), 2 * layer.TarBlock, 4, "more entries than the layer's tar stream has room for"},
 		{"a size that overflows", strings.NewReader(entry), 1<<63 - 1, 1, ""},
 		{"an unknown size", strings.NewReader(entry), -1, 1, ""},
 		{"blanks without end", io.MultiReader(strings.NewReader(entry), blanks{}), 1 << 20, 1, "one of its entries has more than 67108864 bytes"},

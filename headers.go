@@ -12,6 +12,7 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/spool"
 )
 
@@ -87,12 +88,12 @@ func recordHeaders(up storage.Unpacker, f func(*tar.Header) error) error {
 		}
 		switch e.Type {
 		case storage.SegmentType:
-			if size += int64(len(e.Payload)); size <= maxHeaders {
+			if size += int64(len(e.Payload)); size <= layer.MaxHeaders {
 				head = append(head, e.Payload...)
 			}
 		case storage.FileType:
-			if size > maxHeaders {
-				return errLongHeaders
+			if size > layer.MaxHeaders {
+				return layer.ErrLongHeaders
 			}
 			if size < padding {
 				return errors.Errorf("the entry %q has no header", e.GetName())

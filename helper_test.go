@@ -17,6 +17,7 @@ import (
 	imgspecv1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/types"
 
+	"ostree-image/internal/layer"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/testutil"
 	"ostree-image/internal/ui"
@@ -139,15 +140,15 @@ func (i *testImage) Finish(t testing.TB) *testImage {
 }
 
 // diffIDOf returns the digest of a layer's tar stream, and that of its bytes where they are none.
-func diffIDOf(layer []byte) digest.Digest {
-	stream, _, err := decompress(bytes.NewReader(layer), func() {})
+func diffIDOf(content []byte) digest.Digest {
+	stream, _, err := layer.Decompress(bytes.NewReader(content), func() {})
 	if err != nil {
-		return digest.FromBytes(layer)
+		return digest.FromBytes(content)
 	}
 	defer func() { _ = stream.Close() }()
 	sum, err := digest.FromReader(stream)
 	if err != nil {
-		return digest.FromBytes(layer)
+		return digest.FromBytes(content)
 	}
 	return sum
 }

@@ -16,6 +16,7 @@ var mayImport = map[string][]string{
 	"doctor": nil, "errdefs": nil, "gvariant": nil, "rootfs": {"errdefs", "shellquote"}, "shellquote": nil, "spool": {"errdefs"}, "tarstream": nil, "treesum": {"tarstream"},
 	"imageref":  {"errdefs"},
 	"ostree":    {"errdefs", "gvariant"},
+	"layer":     {"errdefs", "imageref", "normalize", "ostree", "spool", "ui"},
 	"normalize": {"gvariant", "tarstream", "ui"},
 	"proc":      {"errdefs"},
 	"testutil":  nil,

@@ -20,6 +20,7 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
@@ -206,30 +207,30 @@ func blobsOf(t *testing.T, dir string, perms permissions, layers ...[]byte) {
 	for _, l := range layers {
 		hex := digest.FromBytes(l).Encoded()
 		var clean bytes.Buffer
-		split, err := newSplitFile(filepath.Join(dir, hex+"."+imageref.FileTarSplit))
+		split, err := layer.NewRecord(filepath.Join(dir, hex+"."+imageref.FileTarSplit))
 		if err != nil {
 			t.Fatal(err)
 		}
 		filter := normalize.NewFilter(perms, tarstream.NewWriter(&clean))
-		scan := &layerScan{packer: split.packer(), sink: filter}
-		if err := scan.run(t.Context(), bytes.NewReader(l)); err != nil {
+		scan := &layer.Scan{Packer: split.Packer(), Sink: filter}
+		if err := scan.Run(t.Context(), bytes.NewReader(l)); err != nil {
 			t.Fatal(err)
 		}
-		if err := split.close(); err != nil {
+		if err := split.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if !scan.nonCanonical {
+		if !scan.NonCanonical {
 			if err := filter.Finish(); err != nil {
 				t.Fatal(err)
 			}
 		} else {
 			clean.Reset()
 			plan := normalize.NewPlan(perms)
-			if err := (&layerScan{sink: planSink{plan}}).run(t.Context(), bytes.NewReader(l)); err != nil {
+			if err := (&layer.Scan{Sink: planSink{plan}}).Run(t.Context(), bytes.NewReader(l)); err != nil {
 				t.Fatal(err)
 			}
 			planned := normalize.NewPlanFilter(plan, tarstream.NewWriter(&clean))
-			if err := (&layerScan{sink: planned}).run(t.Context(), bytes.NewReader(l)); err != nil {
+			if err := (&layer.Scan{Sink: planned}).Run(t.Context(), bytes.NewReader(l)); err != nil {
 				t.Fatal(err)
 			}
 			if err := planned.Finish(); err != nil {

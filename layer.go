@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/shellquote"
@@ -41,7 +42,7 @@ type importedLayer struct {
 	digest digest.Digest
 	plain  bool // the blob is the tar stream itself
 	exact  bool // tree and record give the tar stream back
-	split  *splitFile
+	split  *layer.Record
 	inline bool // the record is in the commit's metadata
 	kept   bool // the sidecar commit holds the blob
 
@@ -55,7 +56,7 @@ func (l *importedLayer) needsBlob(exactBlob bool) bool { return !l.exact || exac
 
 // normalizedSink makes a normalized tar stream of the entries that it is given, and ends it.
 type normalizedSink interface {
-	entrySink
+	layer.Sink
 	Finish() error
 }
 
@@ -75,37 +76,37 @@ func (st *staging) importOnce(ctx context.Context, b *spool.Blob, exactBlob bool
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) { // of an attempt before
 		return nil, errors.WithStack(err)
 	}
-	split, err := newSplitFile(path)
+	split, err := layer.NewRecord(path)
 	if err != nil {
 		return nil, err
 	}
-	scan := &layerScan{packer: split.packer()}
+	scan := &layer.Scan{Packer: split.Packer()}
 	tree, plain, err := st.unpackLayer(ctx, b, scan)
 	defer func() { tree.drop() }()
-	if cerr := split.close(); err == nil {
+	if cerr := split.Close(); err == nil {
 		err = cerr
 	}
-	if err == nil && scan.nonCanonical {
+	if err == nil && scan.NonCanonical {
 		tree, err = st.unpackNonCanonical(ctx, b)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := st.settings.journal.record.keep(split.path, b.Name()+"."+imageref.FileTarSplit); err != nil {
+	if err := st.settings.journal.record.keep(split.Path, b.Name()+"."+imageref.FileTarSplit); err != nil {
 		return nil, err
 	}
-	l := &importedLayer{blob: b, digest: b.Digest, plain: plain, exact: scan.exact, split: split, diffID: scan.diffID}
-	st.logChecks(l, scan.diffID)
+	l := &importedLayer{blob: b, digest: b.Digest, plain: plain, exact: scan.Exact, split: split, diffID: scan.DiffID}
+	st.logChecks(l, scan.DiffID)
 	options := ostree.CommitOptions{
 		Branch: imageref.BlobRef(l.digest), Timestamp: st.timestamp(), Why: "commit layer " + l.digest.String(),
 		Metadata: []ostree.Metadata{
 			{Key: imageref.KeySize, Value: strconv.FormatInt(b.Size(), 10)},
-			{Key: imageref.KeyUncompressedSize, Value: strconv.FormatInt(scan.size, 10)},
-			{Key: imageref.KeyUncompressedDigest, Value: scan.diffID.String()},
+			{Key: imageref.KeyUncompressedSize, Value: strconv.FormatInt(scan.Size, 10)},
+			{Key: imageref.KeyUncompressedDigest, Value: scan.DiffID.String()},
 		},
 	}
 	if l.exact {
-		m, ok, err := split.inline()
+		m, ok, err := split.Inline()
 		if err != nil {
 			return nil, err
 		}
@@ -128,8 +129,8 @@ func (st *staging) importOnce(ctx context.Context, b *spool.Blob, exactBlob bool
 	if err != nil {
 		return nil, err
 	}
-	if scan.skipped > 0 {
-		st.settings.notef("layer %s: %d devices, fifos or sockets left out", l.digest, scan.skipped)
+	if scan.Skipped > 0 {
+		st.settings.notef("layer %s: %d devices, fifos or sockets left out", l.digest, scan.Skipped)
 	}
 	return l, nil
 }
@@ -174,7 +175,7 @@ func (st *staging) commitLayer(
 func (st *staging) unpackNonCanonical(ctx context.Context, b *spool.Blob) (tree layerTree, err error) {
 	plan := normalize.NewPlan(st.perms)
 	plan.Limits = st.settings.limits
-	if _, err := st.scan(ctx, b, &layerScan{sink: planSink{plan}}); err != nil {
+	if _, err := st.scan(ctx, b, &layer.Scan{Sink: planSink{plan}}); err != nil {
 		return tree, err
 	}
 	if n := len(plan.Dangles); n > 0 {
@@ -189,7 +190,7 @@ func (st *staging) unpackNonCanonical(ctx context.Context, b *spool.Blob) (tree 
 		ctx,
 		b,
 		b.Name()+".again.tar",
-		&layerScan{},
+		&layer.Scan{},
 		func(out normalize.EntryWriter) normalizedSink { return normalize.NewPlanFilter(plan, out) },
 	)
 	return tree, err
@@ -201,21 +202,21 @@ type planSink struct{ plan *normalize.Plan }
 func (s planSink) Entry(hdr *tar.Header) (io.Writer, error) { return nil, s.plan.Add(hdr) }
 
 // scan reads the layer in b once and tells whether it is not compressed.
-func (st *staging) scan(ctx context.Context, b *spool.Blob, scan *layerScan) (plain bool, err error) {
+func (st *staging) scan(ctx context.Context, b *spool.Blob, scan *layer.Scan) (plain bool, err error) {
 	in, err := b.Open()
 	if err != nil {
 		return false, err
 	}
 	defer func() { _ = in.Close() }()
-	stream, plain, err := decompress(st.settings.progress.Reading(b.Want.Digest, in), func() {
+	stream, plain, err := layer.Decompress(st.settings.progress.Reading(b.Want.Digest, in), func() {
 		st.settings.warnf("layer %s: zeros follow its gzip data, and are ignored, as by gzip", b.Name())
 	})
 	if err == nil {
 		defer func() { _ = stream.Close() }()
-		scan.limits = st.settings.limits
-		err = scan.run(ctx, stream)
+		scan.Limits = st.settings.limits
+		err = scan.Run(ctx, stream)
 	} else {
-		err = &noTarError{err}
+		err = &layer.NoTarError{Err: err}
 	}
 	if err == nil {
 		return plain, b.Wait()
@@ -234,7 +235,7 @@ func (st *staging) unpack(
 	ctx context.Context,
 	b *spool.Blob,
 	input string,
-	scan *layerScan,
+	scan *layer.Scan,
 	makeSink func(normalize.EntryWriter) normalizedSink,
 ) (
 	tree layerTree, plain bool, err error,
@@ -248,7 +249,7 @@ func (st *staging) unpack(
 		plain, err = st.scanInto(ctx, b, scan, makeSink(out))
 		return err
 	})
-	if scan.nonCanonical && errors.Is(err, normalize.ErrNonCanonical) {
+	if scan.NonCanonical && errors.Is(err, normalize.ErrNonCanonical) {
 		err = st.removeTree(b)
 	}
 	return tree, plain, err
@@ -260,14 +261,14 @@ func (st *staging) unpack(
 func (st *staging) scanInto(
 	ctx context.Context,
 	b *spool.Blob,
-	scan *layerScan,
+	scan *layer.Scan,
 	sink normalizedSink,
 ) (plain bool, err error) {
-	scan.sink = sink
+	scan.Sink = sink
 	if plain, err = st.scan(ctx, b, scan); err != nil {
 		return plain, err
 	}
-	if scan.nonCanonical {
+	if scan.NonCanonical {
 		return plain, normalize.ErrNonCanonical
 	}
 	return plain, sink.Finish()
@@ -382,7 +383,7 @@ func (st *staging) keepSidecar(ctx context.Context, l *importedLayer, exactBlob 
 			files,
 			treeFile{
 				name:  imageref.FileTarSplit,
-				from:  l.split.path,
+				from:  l.split.Path,
 				input: l.blob.Name() + "." + imageref.FileTarSplit,
 			},
 		)

@@ -12,6 +12,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/tarstream"
 	"ostree-image/internal/treesum"
@@ -153,7 +154,7 @@ func (s *blobStore) layerTree(
 	if err != nil {
 		return tree, 0, err
 	}
-	if scan.nonCanonical {
+	if scan.NonCanonical {
 		plan := normalize.NewPlan(perms)
 		if err := s.headers(ctx, b, plan.Add); err != nil {
 			return tree, 0, err
@@ -165,27 +166,27 @@ func (s *blobStore) layerTree(
 		}
 	}
 	err = sink.Finish()
-	return sum.Root(), scan.size, err
+	return sum.Root(), scan.Size, err
 }
 
 // scanLayer reads the layer's tar stream once and gives it to the sink.
-func (s *blobStore) scanLayer(ctx context.Context, b *storedBlob, sink entrySink) (*layerScan, error) {
+func (s *blobStore) scanLayer(ctx context.Context, b *storedBlob, sink layer.Sink) (*layer.Scan, error) {
 	stream, err := s.openTar(ctx, b)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = stream.Close() }()
-	scan := &layerScan{sink: &boundedSink{sink: sink, left: maxHeaderMemory}}
+	scan := &layer.Scan{Sink: &boundedSink{sink: sink, left: maxHeaderMemory}}
 	if !b.hasRecord() { // it may have sparse files, which come to no more than the tree has
 		sizes, err := s.repo.fileSizes(ctx, b.spec, func() (int, error) { return s.mostPaths(ctx, b) })
 		if err != nil {
 			return nil, err
 		}
 		for _, size := range sizes {
-			scan.sparseMost += size
+			scan.SparseMost += size
 		}
 	}
-	if err := scan.run(ctx, stream); err != nil {
+	if err := scan.Run(ctx, stream); err != nil {
 		return nil, badData(err, "layer %s cannot be read", b.digest)
 	}
 	return scan, nil
@@ -193,7 +194,7 @@ func (s *blobStore) scanLayer(ctx context.Context, b *storedBlob, sink entrySink
 
 // boundedSink passes entries on as long as what is remembered of them fits into memory.
 type boundedSink struct {
-	sink entrySink
+	sink layer.Sink
 	left int64 // bytes
 }
 

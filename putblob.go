@@ -14,6 +14,7 @@ import (
 
 	"ostree-image/internal/errdefs"
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/spool"
 	"ostree-image/internal/treesum"
@@ -197,8 +198,8 @@ func (d *destination) importLayer(st *staging, staged *spool.Blob, b *destinatio
 	}
 	bar := d.settings.progress.Importing(staged.Want.Digest, staged.Want.Size)
 	defer bar.Done()
-	layer, err := st.importLayer(d.ctx, staged, exactBlob)
-	var noTar *noTarError
+	imported, err := st.importLayer(d.ctx, staged, exactBlob)
+	var noTar *layer.NoTarError
 	if errors.As(err, &noTar) {
 		d.mu.Lock()
 		b.noTar, b.staged = err, staged // an artifact may have it: its manifest says so, and comes last
@@ -212,7 +213,7 @@ func (d *destination) importLayer(st *staging, staged *spool.Blob, b *destinatio
 		return
 	}
 	d.mu.Lock()
-	b.layer = layer
+	b.layer = imported
 	d.mu.Unlock()
 }
 
@@ -367,7 +368,7 @@ func (d *destination) hasBytes(b *storedBlob, file treeFile) bool {
 		blob = f
 	}
 	defer func() { _ = blob.Close() }()
-	stream, _, err := decompress(blob, func() {})
+	stream, _, err := layer.Decompress(blob, func() {})
 	if err != nil {
 		return false
 	}

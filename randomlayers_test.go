@@ -21,6 +21,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/imageref"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/tarstream"
@@ -134,9 +135,9 @@ func under(name string, members []member) []member {
 }
 
 func isOdd(members []member) bool {
-	scan := &layerScan{sink: normalize.NewFilter(permissions{}, tarstream.NewWriter(&bytes.Buffer{}))}
-	err := scan.run(context.Background(), bytes.NewReader(archive(members...)))
-	return err != nil || scan.nonCanonical
+	scan := &layer.Scan{Sink: normalize.NewFilter(permissions{}, tarstream.NewWriter(&bytes.Buffer{}))}
+	err := scan.Run(context.Background(), bytes.NewReader(archive(members...)))
+	return err != nil || scan.NonCanonical
 }
 
 // randomImage has so many random layers, each by itself if single, or all as directories of two:

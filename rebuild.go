@@ -13,6 +13,7 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/proc"
 	"ostree-image/internal/spool"
@@ -87,7 +88,7 @@ func (u *recordReader) Next() (*storage.Entry, error) {
 	}
 	size := int64(1) // whatever it is
 	if e.Type == storage.FileType {
-		size = tarBlock // its header at the least, which an entry of its own gives
+		size = layer.TarBlock // its header at the least, which an entry of its own gives
 	}
 	if u.room -= size; u.room < 0 {
 		return nil, badRecord(u.blob, errors.New("it has more entries than the layer's tar stream has room for"))

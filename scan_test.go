@@ -11,6 +11,7 @@ import (
 	"github.com/vbatts/tar-split/tar/asm"
 	"github.com/vbatts/tar-split/tar/storage"
 
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/testutil"
 )
@@ -80,13 +81,13 @@ func TestScanPieces(t *testing.T) {
 			record := func(r io.Reader) string {
 				var out bytes.Buffer
 				// One that is refused is so with the same words.
-				if err := (&layerScan{packer: storage.NewJSONPacker(&out)}).run(t.Context(), r); err != nil {
+				if err := (&layer.Scan{Packer: storage.NewJSONPacker(&out)}).Run(t.Context(), r); err != nil {
 					return err.Error()
 				}
 				return out.String()
 			}
 			stream := func() io.Reader {
-				r, _, err := decompress(bytes.NewReader(l.layer), func() {})
+				r, _, err := layer.Decompress(bytes.NewReader(l.layer), func() {})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/spool"
@@ -47,7 +48,7 @@ func (st *staging) parts(b *spool.Blob) int {
 func (st *staging) unpackLayer(
 	ctx context.Context,
 	b *spool.Blob,
-	scan *layerScan,
+	scan *layer.Scan,
 ) (tree layerTree, plain bool, err error) {
 	filter := normalize.NewFilter(st.perms, nil)
 	filter.Limits = st.settings.limits
@@ -64,7 +65,7 @@ func (st *staging) unpackLayer(
 // unpackSplit reads the layer once, and splits what filter makes of it out to so many commits. Each
 // takes its part from a spool as fast as it can, for what is in a row in the layer mostly goes to
 // one of them.
-func (st *staging) unpackSplit(ctx context.Context, b *spool.Blob, scan *layerScan, filter *normalize.Filter, parts int) (
+func (st *staging) unpackSplit(ctx context.Context, b *spool.Blob, scan *layer.Scan, filter *normalize.Filter, parts int) (
 	tree layerTree, plain bool, err error,
 ) {
 	spools := make([]*spool.Spool, parts)
@@ -106,7 +107,7 @@ func (st *staging) unpackSplit(ctx context.Context, b *spool.Blob, scan *layerSc
 		return err
 	})
 	if err = group.Wait(); err != nil {
-		if scan.nonCanonical && errors.Is(err, normalize.ErrNonCanonical) {
+		if scan.NonCanonical && errors.Is(err, normalize.ErrNonCanonical) {
 			err = nil
 		}
 		return tree, plain, err

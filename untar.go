@@ -13,6 +13,7 @@ import (
 	"github.com/pkg/errors"
 
 	"ostree-image/internal/errdefs"
+	"ostree-image/internal/layer"
 	"ostree-image/internal/normalize"
 	"ostree-image/internal/ostree"
 	"ostree-image/internal/proc"
@@ -82,7 +83,7 @@ const (
 // extractArchive extracts the archive of a record, plain or compressed, into dir. Files,
 // directories, and links within it are all that it may have; nothing of it leads out of dir.
 func extractArchive(ctx context.Context, r *runner, archive *os.File, dir string) (err error) {
-	stream, _, err := decompress(archive, func() {})
+	stream, _, err := layer.Decompress(archive, func() {})
 	if err != nil {
 		return err
 	}

@@ -284,6 +284,8 @@ func NewPlanFilter(plan *Plan, out EntryWriter) *PlanFilter {
 	return &PlanFilter{plan: plan, out: out}
 }
 
+// Entry writes what the plan makes of the next header, and returns where its payload is to go, nil
+// for nowhere.
 func (f *PlanFilter) Entry(*tar.Header) (io.Writer, error) {
 	dirs, entries := f.plan.dirs[f.index], f.plan.Emit[f.index]
 	f.index++
@@ -302,6 +304,7 @@ func (f *PlanFilter) Entry(*tar.Header) (io.Writer, error) {
 	return nil, writeEntries(f.out, entries[1:])
 }
 
+// Finish writes the end of the stream.
 func (f *PlanFilter) Finish() error {
 	if err := writeEntries(f.out, f.plan.dirs[f.plan.Index]); err != nil {
 		return err

@@ -1,4 +1,4 @@
-package main
+package layer
 
 import (
 	"archive/tar"
@@ -26,10 +26,10 @@ const (
 	tarHeaderSize = 512
 )
 
-// decompress returns the tar stream in r, which the caller closes, and whether it is not
+// Decompress returns the tar stream in r, which the caller closes, and whether it is not
 // compressed. The bytes decide, as for other tools, and not the media type. zeros is called where
 // zeros follow the data of gzip, at the stream's end.
-func decompress(r io.Reader, zeros func()) (stream io.ReadCloser, plain bool, err error) {
+func Decompress(r io.Reader, zeros func()) (stream io.ReadCloser, plain bool, err error) {
 	in := bufio.NewReaderSize(r, spool.CopyBuffer)
 	start, err := in.Peek(tarHeaderSize)
 	if err != nil && !errors.Is(err, io.EOF) {

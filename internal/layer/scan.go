@@ -1,4 +1,6 @@
-package main
+// Package layer reads the tar stream of a layer once: its digest, a record of what its exact bytes need, and, for a sink,
+// its entries, within limits.
+package layer
 
 import (
 	"bufio"
@@ -27,79 +29,84 @@ import (
 	"ostree-image/internal/ui"
 )
 
-// entrySink takes a layer's entries, in their order.
-type entrySink interface {
+// Sink takes a layer's entries, in their order.
+type Sink interface {
 	// Entry takes a header and returns where its payload is to go, nil for nowhere.
 	Entry(hdr *tar.Header) (io.Writer, error)
 }
 
-// layerScan is one reading of a layer's tar stream: its digest and size, what tar-split records of
+// Scan is one reading of a layer's tar stream: its digest and size, what tar-split records of
 // it, and, through the sink, the normalized tar stream for an engine.
 //
 // The loop is that of tar-split's NewInputTarStream, with the library's own tar reader and packer.
 // It is written again since that function gives away neither headers nor where a payload ends, so
 // the layer would have to be parsed a second time.
-type layerScan struct {
-	packer storage.Packer // nil where no record is wanted
-	sink   entrySink      // nil where no normalized tar stream is wanted
-	limits normalize.Limits
+type Scan struct {
+	Packer storage.Packer // nil where no record is wanted
+	Sink   Sink           // nil where no normalized tar stream is wanted
+	Limits normalize.Limits
 	// sparseMost is how many bytes sparse files may come to in place of what limits says, 0 for
 	// that.
-	sparseMost int64
+	SparseMost int64
 
 	names    int64 // bytes of the names and attributes so far
 	declared int64 // bytes that the headers so far announce
 
-	diffID       digest.Digest // of the whole stream
-	size         int64         // bytes of the whole stream
-	entries      int
-	skipped      int   // devices, fifos and sockets
+	DiffID       digest.Digest // of the whole stream
+	Size         int64         // bytes of the whole stream
+	Entries      int
+	Skipped      int   // devices, fifos and sockets
 	sparse       int64 // bytes of sparse files, with their holes
-	exact        bool  // the record and the tree give back the very same bytes
-	nonCanonical bool  // the sink gave errNonCanonical and took nothing more
+	Exact        bool  // the record and the tree give back the very same bytes
+	NonCanonical bool  // the sink gave errNonCanonical and took nothing more
 }
+
+// PaxXattr begins the PAX records that hold extended attributes.
+const PaxXattr = "SCHILY.xattr."
 
 const (
 	maxZeroReads = 100
-	tarBlock     = 512 // bytes: the least that an archive's entry has
+	// TarBlock is the least that an archive's entry has, in bytes.
+	TarBlock = 512
 )
 
-// maxHeaders is how many bytes the headers of one entry may have, with the padding of the entry
+// MaxHeaders is how many bytes the headers of one entry may have, with the padding of the entry
 // before. The tar reader keeps them all, and any number of extended headers can stand before one
 // file.
-const maxHeaders = 8 << 20
+const MaxHeaders = 8 << 20
 
-var errLongHeaders = errors.Errorf("more than %d bytes of headers", maxHeaders)
+// ErrLongHeaders says that an entry has too many of them.
+var ErrLongHeaders = errors.Errorf("more than %d bytes of headers", MaxHeaders)
 
-// headerGuard ends the reading of headers that have no end.
-type headerGuard struct {
-	r    io.Reader
-	left int // bytes of headers; negative while a payload is read
+// HeaderGuard ends the reading of headers that have no end.
+type HeaderGuard struct {
+	R    io.Reader
+	Left int // bytes of headers; negative while a payload is read
 }
 
-func (g *headerGuard) Read(p []byte) (int, error) {
-	if g.left < 0 {
-		return g.r.Read(p)
+func (g *HeaderGuard) Read(p []byte) (int, error) {
+	if g.Left < 0 {
+		return g.R.Read(p)
 	}
-	if g.left == 0 && len(p) > 0 {
-		return 0, errLongHeaders
+	if g.Left == 0 && len(p) > 0 {
+		return 0, ErrLongHeaders
 	}
-	n, err := g.r.Read(p[:min(len(p), g.left)])
-	g.left -= n
+	n, err := g.R.Read(p[:min(len(p), g.Left)])
+	g.Left -= n
 	return n, err
 }
 
-// run reads the layer. The stream is uncompressed; ctx ends it between two entries.
-func (s *layerScan) run(ctx context.Context, r io.Reader) error {
+// Run reads the layer. The stream is uncompressed; ctx ends it between two entries.
+func (s *Scan) Run(ctx context.Context, r io.Reader) error {
 	seed := maphash.MakeSeed()
-	raw := &rawHash{r: r, limit: s.limits.Bytes, sum: sha256.New()}
+	raw := &rawHash{r: r, limit: s.Limits.Bytes, sum: sha256.New()}
 	raw.fast.SetSeed(seed)
 	var rebuilt maphash.Hash // of the bytes that the record and the payloads come to
 	rebuilt.SetSeed(seed)
 
-	s.exact = s.packer != nil
+	s.Exact = s.Packer != nil
 	in := bufio.NewReaderSize(raw, spool.CopyBuffer)
-	guard := &headerGuard{r: in}
+	guard := &HeaderGuard{R: in}
 	tr := tar.NewReader(guard)
 	tr.RawAccounting = true
 	crc := crc64.New(storage.CRCTable)
@@ -115,9 +122,9 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		guard.left = maxHeaders
+		guard.Left = MaxHeaders
 		hdr, err := tr.Next()
-		guard.left = -1
+		guard.Left = -1
 		if errors.Is(err, io.EOF) {
 			if err := segment(tr.RawBytes()); err != nil {
 				return err
@@ -125,16 +132,16 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			break
 		}
 		if err != nil {
-			return s.readError(err, s.entries+1, raw.n)
+			return s.readError(err, s.Entries+1, raw.n)
 		}
 		if err := segment(tr.RawBytes()); err != nil {
 			return err
 		}
-		s.entries++
-		if s.limits.Files > 0 && s.entries > s.limits.Files {
-			return errors.Errorf("it has more than %d entries, the limit of --max-layer-files", s.limits.Files)
+		s.Entries++
+		if s.Limits.Files > 0 && s.Entries > s.Limits.Files {
+			return errors.Errorf("it has more than %d entries, the limit of --max-layer-files", s.Limits.Files)
 		}
-		if err := s.checkHeader(hdr); err != nil {
+		if err := s.CheckHeader(hdr); err != nil {
 			return err
 		}
 		payload, err := s.offer(hdr)
@@ -148,10 +155,10 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			if errors.As(err, &sinkErr) {
 				return sinkErr.err
 			}
-			return s.readError(err, s.entries, raw.n)
+			return s.readError(err, s.Entries, raw.n)
 		}
 		if n > 0 && payload == nil {
-			s.exact = false // the tree does not hold these bytes
+			s.Exact = false // the tree does not hold these bytes
 		}
 		e := storage.Entry{Type: storage.FileType, Size: n}
 		if n > 0 {
@@ -178,31 +185,31 @@ func (s *layerScan) run(ctx context.Context, r io.Reader) error {
 			return err
 		}
 	}
-	s.diffID, s.size = digest.NewDigest(digest.SHA256, raw.sum), raw.n
-	s.exact = s.exact && !s.nonCanonical && raw.fast.Sum64() == rebuilt.Sum64()
+	s.DiffID, s.Size = digest.NewDigest(digest.SHA256, raw.sum), raw.n
+	s.Exact = s.Exact && !s.NonCanonical && raw.fast.Sum64() == rebuilt.Sum64()
 	return nil
 }
 
-// checkHeader refuses what a header announces where that alone is too much.
-func (s *layerScan) checkHeader(hdr *tar.Header) error {
+// CheckHeader refuses what a header announces where that alone is too much.
+func (s *Scan) CheckHeader(hdr *tar.Header) error {
 	s.names += int64(len(hdr.Name) + len(hdr.Linkname))
 	for k, v := range hdr.PAXRecords {
-		if strings.HasPrefix(k, paxXattr) {
+		if strings.HasPrefix(k, PaxXattr) {
 			s.names += int64(len(k) + len(v))
 		}
 	}
-	if most := s.limits.Names(); most > 0 && s.names > most {
+	if most := s.Limits.Names(); most > 0 && s.names > most {
 		return errors.Errorf(
 			"the names and attributes of its first %d files have more than %d bytes, which is what --max-layer-files=%d allows",
-			s.entries,
+			s.Entries,
 			most,
-			s.limits.Files,
+			s.Limits.Files,
 		)
 	}
 	if isSparse(hdr) {
-		most := s.sparseMost
+		most := s.SparseMost
 		if most == 0 {
-			most = s.limits.Sparse()
+			most = s.Limits.Sparse()
 		}
 		if s.sparse += hdr.Size; s.sparse > most || s.sparse < 0 {
 			text := fmt.Sprintf(
@@ -211,7 +218,7 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 				hdr.Size,
 				most,
 			)
-			if s.limits.Bytes > 0 {
+			if s.Limits.Bytes > 0 {
 				text += ", half the limit of --max-layer-size"
 			}
 			return errors.New(text)
@@ -227,12 +234,12 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 		tar.TypeFifo: // they have no payload, whatever they say
 		return nil
 	}
-	if s.limits.Bytes > 0 && hdr.Size > s.limits.Bytes-s.declared {
+	if s.Limits.Bytes > 0 && hdr.Size > s.Limits.Bytes-s.declared {
 		return errors.Errorf(
 			"with %s, which has %d bytes, it has more than %d bytes unpacked, the limit of --max-layer-size",
 			ui.Quoted(hdr.Name),
 			hdr.Size,
-			s.limits.Bytes,
+			s.Limits.Bytes,
 		)
 	}
 	s.declared += hdr.Size
@@ -240,17 +247,17 @@ func (s *layerScan) checkHeader(hdr *tar.Header) error {
 }
 
 // offer gives a header to the sink.
-func (s *layerScan) offer(hdr *tar.Header) (io.Writer, error) {
+func (s *Scan) offer(hdr *tar.Header) (io.Writer, error) {
 	switch hdr.Typeflag {
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
-		s.skipped++
+		s.Skipped++
 	}
-	if s.sink == nil {
+	if s.Sink == nil {
 		return nil, nil
 	}
-	w, err := s.sink.Entry(hdr)
+	w, err := s.Sink.Entry(hdr)
 	if errors.Is(err, normalize.ErrNonCanonical) {
-		s.sink, s.nonCanonical = nil, true
+		s.Sink, s.NonCanonical = nil, true
 		return nil, nil
 	}
 	return w, err
@@ -263,43 +270,45 @@ func isSparse(hdr *tar.Header) bool {
 }
 
 // pack records an entry. A layer that tar-split cannot record is not exact, and no error.
-func (s *layerScan) pack(e storage.Entry) error {
-	if s.packer == nil {
+func (s *Scan) pack(e storage.Entry) error {
+	if s.Packer == nil {
 		return nil
 	}
-	_, err := s.packer.AddEntry(e)
+	_, err := s.Packer.AddEntry(e)
 	if errors.Is(err, storage.ErrDuplicatePath) {
-		s.packer, s.exact = nil, false
+		s.Packer, s.Exact = nil, false
 		return nil
 	}
 	return errors.WithMessage(err, "recording the layer's tar stream")
 }
 
-// noTarError says that the bytes of a layer are none, from the first on.
-type noTarError struct{ error }
+// NoTarError says that the bytes of a layer are none, from the first on.
+type NoTarError struct{ Err error }
 
-func (e *noTarError) Unwrap() error { return e.error }
+func (e *NoTarError) Error() string { return e.Err.Error() }
+
+func (e *NoTarError) Unwrap() error { return e.Err }
 
 // readError names a stream that is no tar archive, or what is wrong with its n-th entry. read is
 // how much of it was read.
-func (s *layerScan) readError(err error, n int, read int64) error {
+func (s *Scan) readError(err error, n int, read int64) error {
 	switch {
-	case errors.Is(err, tar.ErrHeader) && s.entries == 0, errors.Is(err, io.ErrUnexpectedEOF) && read < tarBlock:
-		return &noTarError{errors.New("not a tar archive")}
+	case errors.Is(err, tar.ErrHeader) && s.Entries == 0, errors.Is(err, io.ErrUnexpectedEOF) && read < TarBlock:
+		return &NoTarError{errors.New("not a tar archive")}
 	case errors.Is(err, tar.ErrHeader):
-		return errors.Errorf("not a tar archive after its entry %d", s.entries)
+		return errors.Errorf("not a tar archive after its entry %d", s.Entries)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.Errorf("the tar archive breaks off in its entry %d", n)
-	case errors.Is(err, errLongHeaders), errors.Is(err, tar.ErrFieldTooLong):
+	case errors.Is(err, ErrLongHeaders), errors.Is(err, tar.ErrFieldTooLong):
 		return errors.Errorf("the headers of its entry %d are longer than any archiver makes them", n)
 	}
 	var file *os.PathError
-	reason := errors.WithMessagef(err, "reading the layer after its entry %d", s.entries)
-	if s.entries > 0 || errors.As(err, &file) || errors.Is(err, context.Canceled) ||
+	reason := errors.WithMessagef(err, "reading the layer after its entry %d", s.Entries)
+	if s.Entries > 0 || errors.As(err, &file) || errors.Is(err, context.Canceled) ||
 		errors.Is(err, context.DeadlineExceeded) {
 		return reason
 	}
-	return &noTarError{reason} // compressed data that only begin as such
+	return &NoTarError{reason} // compressed data that only begin as such
 }
 
 // sinkError is an error of the normalized tar stream's reader, not of the layer.
@@ -358,29 +367,31 @@ func (h *rawHash) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// splitFile is a layer's tar-split record on disk: gzip of one JSON object a line. Its bytes are a
+// Record is a layer's tar-split record on disk: gzip of one JSON object a line. Its bytes are a
 // part of a commit, whose checksum must stay the same: see go.mod.
-type splitFile struct {
-	path string
+type Record struct {
+	Path string
 	file *os.File
 	buf  *bufio.Writer
 	gz   *gzip.Writer
 }
 
-func newSplitFile(path string) (*splitFile, error) {
+// NewRecord begins a record.
+func NewRecord(path string) (*Record, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return nil, errors.Wrap(err, "recording the layer's tar stream")
 	}
-	s := &splitFile{path: path, file: f, buf: bufio.NewWriterSize(f, spool.CopyBuffer)}
+	s := &Record{Path: path, file: f, buf: bufio.NewWriterSize(f, spool.CopyBuffer)}
 	s.gz = gzip.NewWriter(s.buf)
 	return s, nil
 }
 
-func (s *splitFile) packer() storage.Packer { return storage.NewJSONPacker(s.gz) }
+// Packer takes what tar-split says of a stream.
+func (s *Record) Packer() storage.Packer { return storage.NewJSONPacker(s.gz) }
 
-// close ends the file.
-func (s *splitFile) close() error {
+// Close ends the file.
+func (s *Record) Close() error {
 	err := s.gz.Close()
 	if ferr := s.buf.Flush(); err == nil {
 		err = ferr
@@ -389,18 +400,18 @@ func (s *splitFile) close() error {
 	return errors.WithMessage(err, "recording the layer's tar stream")
 }
 
-// inline returns the file in base64 as metadata of a commit. ok is false where it does not fit into
+// Inline returns the file in base64 as metadata of a commit. ok is false where it does not fit into
 // one argument.
-func (s *splitFile) inline() (m ostree.Metadata, ok bool, err error) {
+func (s *Record) Inline() (m ostree.Metadata, ok bool, err error) {
 	m.Key = imageref.KeyTarSplit
-	info, err := os.Stat(s.path)
+	info, err := os.Stat(s.Path)
 	if err != nil {
 		return m, false, errors.WithStack(err)
 	}
 	if len(m.Arg())+base64.StdEncoding.EncodedLen(int(min(info.Size(), ostree.MaxArgument))) > ostree.MaxArgument {
 		return m, false, nil
 	}
-	content, err := os.ReadFile(s.path)
+	content, err := os.ReadFile(s.Path)
 	if err != nil {
 		return m, false, errors.WithStack(err)
 	}
