@@ -28,7 +28,7 @@ import (
 //
 // Each layer is checked out by ostree into a directory of its own. The first becomes the root; what
 // each other layer holds is then moved into it, entry by entry as the layer names them, by a
-// rootFS, which nothing in an image can lead out of the root.
+// rootfs.FS, which nothing in an image can lead out of the root.
 func checkoutImage(
 	ctx context.Context,
 	ref ostreeReference,

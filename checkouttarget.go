@@ -89,7 +89,7 @@ func (t *checkoutTarget) unpin() {
 const checkoutPrefix = ".ostree-image-checkout-"
 
 // newCheckoutDir makes the private directory of a checkout. It lies in one of its own, since
-// newWorkDir takes all that bears a certain name for a dead run's: that may look nowhere where
+// workdir.New takes all that bears a certain name for a dead run's: that may look nowhere where
 // others keep their files. Only this user may enter that one, and it is pinned: others may own the
 // parent, and see its name in the list of processes.
 func newCheckoutDir(parent *workdir.Pinned, r *runner) (*workdir.Dir, error) {

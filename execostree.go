@@ -561,7 +561,7 @@ type streamCommit struct {
 }
 
 // commitStream starts a commit whose tree is the tar stream that is written to the result. input is
-// what the journal calls that stream. The stream must be clean: see layerFilter.
+// what the journal calls that stream. The stream must be clean: see normalize.Filter.
 func (r *repository) commitStream(ctx context.Context, o ostree.CommitOptions, input string) (*streamCommit, error) {
 	c := r.commitCommand(o, "--tree=tar=-")
 	c.Input = input

@@ -257,7 +257,7 @@ func (st *staging) unpack(
 
 // scanInto reads the layer in b once, makes sink's normalized tar stream of it, and tells whether
 // the layer is not compressed. Where the scan finds the layer odd, the stream is worth nothing, and
-// the error is errNonCanonical.
+// the error is normalize.ErrNonCanonical.
 func (st *staging) scanInto(
 	ctx context.Context,
 	b *spool.Blob,

@@ -58,7 +58,7 @@ type Scan struct {
 	Skipped      int   // devices, fifos and sockets
 	sparse       int64 // bytes of sparse files, with their holes
 	Exact        bool  // the record and the tree give back the very same bytes
-	NonCanonical bool  // the sink gave errNonCanonical and took nothing more
+	NonCanonical bool  // the sink gave normalize.ErrNonCanonical and took nothing more
 }
 
 // PaxXattr begins the PAX records that hold extended attributes.

@@ -55,8 +55,8 @@ var ErrNonCanonical = errors.New("the layer names a path twice, or one below a l
 // hard link to a file that stands before it and is no link itself, and every directory before what
 // it holds. What the layer does not name before its first child is written as a directory of 0:0
 // with mode 0755, and once more where an entry names it later, which then counts. It does so as the
-// layer arrives and gives errNonCanonical where an entry would change any other that is gone by:
-// then layerPlan takes the whole layer first.
+// layer arrives and gives ErrNonCanonical where an entry would change any other that is gone by:
+// then a Plan takes the whole layer first.
 type Filter struct {
 	perms   rules
 	Out     EntryWriter
