@@ -117,6 +117,9 @@ demo: deps-build ## import a Debian base image, or IMAGE=docker://..., into a re
 	@$(MAKE) --no-print-directory build
 	@scripts/demo
 
+picture: demo ## draw the README's picture of a run anew
+	scripts/picture
+
 man: build ## write the man pages into bin/man
 	rm -rf bin/man
 	$(BIN) man bin/man
@@ -133,7 +136,7 @@ install: ## install below DESTDIR and PREFIX (/usr/local) what build has built, 
 packages: build build-all deps-nfpm ## make .deb, .rpm and .apk in bin/packages
 	scripts/packages $(NFPM) $(VERSION) $(ARCHES)
 
-test-packages: packages ## install, try and remove the .deb in fresh chroots of Debian 12 and 13 (as root)
+test-packages: deps-test packages ## install, try and remove the .deb in fresh chroots of Debian 12 and 13 (as root)
 	scripts/test-packages
 
 dist: build build-all ## make archives, SHA256SUMS and SPDX lists in bin/dist
@@ -156,4 +159,4 @@ deps-lint: deps-build
 	@$(GOLANGCI_LINT) version --short 2>/dev/null | grep -qx '$(GOLANGCI_LINT_VERSION:v%=%)' || \
 		(set -x; GOBIN='$(CURDIR)/.tools/bin' $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION))
 
-.PHONY: help build build-all test unit race integration fuzz test-hostile test-crash test-stress bench lint check demo man install packages test-packages dist clean deps-build deps-test deps-nfpm deps-lint
+.PHONY: help build build-all test unit race integration fuzz test-hostile test-crash test-stress bench lint check demo picture man install packages test-packages dist clean deps-build deps-test deps-nfpm deps-lint
