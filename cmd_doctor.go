@@ -29,10 +29,13 @@ type doctorOptions struct{ format string }
 func (p *program) doctorCommand() *cli.Command {
 	var o doctorOptions
 	return &cli.Command{
-		Name: "doctor", Category: "Debugging", Usage: "say what this machine and the repository can do, and what is wrong",
+		Name:        "doctor",
+		Category:    "Debugging",
+		Usage:       "say what this machine and the repository can do, and what is wrong",
 		Description: "ostree-image doctor\nostree-image --repo=/srv/images doctor --format=json",
 		Flags:       []cli.Flag{formatFlag(&o.format, "table")},
-		Before:      wantArgs(0, 0), Action: func(c *cli.Context) error { return p.doctor(c, o) },
+		Before:      wantArgs(0, 0),
+		Action:      func(c *cli.Context) error { return p.doctor(c, o) },
 	}
 }
 
@@ -143,10 +146,15 @@ func (p *program) checkRepository(ctx context.Context, r *doctor.Report, engine 
 			leftovers++
 		}
 	}
-	r.OK(check, "%s, mode %s, %d images", path, mode, images)
+	r.OK(check, "%s, mode %s, images: %d", path, mode, images)
 	if marks, err := repo.partialCommits(); err != nil || len(marks)+leftovers > 0 {
-		r.Note(check, "nothing: the next import, or ostree-image prune, removes them; ostree-image verify looks at all images",
-			"%d refs and %d commits that a run left which was ended", leftovers, len(marks))
+		r.Note(
+			check,
+			"nothing: the next import, or ostree-image prune, removes them; ostree-image verify looks at all images",
+			"%d refs and %d commits that a run left which was ended",
+			leftovers,
+			len(marks),
+		)
 	}
 	if text := permissionsFor(mode, os.Geteuid(), os.Getegid()).exceptions(mode, engine); text != "" {
 		r.Note(check, "run as root, or use the mode bare-user", "%s", text)
@@ -189,9 +197,17 @@ func (p *program) checkAbilities(r *doctor.Report, repo *repository, mode string
 	case a.Attributes:
 		r.OK(check, "keeps extended attributes")
 	case mode == ostree.BareUser:
-		r.Problem(check, "move the repository, or use the mode archive", "keeps no extended attributes, which the mode bare-user needs")
+		r.Problem(
+			check,
+			"move the repository, or use the mode archive",
+			"keeps no extended attributes, which the mode bare-user needs",
+		)
 	case mode == ostree.Bare:
-		r.Note(check, "move the repository, or use the mode archive", "keeps no extended attributes: a layer that has some is refused")
+		r.Note(
+			check,
+			"move the repository, or use the mode archive",
+			"keeps no extended attributes: a layer that has some is refused",
+		)
 	}
 	if a.HardLinks {
 		r.OK(check, "has hard links")
@@ -225,8 +241,12 @@ func (p *program) checkPolicy(r *doctor.Report, sys *types.SystemContext) {
 	}
 	policy, err := signature.DefaultPolicy(sys)
 	if err != nil {
-		r.Problem(check, "install containers-common, name a file with --policy, or accept every image with --insecure-policy",
-			"%s", ui.OneLine(err))
+		r.Problem(
+			check,
+			"install containers-common (golang-github-containers-common in Debian), name a file with --policy, or accept every image with --insecure-policy",
+			"%s",
+			ui.OneLine(err),
+		)
 		return
 	}
 	rules, err := json.Marshal(policy.Default)
@@ -236,7 +256,11 @@ func (p *program) checkPolicy(r *doctor.Report, sys *types.SystemContext) {
 	}
 	switch text := string(rules); {
 	case strings.Contains(text, "insecureAcceptAnything"):
-		r.OK(check, "images are accepted without a signature, but for what has a rule of its own (%d)", len(policy.Transports))
+		r.OK(
+			check,
+			"images are accepted without a signature, but for what has a rule of its own (%d)",
+			len(policy.Transports),
+		)
 	case strings.Contains(text, `"reject"`):
 		r.Note(check, "", "images are refused, but for what has a rule of its own (%d)", len(policy.Transports))
 	default:
@@ -252,8 +276,11 @@ func checkRegistries(r *doctor.Report, sys *types.SystemContext) {
 	case err != nil:
 		r.Problem(check, "mend it, or name another with --registries-conf", "%s", ui.OneLine(err))
 	case len(search) == 0:
-		r.Note(check, "name some as unqualified-search-registries, or write full names such as docker.io/library/alpine",
-			"no registry for short names such as alpine")
+		r.Note(
+			check,
+			"name some as unqualified-search-registries, or write full names such as docker.io/library/alpine",
+			"no registry for short names such as alpine",
+		)
 	default:
 		r.OK(check, "short names are looked for at %s", strings.Join(search, ", "))
 	}

@@ -344,7 +344,9 @@ func (d *destination) isStored(
 	}
 	text := info.Metadata[imageref.KeyManifest]
 	says, _ := imageref.ConfigFromMetadata(info.Metadata)
-	return maps.Equal(says.Metadata(), d.imageConfig(top).Metadata()) && info.CheckBinding(d.ref.ref()) == nil && info.Timestamp == uint64(d.imageTimestamp(top)) && info.Metadata[imageref.KeyDigest] == d.top.String() &&
+	return maps.Equal(says.Metadata(), d.imageConfig(top).Metadata()) && info.CheckBinding(d.ref.ref()) == nil &&
+		info.Timestamp == uint64(d.imageTimestamp(top)) &&
+		info.Metadata[imageref.KeyDigest] == d.top.String() &&
 		info.Metadata[imageref.KeySignatures] == "0" &&
 		(text == "" || text == string(top.blob)) &&
 		d.hasTree(*info, d.imageFiles())

@@ -80,9 +80,20 @@ func wantArgs(least, most int) cli.BeforeFunc {
 				if len(missing) > 1 {
 					verb = "are"
 				}
-				return errdefs.Usagef("%s: %s %s missing; usage: %s", c.Command.Name, strings.Join(missing, " and "), verb, usage)
+				return errdefs.Usagef(
+					"%s: %s %s missing; usage: %s",
+					c.Command.Name,
+					strings.Join(missing, " and "),
+					verb,
+					usage,
+				)
 			}
-			return errdefs.Usagef("%s: %q is one argument too many; usage: %s", c.Command.Name, c.Args().Get(most), usage)
+			return errdefs.Usagef(
+				"%s: %q is one argument too many; usage: %s",
+				c.Command.Name,
+				c.Args().Get(most),
+				usage,
+			)
 		}
 		return nil
 	}

@@ -165,7 +165,9 @@ func (s *blobStore) addInstances(ctx context.Context, index []byte, image *image
 			blobs[0].Size = 0
 		}
 		seen[blobs[0].Digest] = true
-		image.add(append(blobs[:1:1], slices.DeleteFunc(blobs[1:], func(b types.BlobInfo) bool { return !fresh(b) })...))
+		image.add(
+			append(blobs[:1:1], slices.DeleteFunc(blobs[1:], func(b types.BlobInfo) bool { return !fresh(b) })...),
+		)
 	}
 	slices.Sort(image.Platforms)
 	return nil

@@ -19,7 +19,7 @@ status_of() { jq -r --arg c "$1" '.[] | select(.check == $c) | .status + " " + .
 @test "doctor [a machine where all is well]" {
     oi doctor
     assert_stdout_has 'STATUS '
-    assert_stdout_has "$OSTREE_REPO, mode bare-user, 0 images"
+    assert_stdout_has "$OSTREE_REPO, mode bare-user, images: 0"
     [[ $output != *problem* ]] || fail "a problem: $output"
     assert_equal "$(find "$OSTREE_REPO/tmp" -name '*ostree-image*')" ""
     oi doctor --format=json

@@ -15,10 +15,21 @@ const littleSpace = 1 << 30
 
 // fileSystems are the names of file systems, by their magic numbers (statfs(2)).
 var fileSystems = map[uint32]string{
-	unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "XFS", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs",
-	unix.OVERLAYFS_SUPER_MAGIC: "overlayfs", unix.NFS_SUPER_MAGIC: "NFS", unix.FUSE_SUPER_MAGIC: "FUSE",
-	unix.F2FS_SUPER_MAGIC: "F2FS", unix.SMB2_SUPER_MAGIC: "SMB", unix.MSDOS_SUPER_MAGIC: "FAT", 0x2fc12fc1: "ZFS",
-	unix.V9FS_MAGIC: "9p", unix.SQUASHFS_MAGIC: "squashfs", unix.EROFS_SUPER_MAGIC_V1: "EROFS", unix.ISOFS_SUPER_MAGIC: "ISO 9660",
+	unix.EXT4_SUPER_MAGIC:      "ext4",
+	unix.XFS_SUPER_MAGIC:       "XFS",
+	unix.BTRFS_SUPER_MAGIC:     "btrfs",
+	unix.TMPFS_MAGIC:           "tmpfs",
+	unix.OVERLAYFS_SUPER_MAGIC: "overlayfs",
+	unix.NFS_SUPER_MAGIC:       "NFS",
+	unix.FUSE_SUPER_MAGIC:      "FUSE",
+	unix.F2FS_SUPER_MAGIC:      "F2FS",
+	unix.SMB2_SUPER_MAGIC:      "SMB",
+	unix.MSDOS_SUPER_MAGIC:     "FAT",
+	0x2fc12fc1:                 "ZFS",
+	unix.V9FS_MAGIC:            "9p",
+	unix.SQUASHFS_MAGIC:        "squashfs",
+	unix.EROFS_SUPER_MAGIC_V1:  "EROFS",
+	unix.ISOFS_SUPER_MAGIC:     "ISO 9660",
 }
 
 // Space adds how much is free at a directory. Below reserved percent of the file system nothing can
@@ -41,8 +52,13 @@ func Space(r *Report, check, dir string, reserved float64) {
 	case st.Files > 0 && st.Ffree == 0:
 		r.Problem(check, "remove files there, or make a file system with more inodes", "%s, and no inode", where)
 	case total > 0 && free < total*reserved/100:
-		r.Problem(check, "free some: ostree-image remove, ostree-image prune; or set core.min-free-space-percent of the repository",
-			"%s, less than the %g %% that ostree keeps free", where, reserved)
+		r.Problem(
+			check,
+			"free some: ostree-image remove, ostree-image prune; or set core.min-free-space-percent of the repository",
+			"%s, less than the %g %% that ostree keeps free",
+			where,
+			reserved,
+		)
 	case free < littleSpace:
 		r.Note(check, "free some: ostree-image remove, ostree-image prune", "%s", where)
 	default:

@@ -29,15 +29,25 @@ func Machine(r *Report) {
 	var files, stack unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil {
 		if files.Cur < fewFiles {
-			r.Problem("open files", "allow more: ulimit -n 1024", "%d files may be open, and imports need up to %d", files.Cur, fewFiles)
+			r.Problem(
+				"open files",
+				"allow more: ulimit -n 1024",
+				"%d files may be open, and imports need up to %d",
+				files.Cur,
+				fewFiles,
+			)
 		} else {
 			r.OK("open files", "%s may be open", limit(files.Cur))
 		}
 	}
 	// A quarter of the stack is for arguments (execve(2)).
 	if unix.Getrlimit(unix.RLIMIT_STACK, &stack) == nil && stack.Cur/4 < littleArguments {
-		r.Note("arguments", "allow more: ulimit -s 8192",
-			"a program gets at most %s of arguments, so ostree is called more often", units.BytesSize(float64(stack.Cur/4)))
+		r.Note(
+			"arguments",
+			"allow more: ulimit -s 8192",
+			"a program gets at most %s of arguments, so ostree is called more often",
+			units.BytesSize(float64(stack.Cur/4)),
+		)
 	}
 	namespaces(r)
 }

@@ -196,7 +196,14 @@ func (p *Progress) Follow() (chan types.ProgressProperties, func()) {
 func (p *Progress) follow(e types.ProgressProperties) {
 	if p.mode == JSON {
 		name := map[types.ProgressEvent]string{types.ProgressEventDone: "copied", types.ProgressEventSkipped: "skipped"}[e.Event]
-		p.event(Event{Event: cmp.Or(name, "copying"), Blob: e.Artifact.Digest, Offset: int64(e.Offset), Size: e.Artifact.Size})
+		p.event(
+			Event{
+				Event:  cmp.Or(name, "copying"),
+				Blob:   e.Artifact.Digest,
+				Offset: int64(e.Offset),
+				Size:   e.Artifact.Size,
+			},
+		)
 		return
 	}
 	p.mu.Lock()
