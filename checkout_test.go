@@ -1358,21 +1358,12 @@ func checkoutProcess(t testing.TB, uid int, calls ...[]string) *exec.Cmd {
 // openTempDir makes a directory that every user can reach, and that belongs to one.
 func openTempDir(t testing.TB, uid int) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "checkout-test-") //nolint:usetesting // the directory above t.TempDir() is closed to other users
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
+	dir := testutil.OpenDirOf(t, uid)
+	t.Cleanup(func() { // before that of the directory, which cannot remove all that a layer can hold
 		if err := workdir.RemoveTree(dir); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Lchown(dir, uid, uid); err != nil {
-		t.Fatal(err)
-	}
 	return dir
 }
 

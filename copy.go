@@ -87,12 +87,9 @@ func parseInstances(all bool, multiArch string, platforms []string) (i instances
 			return i, errdefs.Usagef("--platform %q: it is OS/ARCH[/VARIANT], such as linux/arm64", text)
 		}
 		i.platforms = append(i.platforms, copy.InstancePlatformFilter{OS: system, Architecture: arch})
-		i.only = &platform{system, arch, variant}
-	}
-	if len(platforms) == 1 {
-		i.platforms = nil
-	} else {
-		i.only = nil
+		if len(platforms) == 1 {
+			return instances{only: &platform{system, arch, variant}}, nil
+		}
 	}
 	return i, nil
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io/fs"
@@ -240,7 +239,8 @@ func (w *extractableWriter) overrides() []string {
 
 // handDown gives the directories in the extracted tree at dir that no override can name their
 // set-group-ID bit back, and returns their names.
-func (w *extractableWriter) handDown(dir string) (names []string, err error) {
+func (w *extractableWriter) handDown(dir string) ([]string, error) {
+	var names []string
 	for name, mode := range w.modes {
 		if mode&handsDown != 0 && strings.Contains(name, "\n") {
 			names = append(names, name)
@@ -255,15 +255,18 @@ func (w *extractableWriter) handDown(dir string) (names []string, err error) {
 		return nil, errors.WithStack(err)
 	}
 	defer func() { _ = root.Close() }()
-	return slices.DeleteFunc(names, func(name string) bool {
-		info, lerr := root.Lstat(name)
-		if lerr != nil || !info.IsDir() {
-			err = cmp.Or(err, lerr)
-			return true // a file keeps its bit
+	var dirs []string
+	for _, name := range names {
+		info, err := root.Lstat(name)
+		if err == nil && info.IsDir() { // a file has kept its bit
+			dirs = append(dirs, name)
+			err = root.Chmod(name, info.Mode()|fs.ModeSetgid)
 		}
-		err = cmp.Or(err, root.Chmod(name, info.Mode()|fs.ModeSetgid))
-		return false
-	}), errors.WithStack(err)
+		if err != nil {
+			return nil, errors.WithStack(err)
+		}
+	}
+	return dirs, nil
 }
 
 func overrideLine(mode uint32, path string) string { return fmt.Sprintf("=%d %s", mode, path) }

@@ -139,9 +139,10 @@ func (s *blobStore) addInstances(ctx context.Context, index []byte, image *image
 	}
 	platforms := imageref.Platforms(index)
 	seen := map[digest.Digest]bool{}
-	fresh := func(b types.BlobInfo) bool {
-		defer func() { seen[b.Digest] = true }()
-		return !seen[b.Digest]
+	repeated := func(b types.BlobInfo) bool {
+		was := seen[b.Digest]
+		seen[b.Digest] = true
+		return was
 	}
 	var newest time.Time
 	for _, i := range instances {
@@ -161,13 +162,10 @@ func (s *blobStore) addInstances(ctx context.Context, index []byte, image *image
 			newest = *config.Created
 			image.Created = newest.UTC()
 		}
-		if seen[blobs[0].Digest] {
+		if repeated(blobs[0]) {
 			blobs[0].Size = 0
 		}
-		seen[blobs[0].Digest] = true
-		image.add(
-			append(blobs[:1:1], slices.DeleteFunc(blobs[1:], func(b types.BlobInfo) bool { return !fresh(b) })...),
-		)
+		image.add(append(blobs[:1:1], slices.DeleteFunc(blobs[1:], repeated)...))
 	}
 	slices.Sort(image.Platforms)
 	return nil
@@ -223,11 +221,7 @@ func (r *repository) listImages(ctx context.Context, o imageListOptions) ([]imag
 	if err != nil {
 		return nil, err
 	}
-	failed := map[string]bool{}
-	for _, i := range images {
-		failed[i.info.Ref] = i.err != nil
-	}
-	if err := r.readAgain(ctx, o, known, images, failed); err != nil {
+	if err := r.readAgain(ctx, o, known, images); err != nil {
 		return nil, err
 	}
 	good := []imageInfo{}
@@ -241,16 +235,20 @@ func (r *repository) listImages(ctx context.Context, o imageListOptions) ([]imag
 	return good, nil
 }
 
-// readAgain reads the images once more that could not be read, whose refspecs are given: the
-// repository may have changed meanwhile. What is no longer there is gone.
+// readAgain reads the images once more that could not be read: the repository may have changed
+// meanwhile. What is no longer there is gone.
 func (r *repository) readAgain(
 	ctx context.Context,
 	o imageListOptions,
 	known *knownCommits,
 	images []listedImage,
-	failed map[string]bool,
 ) error {
-	maps.DeleteFunc(failed, func(_ string, f bool) bool { return !f })
+	failed := map[string]bool{}
+	for _, i := range images {
+		if i.err != nil {
+			failed[i.info.Ref] = true
+		}
+	}
 	if len(failed) == 0 {
 		return nil
 	}

@@ -58,15 +58,15 @@ func namespaces(r *Report) {
 	if os.Geteuid() == 0 {
 		return
 	}
-	for file, off := range map[string]string{
-		"/proc/sys/user/max_user_namespaces":                     "0",
-		"/proc/sys/kernel/unprivileged_userns_clone":             "0",
-		"/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1",
+	for _, sysctl := range []struct{ file, off string }{
+		{"/proc/sys/user/max_user_namespaces", "0"},
+		{"/proc/sys/kernel/unprivileged_userns_clone", "0"},
+		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"},
 	} {
-		value, err := os.ReadFile(file)
-		if err == nil && strings.TrimSpace(string(value)) == off {
-			r.Note(check, "sysctl of "+file+", or run as root",
-				"not for this user (%s is %s): files can only belong to the user", file, off)
+		value, err := os.ReadFile(sysctl.file)
+		if err == nil && strings.TrimSpace(string(value)) == sysctl.off {
+			r.Note(check, "sysctl of "+sysctl.file+", or run as root",
+				"not for this user (%s is %s): files can only belong to the user", sysctl.file, sysctl.off)
 			return
 		}
 	}

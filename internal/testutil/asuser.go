@@ -20,7 +20,7 @@ func TestAs(t testing.TB, uid int, test string) *exec.Cmd {
 	}
 	env := os.Environ()
 	if uid != 0 { // the test binary lies where only root gets
-		dir := openDirOf(t, uid)
+		dir := OpenDirOf(t, uid)
 		program := filepath.Join(dir, "program")
 		// Not by this process: one forked meanwhile would hold the file open, and nobody could run it.
 		Run(t, "cp", "--", self, program)
@@ -34,8 +34,8 @@ func TestAs(t testing.TB, uid int, test string) *exec.Cmd {
 	return cmd
 }
 
-// openDirOf makes a directory that every user can reach, and that belongs to one.
-func openDirOf(t testing.TB, uid int) string {
+// OpenDirOf makes a directory that every user can reach, and that belongs to one.
+func OpenDirOf(t testing.TB, uid int) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "test-as-") //nolint:usetesting // the directory above t.TempDir() is closed to other users
 	if err != nil {
